@@ -1,0 +1,216 @@
+//! `everwarm drill`: the parent keeps the oracle, a child runs the workload and is killed at random moments, and what comes back is checked.
+//!
+//! First a twin serves all requests and is not killed; then the victim serves the same requests at the same pace, and is. The twin does not run
+//! beside the victim, because it would take the processor and the disk from it.
+
+mod board;
+mod child;
+mod generate;
+mod kills;
+mod oracle;
+mod outcome;
+mod payload;
+mod plan;
+mod random;
+mod report;
+mod subject;
+mod trace;
+mod warmth;
+mod words;
+mod worker;
+mod workload;
+mod workspace;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use everwarm::Ack;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
+
+use crate::size::{self, Flash};
+use board::Shape;
+use plan::Plan;
+use report::Report;
+use subject::Subject;
+use workload::Workload;
+use workspace::Workspace;
+
+const REQUESTS: usize = 2_500_000;
+const MEMORY_MIN: u64 = 8 << 20;
+const FLASH_MIN: u64 = 1 << 20;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Replay a recorded workload (gzip-compressed CSV).
+    #[arg(long, value_name = "FILE", conflicts_with = "distribution")]
+    trace: Option<PathBuf>,
+    /// Draw the workload from NAME_PREFIX.pop.json and NAME_PREFIX.sizes.json.
+    #[arg(long, value_name = "NAME_PREFIX")]
+    distribution: Option<PathBuf>,
+    /// Keys of a drawn workload.
+    #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..))]
+    keys: u32,
+    /// Requests to serve [default: the whole trace, or 2500000].
+    #[arg(long)]
+    requests: Option<usize>,
+    /// Requests a second, 0 for as many as possible.
+    #[arg(long, default_value_t = 100_000)]
+    rate: u64,
+    /// Bytes of DRAM [default: a quarter of the workload's footprint, at least 8MiB].
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes)]
+    memory: Option<u64>,
+    /// Bytes of flash, or a multiple of the workload's footprint.
+    #[arg(long, value_name = "SIZE", value_parser = Flash::parse, default_value = "2x")]
+    flash: Flash,
+    /// How often to kill.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(0..10_000))]
+    kills: u16,
+    /// What the workload and the moments of the kills follow from [default: drawn and printed].
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Threads that ask.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: u16,
+    /// The level at which mutations are acknowledged.
+    #[arg(long, value_enum, default_value_t = AckLevel::Process)]
+    ack: AckLevel,
+    /// Work in this new or empty directory, and keep it.
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+    /// Print the totals only.
+    #[arg(long)]
+    quiet: bool,
+    /// Print one JSON object as the last line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// [`Ack`] as an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+pub(crate) enum AckLevel {
+    /// A kill may take the newest mutations away.
+    Memory,
+    Process,
+    Host,
+}
+
+impl From<AckLevel> for Ack {
+    fn from(level: AckLevel) -> Self {
+        match level {
+            AckLevel::Memory => Self::Memory,
+            AckLevel::Process => Self::Process,
+            AckLevel::Host => Self::Host,
+        }
+    }
+}
+
+/// What twin and victim have in common.
+pub(crate) struct Setup {
+    plan: PathBuf,
+    shape: Shape,
+    memory: u64,
+    flash: u64,
+    ack: AckLevel,
+    rate: u64,
+    seed: u64,
+    footprint: u64,
+}
+
+/// Runs the process that is killed.
+pub(crate) fn run_child(config: &Path) -> anyhow::Result<ExitCode> {
+    child::run(config)
+}
+
+/// Drills, and prints what came of it. Exit code 1 if a promise was broken.
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let mut workspace = Workspace::create(args.keep.as_deref())?;
+    let setup = prepare(args, workspace.path())?;
+    if !args.quiet {
+        println!("{}", report::describe(&setup));
+    }
+    let report = drill(args, &setup, workspace.path()).map_err(|error| {
+        workspace.keep();
+        error.context(format!("the drill stopped, and left its files in {}", workspace.path().display()))
+    })?;
+    if !args.quiet {
+        print!("{}", report.details());
+    }
+    print!("{}", report.totals());
+    if !report.ok {
+        workspace.keep();
+        println!("{}the store, its twin and what the oracle knew are in {}", report.violations(), workspace.path().display());
+        println!("to reproduce: {}", reproduction(setup.seed));
+    }
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+    }
+    Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Writes the plan and derives what the arguments leave open.
+fn prepare(args: &Args, root: &Path) -> anyhow::Result<Setup> {
+    let seed = args.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
+    let workload = workload(args, seed)?;
+    let footprint = workload.footprint();
+    let plan = root.join("plan");
+    Plan::write(&plan, &workload)?;
+    Ok(Setup {
+        plan,
+        shape: Shape { workers: args.workers.into(), keys: workload.key_lens.len(), requests: workload.requests.len() },
+        memory: args.memory.unwrap_or(footprint / 4).max(MEMORY_MIN),
+        flash: args.flash.bytes(footprint).max(FLASH_MIN),
+        ack: args.ack,
+        rate: args.rate,
+        seed,
+        footprint,
+    })
+}
+
+fn workload(args: &Args, seed: u64) -> anyhow::Result<Workload> {
+    let requests = args.requests.unwrap_or(REQUESTS);
+    let mut workload = match (&args.trace, &args.distribution) {
+        (Some(file), _) => trace::read(file, args.requests.unwrap_or(usize::MAX))?,
+        (None, Some(prefix)) => generate::distribution(prefix, args.keys, requests, seed)?,
+        (None, None) => generate::builtin(args.keys, requests, seed),
+    };
+    workload.enrich(seed);
+    Ok(workload)
+}
+
+fn drill(args: &Args, setup: &Setup, root: &Path) -> anyhow::Result<Report> {
+    let bar = progress_bar(args, setup)?;
+    bar.set_message("the twin, not killed");
+    let mut twin = Subject::create(root, "twin", setup, &bar)?;
+    let process = twin.spawn()?;
+    twin.finish(process)?;
+
+    bar.set_position(setup.shape.requests as u64);
+    bar.set_message("the victim");
+    let mut victim = Subject::create(root, "victim", setup, &bar)?;
+    let kills = kills::run(&mut victim, args.kills.into(), setup.seed)?;
+
+    // It closed cleanly. Nothing is left to serve, so the next life only looks at every key.
+    bar.set_message("once more after a clean stop");
+    let process = victim.spawn()?;
+    victim.finish(process)?;
+    bar.finish_and_clear();
+    Ok(Report::new(setup, &kills, &victim.board, &twin.board))
+}
+
+fn progress_bar(args: &Args, setup: &Setup) -> anyhow::Result<ProgressBar> {
+    if args.quiet {
+        return Ok(ProgressBar::hidden());
+    }
+    let style = ProgressStyle::with_template("{msg:28} {wide_bar} {percent:>3} %, {eta} left")?;
+    Ok(ProgressBar::new(2 * setup.shape.requests as u64).with_style(style))
+}
+
+/// The command line that was given, with the seed that was drawn.
+fn reproduction(seed: u64) -> String {
+    let mut words: Vec<String> = std::env::args().skip(1).collect();
+    if !words.iter().any(|word| word == "--seed" || word.starts_with("--seed=")) {
+        words.push(format!("--seed {seed}"));
+    }
+    format!("everwarm {}", words.join(" "))
+}

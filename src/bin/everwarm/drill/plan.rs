@@ -1,0 +1,60 @@
+//! The workload as a mapped file, so that a restarted child has it at once: t = 0 is its exec.
+//!
+//! ```text
+//! keys: u64 | requests: u64 | length of each key | request codes
+//! ```
+
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+
+use anyhow::ensure;
+
+use super::words::Words;
+use super::workload::{Request, Workload};
+
+const HEADER: usize = 2;
+
+/// See the module. Written before any child starts, then only read.
+pub(crate) struct Plan {
+    words: Words,
+    keys: usize,
+    requests: usize,
+}
+
+impl Plan {
+    pub(crate) fn write(path: &Path, workload: &Workload) -> anyhow::Result<()> {
+        let (keys, requests) = (workload.key_lens.len(), workload.requests.len());
+        let words = Words::create(path, HEADER + keys + requests)?;
+        let header = [keys as u64, requests as u64].into_iter();
+        let key_lens = workload.key_lens.iter().map(|len| u64::from(*len));
+        let codes = workload.requests.iter().map(|request| request.code());
+        for (word, value) in words.all().iter().zip(header.chain(key_lens).chain(codes)) {
+            word.store(value, Relaxed);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+        let words = Words::open(path)?;
+        let count = |at: usize| words.all().get(at).map_or(0, |word| word.load(Relaxed) as usize);
+        let (keys, requests) = (count(0), count(1));
+        ensure!(words.all().len() == HEADER + keys + requests, "{} is not a plan", path.display());
+        Ok(Self { words, keys, requests })
+    }
+
+    pub(crate) fn keys(&self) -> usize {
+        self.keys
+    }
+
+    pub(crate) fn requests(&self) -> usize {
+        self.requests
+    }
+
+    pub(crate) fn key_len(&self, key: u32) -> usize {
+        self.words.all()[HEADER + key as usize].load(Relaxed) as usize
+    }
+
+    pub(crate) fn request(&self, at: usize) -> Request {
+        Request::from_code(self.words.all()[HEADER + self.keys + at].load(Relaxed))
+    }
+}

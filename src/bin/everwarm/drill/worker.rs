@@ -1,0 +1,212 @@
+//! One thread of the child. It alone asks for, changes and judges the keys whose number leaves its index, so that their order is known.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::bail;
+use everwarm::{Cache, Error, PutOptions, Tier};
+
+use super::board::{Board, Count, Doing, Violation};
+use super::oracle::{Deadline, Fault, Known, Mutation, Seen, Verdict, judge};
+use super::outcome::{Answer, Outcome};
+use super::payload;
+use super::plan::Plan;
+use super::workload::{Op, Request};
+
+/// When requests are due, so that a killed process and its twin live through the same expiries and the threads stay side by side.
+#[derive(Clone, Copy)]
+pub(crate) struct Pace {
+    pub(crate) started: Instant,
+    /// The request that was due when it started.
+    pub(crate) first: usize,
+    /// Requests a second; 0 for no limit.
+    pub(crate) rate: u64,
+}
+
+impl Pace {
+    /// Requests that are asked for before the clock is looked at again.
+    const BATCH: usize = 64;
+    const NAP_MIN: Duration = Duration::from_millis(1);
+
+    fn wait_for(&self, request: usize) {
+        if self.rate == 0 || !request.is_multiple_of(Self::BATCH) {
+            return;
+        }
+        let due = Duration::from_secs_f64(request.saturating_sub(self.first) as f64 / self.rate as f64);
+        let ahead = due.saturating_sub(self.started.elapsed());
+        if ahead >= Self::NAP_MIN {
+            std::thread::sleep(ahead);
+        }
+    }
+}
+
+pub(crate) struct Worker<'a> {
+    index: usize,
+    cache: &'a Cache,
+    plan: &'a Plan,
+    board: &'a Board,
+    pace: Pace,
+    /// The cache's watermark when it was last needed; it only grows.
+    reclaimed: u64,
+    key: Vec<u8>,
+    value: Vec<u8>,
+}
+
+impl<'a> Worker<'a> {
+    pub(crate) fn new(index: usize, cache: &'a Cache, plan: &'a Plan, board: &'a Board, pace: Pace) -> Self {
+        Self { index, cache, plan, board, pace, reclaimed: 0, key: Vec::new(), value: Vec::new() }
+    }
+
+    /// Serves what no earlier life began, then looks at every key.
+    pub(crate) fn run(&mut self) -> anyhow::Result<()> {
+        let life = self.board.life();
+        for at in self.board.cursor(self.index)..self.plan.requests() {
+            self.pace.wait_for(at);
+            let request = self.plan.request(at);
+            if self.owns(request.key) {
+                self.board.set_cursor(self.index, at + 1);
+                let answer = self.serve(at, request)?;
+                self.board.set_outcome(at, Outcome { answer, life, age_us: self.board.age_ns() / 1_000 });
+            }
+        }
+        self.board.set_cursor(self.index, self.plan.requests());
+        self.verify()
+    }
+
+    fn owns(&self, key: u32) -> bool {
+        key as usize % self.board.shape().workers == self.index
+    }
+
+    fn verify(&mut self) -> anyhow::Result<()> {
+        for key in 0..self.plan.keys() as u32 {
+            if self.owns(key) {
+                self.look(self.plan.requests(), key)?;
+                self.board.add_verified();
+            }
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self, at: usize, request: Request) -> anyhow::Result<Answer> {
+        match request.op {
+            Op::Get => {
+                let found = self.look(at, request.key)?;
+                if found.is_none() {
+                    self.put(at, request, Doing::Fill)?;
+                }
+                return Ok(found.map_or(Answer::Missed, Answer::Hit));
+            }
+            Op::Put => self.put(at, request, Doing::Other)?,
+            Op::Delete => self.delete(at, request.key)?,
+        }
+        Ok(Answer::Mutated)
+    }
+
+    fn put(&mut self, at: usize, request: Request, doing: Doing) -> anyhow::Result<()> {
+        self.settle_doubt(at, request.key)?;
+        let mutation = Mutation::put(at);
+        payload::write_key(&mut self.key, request.key, self.plan.key_len(request.key));
+        payload::write_value(&mut self.value, request.key, mutation, request.value_len);
+        let mut options = PutOptions::new();
+        if request.ttl_s > 0 {
+            options = options.ttl(Duration::from_secs(request.ttl_s));
+        }
+        let state = self.board.key(request.key);
+        let began_ms = wall_ms();
+        let deadline = |returned_ms| Deadline::of_put(request.ttl_s * 1_000, began_ms, returned_ms);
+        state.intend(mutation, deadline(None));
+        self.board.set_doing(self.index, doing);
+        let put = self.cache.put_with(&self.key, &self.value, &options);
+        self.board.set_doing(self.index, Doing::Other);
+        match put {
+            Ok(Some(lsn)) => state.acknowledge(deadline(Some(wall_ms())), lsn.0),
+            Ok(None) => bail!("a put without a condition was not made"),
+            Err(Error::ValueTooLarge { .. }) => {
+                state.withdraw();
+                self.board.count(Count::Refused);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, at: usize, key: u32) -> anyhow::Result<()> {
+        self.settle_doubt(at, key)?;
+        payload::write_key(&mut self.key, key, self.plan.key_len(key));
+        let state = self.board.key(key);
+        state.intend(Mutation::delete(at), Deadline::NONE);
+        let lsn = self.cache.delete(&self.key)?;
+        state.acknowledge(Deadline::NONE, lsn.0);
+        Ok(())
+    }
+
+    /// There is room for one doubt a key, so what a kill left open is answered before the next mutation.
+    fn settle_doubt(&mut self, at: usize, key: u32) -> anyhow::Result<()> {
+        let state = self.board.key(key);
+        if state.intent() != state.acked() {
+            self.look(at, key)?;
+        }
+        Ok(())
+    }
+
+    /// Gets a key and judges what comes. Returns the tier it came from.
+    fn look(&mut self, at: usize, key: u32) -> anyhow::Result<Option<Tier>> {
+        payload::write_key(&mut self.key, key, self.plan.key_len(key));
+        let began_ms = wall_ms();
+        let found = self.cache.get(&self.key)?;
+        let returned_ms = wall_ms();
+        let seen = match &found {
+            None => Seen::Miss,
+            Some(value) => match payload::verify_value(value, key) {
+                Some(mutation) => Seen::Value { mutation, lsn: value.version().0 },
+                None => Seen::Garbage,
+            },
+        };
+        let state = self.board.key(key);
+        let mut known = Known {
+            acked: state.acked(),
+            acked_life: state.acked_deadline().life(began_ms, returned_ms),
+            acked_lsn: state.acked_lsn(),
+            reclaimed: state.acked_lsn() <= self.reclaimed,
+            intent: state.intent(),
+            intent_life: state.intent_deadline().life(began_ms, returned_ms),
+        };
+        let mut verdict = judge(&known, seen);
+        if verdict == Verdict::Broken(Fault::Lost) {
+            self.reclaimed = self.cache.stats().reclaimed.0;
+            known.reclaimed = known.acked_lsn <= self.reclaimed;
+            verdict = judge(&known, seen);
+        }
+        self.conclude(at, key, &known, seen, verdict);
+        Ok(found.map(|value| value.tier()))
+    }
+
+    fn conclude(&self, request: usize, key: u32, known: &Known, seen: Seen, verdict: Verdict) {
+        let state = self.board.key(key);
+        let (found, lsn) = match seen {
+            Seen::Value { mutation, lsn } => (mutation, lsn),
+            Seen::Miss | Seen::Garbage => (Mutation::NEVER, 0),
+        };
+        if verdict == Verdict::Evicted {
+            self.board.count(Count::Evicted);
+        }
+        match verdict {
+            Verdict::Landed => {
+                state.acknowledge(state.intent_deadline(), lsn);
+                self.board.count(Count::Landed);
+            }
+            Verdict::Acked | Verdict::Evicted if known.intent != known.acked => {
+                state.withdraw();
+                self.board.count(Count::Dropped);
+            }
+            Verdict::Acked | Verdict::Evicted => {}
+            Verdict::Broken(fault) => {
+                let Known { acked, intent, .. } = *known;
+                self.board.report(&Violation { fault, request, key, acked, intent, found });
+            }
+        }
+    }
+}
+
+fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}

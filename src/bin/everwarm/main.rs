@@ -1,0 +1,55 @@
+//! The `everwarm` program: one file for each verb, on the public API of the crate.
+#![allow(clippy::disallowed_methods, reason = "a program outside the engine measures real time")]
+
+mod delete;
+mod drill;
+mod get;
+mod put;
+mod size;
+mod stats;
+mod store;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A persistent tiered cache that comes back warm after a crash, and never comes back wrong.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Kill a cache at work again and again, and check what comes back.
+    Drill(drill::Args),
+    /// Write the value of a key to standard output; exit 1 if there is none.
+    Get(get::Args),
+    /// Store a value under a key.
+    Put(put::Args),
+    /// Remove a key.
+    Delete(delete::Args),
+    /// Show the counters and sizes of a store.
+    Stats(stats::Args),
+    /// The process that `drill` kills.
+    #[command(hide = true)]
+    DrillChild { config: PathBuf },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Drill(args) => drill::run(&args),
+        Verb::Get(args) => get::run(&args),
+        Verb::Put(args) => put::run(&args),
+        Verb::Delete(args) => delete::run(&args),
+        Verb::Stats(args) => stats::run(&args),
+        Verb::DrillChild { config } => drill::run_child(&config),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("everwarm: {error:#}");
+        ExitCode::from(2)
+    })
+}

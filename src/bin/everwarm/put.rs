@@ -1,0 +1,49 @@
+//! `everwarm put`
+
+use std::ffi::OsString;
+use std::io::Read;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use everwarm::{Ack, PutOptions};
+
+use crate::store::Store;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    store: Store,
+    /// The key; any bytes.
+    key: OsString,
+    /// The value, or - for standard input.
+    value: OsString,
+    /// Seconds until the entry expires.
+    #[arg(long, value_name = "SECS")]
+    ttl: Option<u64>,
+    /// Return only once a power cut cannot take the entry away.
+    #[arg(long)]
+    host: bool,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let value = match args.value.as_bytes() {
+        b"-" => {
+            let mut input = Vec::new();
+            std::io::stdin().lock().read_to_end(&mut input)?;
+            input
+        }
+        _ => args.value.clone().into_vec(),
+    };
+    let mut options = PutOptions::new();
+    if let Some(seconds) = args.ttl {
+        options = options.ttl(Duration::from_secs(seconds));
+    }
+    if args.host {
+        options = options.ack(Ack::Host);
+    }
+    let cache = args.store.open_or_create()?;
+    cache.put_with(args.key.as_bytes(), value, &options)?;
+    cache.close()?;
+    Ok(ExitCode::SUCCESS)
+}

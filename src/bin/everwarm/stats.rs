@@ -1,0 +1,66 @@
+//! `everwarm stats`
+
+use std::process::ExitCode;
+
+use everwarm::Stats;
+
+use crate::store::Store;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    store: Store,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let cache = args.store.open()?;
+    let rows = rows(&cache.stats());
+    cache.close()?;
+    if args.json {
+        let object: serde_json::Map<_, _> = rows.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+        println!("{}", serde_json::Value::Object(object));
+    } else {
+        for (name, value) in rows {
+            println!("{name:<24} {value:>20}");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Counters count from this opening of the store; sizes and watermarks are the store's.
+fn rows(stats: &Stats) -> Vec<(&'static str, u64)> {
+    vec![
+        ("entries", stats.entries),
+        ("index_bytes", stats.index_bytes),
+        ("memory_tier_entries", stats.memory_tier_entries),
+        ("memory_tier_bytes", stats.memory_tier_bytes),
+        ("memory_bytes", stats.memory_bytes),
+        ("hits_memory", stats.hits_memory),
+        ("hits_buffer", stats.hits_buffer),
+        ("hits_flash", stats.hits_flash),
+        ("misses", stats.misses),
+        ("puts", stats.puts),
+        ("deletes", stats.deletes),
+        ("expired", stats.expired),
+        ("collisions", stats.collisions),
+        ("damaged", stats.damaged),
+        ("segments_free", stats.segments_free),
+        ("segments_sealed", stats.segments_sealed),
+        ("segments_total", stats.segments_total),
+        ("segments_reclaimed", stats.segments_reclaimed),
+        ("reinserted", stats.reinserted),
+        ("appended", stats.appended.0),
+        ("written", stats.written.0),
+        ("durable", stats.durable.0),
+        ("reclaimed", stats.reclaimed.0),
+        ("flash_bytes_written", stats.flash_bytes_written),
+        ("wal_bytes_written", stats.wal_bytes_written),
+        ("checkpoint_bytes_written", stats.checkpoint_bytes_written),
+        ("checkpoints", stats.checkpoints),
+        ("syncs", stats.syncs),
+        ("unsynced_age_ms", stats.unsynced_age.as_millis() as u64),
+    ]
+}

@@ -1,0 +1,42 @@
+//! What the verbs that work on one store have in common.
+
+use std::path::PathBuf;
+
+use everwarm::{Cache, Options};
+
+use crate::size;
+
+#[derive(clap::Args)]
+pub(crate) struct Store {
+    /// The store's directory.
+    dir: PathBuf,
+    /// Bytes of DRAM, such as 64MiB.
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes)]
+    memory: Option<u64>,
+    /// Bytes of flash. A store of another size is resized.
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes)]
+    flash: Option<u64>,
+}
+
+impl Store {
+    /// Opens the store that is there.
+    pub(crate) fn open(&self) -> anyhow::Result<Cache> {
+        Ok(Cache::open(self.options().create(false))?)
+    }
+
+    /// Opens the store, new if there is none.
+    pub(crate) fn open_or_create(&self) -> anyhow::Result<Cache> {
+        Ok(Cache::open(self.options())?)
+    }
+
+    fn options(&self) -> Options {
+        let mut options = Options::new(&self.dir);
+        if let Some(bytes) = self.memory {
+            options = options.memory(bytes);
+        }
+        if let Some(bytes) = self.flash {
+            options = options.flash(bytes);
+        }
+        options
+    }
+}

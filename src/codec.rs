@@ -1,0 +1,175 @@
+//! Bounded little-endian reading and writing over byte slices, and the seeded checksum. No I/O.
+
+use crate::id::StoreId;
+
+/// Reads fields from the front of a slice. Every method returns `None` instead of reading past the end.
+#[derive(Clone, Debug)]
+pub(crate) struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) const fn new(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes }
+    }
+
+    pub(crate) const fn remaining(&self) -> usize {
+        self.rest.len()
+    }
+
+    pub(crate) fn bytes(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (head, rest) = self.rest.split_at_checked(len)?;
+        self.rest = rest;
+        Some(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.bytes(N).and_then(|b| b.try_into().ok())
+    }
+
+    pub(crate) fn u8(&mut self) -> Option<u8> {
+        self.array().map(u8::from_le_bytes)
+    }
+
+    pub(crate) fn u16(&mut self) -> Option<u16> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    pub(crate) fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    pub(crate) fn i32(&mut self) -> Option<i32> {
+        self.array().map(i32::from_le_bytes)
+    }
+
+    pub(crate) fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    /// Canonical LEB128 of at most 10 bytes: an encoding longer than needed is refused.
+    pub(crate) fn varint(&mut self) -> Option<u64> {
+        let mut value = 0u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.u8()?;
+            let bits = u64::from(byte & 0x7f);
+            if shift == 63 && bits > 1 {
+                return None;
+            }
+            value |= bits << shift;
+            if byte & 0x80 == 0 {
+                return (byte != 0 || shift == 0).then_some(value);
+            }
+        }
+        None
+    }
+}
+
+/// Appends fields to a vector.
+pub(crate) trait Put {
+    fn put(&mut self, bytes: &[u8]);
+
+    fn put_u8(&mut self, v: u8) {
+        self.put(&[v]);
+    }
+    fn put_u32(&mut self, v: u32) {
+        self.put(&v.to_le_bytes());
+    }
+    fn put_u64(&mut self, v: u64) {
+        self.put(&v.to_le_bytes());
+    }
+    fn put_varint(&mut self, mut v: u64) {
+        while v >= 0x80 {
+            self.put_u8(v as u8 | 0x80);
+            v >>= 7;
+        }
+        self.put_u8(v as u8);
+    }
+}
+
+impl Put for Vec<u8> {
+    fn put(&mut self, bytes: &[u8]) {
+        self.extend_from_slice(bytes);
+    }
+}
+
+/// Bytes that [`Put::put_varint`] needs for `v`.
+pub(crate) const fn varint_len(v: u64) -> usize {
+    (64 - (v | 1).leading_zeros() as usize).div_ceil(7)
+}
+
+/// Maps small magnitudes of either sign to small numbers.
+pub(crate) const fn zigzag(v: i64) -> u64 {
+    ((v << 1) ^ (v >> 63)) as u64
+}
+
+/// Inverse of [`zigzag`].
+pub(crate) const fn unzigzag(v: u64) -> i64 {
+    (v >> 1) as i64 ^ -((v & 1) as i64)
+}
+
+/// Checksum of `parts` seeded with what they are, whose they are and where they belong, so that recycled, misplaced or foreign bytes do not verify (CRC-32/ISO-HDLC).
+///
+/// `kind` is the magic of the structure; `place` a position, generation or sequence number that no other life of these bytes has.
+pub(crate) fn checksum(store: StoreId, kind: u32, place: u64, parts: &[&[u8]]) -> u32 {
+    let mut seed = [0u8; 20];
+    seed[..8].copy_from_slice(&store.0.to_le_bytes());
+    seed[8..12].copy_from_slice(&kind.to_le_bytes());
+    seed[12..].copy_from_slice(&place.to_le_bytes());
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&seed);
+    for part in parts {
+        hasher.update(part);
+    }
+    hasher.finalize()
+}
+
+/// The next multiple of `to` (a power of two) at or above `n`.
+pub(crate) const fn round_up(n: u64, to: u64) -> u64 {
+    (n + to - 1) & !(to - 1)
+}
+
+/// The last multiple of `to` (a power of two) at or below `n`.
+pub(crate) const fn round_down(n: u64, to: u64) -> u64 {
+    n & !(to - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn varints_round_trip_and_state_their_length(v in any::<u64>(), shift in 0u32..64) {
+            let v = v >> shift;
+            let mut out = Vec::new();
+            out.put_varint(v);
+            prop_assert_eq!(out.len(), varint_len(v));
+            let mut r = Reader::new(&out);
+            prop_assert_eq!(r.varint(), Some(v));
+            prop_assert_eq!(r.remaining(), 0);
+        }
+
+        #[test]
+        fn zigzag_round_trips(v in any::<i64>()) {
+            prop_assert_eq!(unzigzag(zigzag(v)), v);
+        }
+    }
+
+    #[test]
+    fn an_overlong_or_oversized_varint_is_refused() {
+        assert_eq!(Reader::new(&[0x80, 0x00]).varint(), None);
+        assert_eq!(Reader::new(&[0xff; 10]).varint(), None);
+        assert_eq!(Reader::new(&[0x80]).varint(), None);
+        assert_eq!(Reader::new(&[0]).varint(), Some(0));
+    }
+
+    #[test]
+    fn a_checksum_depends_on_store_kind_and_place() {
+        let base = checksum(StoreId(1), 2, 3, &[b"x"]);
+        assert_ne!(base, checksum(StoreId(2), 2, 3, &[b"x"]));
+        assert_ne!(base, checksum(StoreId(1), 3, 3, &[b"x"]));
+        assert_ne!(base, checksum(StoreId(1), 2, 4, &[b"x"]));
+    }
+}

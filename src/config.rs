@@ -1,0 +1,350 @@
+//! Options: what a user may choose, validated once.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::io::BLOCK;
+
+/// Longest key, in bytes.
+pub const KEY_LEN_MAX: usize = 65_535;
+
+/// Most segments a store may have: each may hold a file descriptor, and the memory of a segment's bookkeeping is not in the index bound.
+pub(crate) const SEGMENTS_MAX: u64 = 4096;
+const SEGMENTS_MIN: u64 = 8;
+const SEGMENT_SIZE_MIN: u64 = 64 << 10;
+const SEGMENT_SIZE_MAX: u64 = 1 << 31;
+const RING_MIN: u64 = 64 << 10;
+const RING_MAX: u64 = 32 << 20;
+
+/// When a mutation is acknowledged. See the crate documentation for what each survives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Ack {
+    /// Visible to every reader in the process.
+    Memory,
+    /// What recovery needs is in the page cache or on the device: survives kill -9.
+    #[default]
+    Process,
+    /// The same is synced: survives a power cut.
+    Host,
+}
+
+/// Which values the WAL holds itself, besides the segment that holds them anyway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum WalValues {
+    /// None. Flash writes each value once.
+    Never,
+    /// Those of records up to 4 KiB that are put at [`Ack::Host`], so that an acknowledgement needs one synced file.
+    #[default]
+    Host,
+    /// Those of all records up to 4 KiB.
+    Always,
+}
+
+/// How values are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Compression {
+    /// As they are.
+    #[default]
+    None,
+    /// zstd at this level (-7 to 22), for values of at least 128 B that become smaller.
+    Zstd(i32),
+}
+
+/// What to do with the data of a store whose host crashed, so that mutations which were not yet synced may be missing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum OnHostCrash {
+    /// Serve it. The recovery report states the window.
+    #[default]
+    Serve,
+    /// Start empty.
+    Cold,
+}
+
+/// Something that happens in the background, or at open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activity {
+    /// Unsynced bytes are written out and synced.
+    Sync,
+    /// A full segment gets its footer.
+    Seal,
+    /// The index is written to a checkpoint.
+    Checkpoint,
+    /// The oldest segment is emptied.
+    Reclaim,
+    /// The store is brought back.
+    Recovery,
+}
+
+/// See [`Options::activity`].
+#[derive(Clone)]
+pub(crate) struct Observer(Arc<dyn Fn(Activity, bool) + Send + Sync>);
+
+impl Observer {
+    /// Reports `activity` until the guard is dropped.
+    pub(crate) fn begin(observer: Option<&Self>, activity: Activity) -> impl Drop + use<> {
+        struct During(Option<Observer>, Activity);
+        impl Drop for During {
+            fn drop(&mut self) {
+                if let Some(Observer(call)) = &self.0 {
+                    call(self.1, false);
+                }
+            }
+        }
+        if let Some(Self(call)) = observer {
+            call(activity, true);
+        }
+        During(observer.cloned(), activity)
+    }
+}
+
+impl std::fmt::Debug for Observer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Observer")
+    }
+}
+
+/// The geometry of a store that exists.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stored {
+    pub(crate) flash: u64,
+    pub(crate) segment_size: u64,
+}
+
+/// How a cache is opened. `Options::new(dir)` and the defaults are a sensible start; set `memory` and `flash`.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub(crate) dir: PathBuf,
+    pub(crate) memory: u64,
+    pub(crate) flash: Option<u64>,
+    pub(crate) segment_size: Option<u64>,
+    pub(crate) ack: Ack,
+    pub(crate) sync_interval: Duration,
+    pub(crate) sync_bytes: u64,
+    pub(crate) wal_values: WalValues,
+    pub(crate) compression: Compression,
+    pub(crate) on_host_crash: OnHostCrash,
+    pub(crate) create: bool,
+    pub(crate) lock_timeout: Duration,
+    pub(crate) activity: Option<Observer>,
+}
+
+impl Options {
+    /// Options for the store in `dir`, which is created (with its parents) if it does not exist.
+    pub fn new(dir: impl AsRef<Path>) -> Self {
+        Self {
+            dir: dir.as_ref().to_owned(),
+            memory: 256 << 20,
+            flash: None,
+            segment_size: None,
+            ack: Ack::Process,
+            sync_interval: Duration::from_millis(100),
+            sync_bytes: 64 << 20,
+            wal_values: WalValues::Host,
+            compression: Compression::None,
+            on_host_crash: OnHostCrash::Serve,
+            create: true,
+            lock_timeout: Duration::from_secs(5),
+            activity: None,
+        }
+    }
+
+    /// Bytes of DRAM for everything: index, buffers, memory tier. Default 256 MiB, minimum 1 MiB.
+    #[must_use]
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.memory = bytes;
+        self
+    }
+
+    /// Bytes of flash for segments; WAL, rings and checkpoints come on top. Default: what the store has, 4 GiB for a new one. Minimum 512 KiB.
+    #[must_use]
+    pub fn flash(mut self, bytes: u64) -> Self {
+        self.flash = Some(bytes);
+        self
+    }
+
+    /// Bytes of one segment: the unit of reclaim, a power of two from 64 KiB to 2 GiB. Default: a 512th of `flash`, between 256 KiB and 1 GiB (64 KiB if `flash` is below 4 MiB).
+    #[must_use]
+    pub fn segment_size(mut self, bytes: u64) -> Self {
+        self.segment_size = Some(bytes);
+        self
+    }
+
+    /// The level at which mutations are acknowledged unless a call says otherwise. Default [`Ack::Process`].
+    #[must_use]
+    pub fn ack(mut self, level: Ack) -> Self {
+        self.ack = level;
+        self
+    }
+
+    /// Longest time a mutation stays unsynced. Default 100 ms, 1 ms to 1 h.
+    #[must_use]
+    pub fn sync_interval(mut self, interval: Duration) -> Self {
+        self.sync_interval = interval;
+        self
+    }
+
+    /// Most bytes that stay unsynced. Default 64 MiB, minimum 64 KiB. Writers wait beyond twice this.
+    #[must_use]
+    pub fn sync_bytes(mut self, bytes: u64) -> Self {
+        self.sync_bytes = bytes;
+        self
+    }
+
+    /// Which values the WAL holds. Default [`WalValues::Host`].
+    #[must_use]
+    pub fn wal_values(mut self, which: WalValues) -> Self {
+        self.wal_values = which;
+        self
+    }
+
+    /// How values are stored from now on; what is stored already stays readable. Default [`Compression::None`].
+    #[must_use]
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// What to do after a host crash. Default [`OnHostCrash::Serve`].
+    #[must_use]
+    pub fn on_host_crash(mut self, what: OnHostCrash) -> Self {
+        self.on_host_crash = what;
+        self
+    }
+
+    /// Whether to create a store where there is none. Default true.
+    #[must_use]
+    pub fn create(mut self, create: bool) -> Self {
+        self.create = create;
+        self
+    }
+
+    /// How long to wait for a holder that is going away (a killed process whose writes are still landing). Default 5 s.
+    #[must_use]
+    pub fn lock_timeout(mut self, timeout: Duration) -> Self {
+        self.lock_timeout = timeout;
+        self
+    }
+
+    /// Calls `observer` when a background activity begins (`true`) and ends (`false`), from the thread that does it: for tools that want to interrupt it.
+    #[must_use]
+    pub fn activity(mut self, observer: impl Fn(Activity, bool) + Send + Sync + 'static) -> Self {
+        self.activity = Some(Observer(Arc::new(observer)));
+        self
+    }
+
+    /// Checks every option and derives what follows from them. `stored` is the geometry of the store if it exists.
+    pub(crate) fn validate(&self, stored: Option<Stored>) -> Result<Settings> {
+        let invalid = |name, reason: String| Err(Error::InvalidOption { name, reason });
+        if self.memory < 1 << 20 {
+            return invalid("memory", format!("{} B given, at least 1 MiB is needed", self.memory));
+        }
+        let flash = self.flash.or(stored.map(|s| s.flash)).unwrap_or(4 << 30);
+        if flash < SEGMENTS_MIN * SEGMENT_SIZE_MIN {
+            return invalid("flash", format!("{flash} B given, at least {} are needed", SEGMENTS_MIN * SEGMENT_SIZE_MIN));
+        }
+        let segment_size = match (self.segment_size, stored) {
+            (Some(size), _) => size,
+            (None, Some(stored)) if stored.flash == flash => stored.segment_size,
+            (None, _) if flash < 4 << 20 => SEGMENT_SIZE_MIN,
+            (None, _) => (flash / 512).next_power_of_two().clamp(256 << 10, 1 << 30),
+        };
+        if !segment_size.is_power_of_two() || !(SEGMENT_SIZE_MIN..=SEGMENT_SIZE_MAX).contains(&segment_size) {
+            return invalid("segment_size", format!("{segment_size} given, a power of two from 64 KiB to 2 GiB is needed"));
+        }
+        let segments = flash / segment_size;
+        if !(SEGMENTS_MIN..=SEGMENTS_MAX).contains(&segments) {
+            let reason = format!("flash holds {segments} segments of {segment_size} B; {SEGMENTS_MIN} to {SEGMENTS_MAX} are possible");
+            return invalid("segment_size", reason);
+        }
+        if !(Duration::from_millis(1)..=Duration::from_secs(3600)).contains(&self.sync_interval) {
+            return invalid("sync_interval", format!("{:?} given, 1 ms to 1 h is possible", self.sync_interval));
+        }
+        if self.sync_bytes < 64 << 10 {
+            return invalid("sync_bytes", format!("{} B given, at least 64 KiB are needed", self.sync_bytes));
+        }
+        if let Compression::Zstd(level) = self.compression
+            && !(-7..=22).contains(&level)
+        {
+            return invalid("compression", format!("zstd level {level} given, -7 to 22 is possible"));
+        }
+        let power_below = |n: u64| 1u64 << n.max(1).ilog2();
+        let segment_ring = power_below(self.memory / 4).clamp(RING_MIN, RING_MAX);
+        let wal_ring = match self.wal_values {
+            WalValues::Always => segment_ring,
+            WalValues::Never | WalValues::Host => (segment_ring / 4).max(RING_MIN),
+        };
+        Ok(Settings {
+            segments: segments as u32,
+            segment_size,
+            segment_ring,
+            wal_ring,
+            wal_payload: (wal_ring * 2).max(128 << 10),
+            flash,
+            memory: self.memory,
+            ack: self.ack,
+            sync_interval: self.sync_interval,
+            sync_bytes: self.sync_bytes,
+            wal_values: self.wal_values,
+            compression: self.compression,
+            on_host_crash: self.on_host_crash,
+        })
+    }
+}
+
+/// Validated options with what was derived from them.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) segments: u32,
+    pub(crate) segment_size: u64,
+    pub(crate) segment_ring: u64,
+    pub(crate) wal_ring: u64,
+    pub(crate) wal_payload: u64,
+    pub(crate) flash: u64,
+    pub(crate) memory: u64,
+    pub(crate) ack: Ack,
+    pub(crate) sync_interval: Duration,
+    pub(crate) sync_bytes: u64,
+    pub(crate) wal_values: WalValues,
+    pub(crate) compression: Compression,
+    pub(crate) on_host_crash: OnHostCrash,
+}
+
+/// Records up to this many bytes may be held by the WAL itself.
+pub(crate) const INLINE_LEN_MAX: usize = BLOCK;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(options: Options) -> &'static str {
+        match options.validate(None) {
+            Err(Error::InvalidOption { name, .. }) => name,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn defaults_are_valid_and_scale() {
+        let s = Options::new("x").validate(None).unwrap();
+        assert_eq!((s.segments, s.segment_size), (512, 8 << 20));
+        let s = Options::new("x").memory(1 << 20).flash(512 << 10).validate(None).unwrap();
+        assert_eq!((s.segments, s.segment_size), (8, 64 << 10));
+        let s = Options::new("x").flash(1 << 40).validate(None).unwrap();
+        assert_eq!((s.segments, s.segment_size), (1024, 1 << 30));
+    }
+
+    #[test]
+    fn each_bad_option_is_named() {
+        let o = || Options::new("x");
+        assert_eq!(refused(o().memory(0)), "memory");
+        assert_eq!(refused(o().flash(1)), "flash");
+        assert_eq!(refused(o().segment_size(65_537)), "segment_size");
+        assert_eq!(refused(o().segment_size(1 << 31)), "segment_size");
+        assert_eq!(refused(o().flash(1 << 40).segment_size(1 << 16)), "segment_size");
+        assert_eq!(refused(o().sync_interval(Duration::ZERO)), "sync_interval");
+        assert_eq!(refused(o().sync_bytes(1)), "sync_bytes");
+        assert_eq!(refused(o().compression(Compression::Zstd(23))), "compression");
+    }
+}

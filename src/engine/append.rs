@@ -1,0 +1,204 @@
+//! The log: where a mutation gets its LSN, its place in the segment stream and its frame in the WAL.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+
+use super::Engine;
+use crate::config::Activity;
+use crate::id::{KeyHash, Location, Lsn, Position};
+use crate::index::geometry::Entry;
+use crate::segment::footer;
+use crate::segment::format::{DATA_START, Draft, Life};
+use crate::segment::table::State;
+use crate::segment::writer::{Full, Open};
+use crate::sync::lock;
+use crate::wal::format::{Frame, Mutation};
+use crate::wal::writer::Wal;
+
+/// What the log lock guards.
+#[derive(Debug)]
+pub(super) struct Log {
+    pub(super) next_lsn: Lsn,
+    pub(super) open: Option<Open>,
+    /// Segments whose life the manifest knows, in the order in which they will be filled.
+    pub(super) ready: VecDeque<(Life, u64)>,
+    /// Segments that wait for their footer, oldest first.
+    pub(super) full: VecDeque<Full>,
+    /// Where the next frame goes.
+    pub(super) wal_head: u64,
+    /// No record from here on is only in the segment stream: the WAL holds their bytes.
+    pub(super) last_by_reference: Lsn,
+}
+
+/// There is no room in a ring or a segment right now; nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NoRoom;
+
+/// A record to append.
+#[derive(Debug)]
+pub(super) struct Append<'a> {
+    pub(super) hash: KeyHash,
+    pub(super) draft: &'a Draft<'a>,
+    pub(super) tombstone: bool,
+    /// Whether the index has an entry with this fingerprint.
+    pub(super) supersedes: bool,
+    /// Whether the WAL holds the record's bytes too.
+    pub(super) inline: bool,
+    /// The version of a record that is moved; a new one is assigned if there is none.
+    pub(super) version: Option<Lsn>,
+}
+
+/// Where a record went.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Placed {
+    pub(super) lsn: Lsn,
+    pub(super) entry: Entry,
+}
+
+impl Log {
+    /// Position of the next record, if a segment is open.
+    pub(super) fn head(&self) -> Option<Position> {
+        self.open.as_ref().map(Open::head)
+    }
+}
+
+impl Engine {
+    /// Appends a record. The caller holds the key's stripe lock and points the index at the result before it lets go.
+    pub(super) fn append(&self, what: &Append<'_>) -> Result<Placed, NoRoom> {
+        let len = what.draft.len();
+        let mut log = lock(&self.log);
+        if !log.open.as_ref().is_some_and(|open| open.fits(len)) {
+            self.rotate(&mut log)?;
+        }
+        let log = &mut *log;
+        let Some(open) = log.open.as_mut() else { return Err(NoRoom) };
+        let at = open.head();
+        let frame_end = Wal::end_of(log.wal_head, if what.inline { len } else { 0 });
+        let bytes = len as u64 + frame_end - log.wal_head;
+        if !self.segment_ring.has_room(at.0 + len as u64) {
+            self.events.flush.signal();
+            return Err(NoRoom);
+        }
+        if !self.wal.has_room(frame_end) || self.unsynced_bytes() > 2 * self.settings.sync_bytes {
+            self.request_sync();
+            return Err(NoRoom);
+        }
+        let lsn = what.version.unwrap_or(log.next_lsn);
+        let Some(prefix) = what.draft.prefix(self.store, at, lsn, open.life.base_lsn) else {
+            assert!(what.version.is_some(), "a new LSN is near its segment's base");
+            return Err(NoRoom);
+        };
+        let [head, key, value] = what.draft.parts();
+        let parts = [&prefix, head, key, value];
+        self.segment_ring.append(at.0, &parts);
+        let mutation = Mutation {
+            lsn,
+            hash: what.hash,
+            tombstone: what.tombstone,
+            supersedes: what.supersedes,
+            record: at,
+            record_len: len as u32,
+        };
+        let frame = if what.version.is_some() { Frame::Move(mutation) } else { Frame::Mutation(mutation) };
+        let inline: &[&[u8]] = if what.inline { &parts } else { &[] };
+        log.wal_head = self.wal.append(log.wal_head, &frame, inline);
+        let offset = open.cursor();
+        let entry = footer::Entry { hash: what.hash, offset, len: len as u32, lsn, tombstone: what.tombstone };
+        open.push(&entry);
+        if what.version.is_none() {
+            log.next_lsn = lsn.next();
+            self.marks.appended.store(lsn.0, Ordering::Release);
+        }
+        let unwritten = open.head().0 - self.segment_ring.written();
+        let segment = open.life.id;
+        if !what.inline {
+            log.last_by_reference = log.next_lsn;
+        }
+        self.after_append(bytes, unwritten);
+        Ok(Placed { lsn, entry: Entry::new(Location { segment, offset }, len) })
+    }
+
+    /// Opens the next ready segment, and retires the open one.
+    fn rotate(&self, log: &mut Log) -> Result<(), NoRoom> {
+        let Some((life, size)) = log.ready.pop_front() else {
+            self.events.prepare.signal();
+            return Err(NoRoom);
+        };
+        let wal_start = log.wal_head;
+        self.table.change(life.id, &[State::Ready], |row| {
+            row.state = State::Open;
+            row.wal_start = wal_start;
+        });
+        if let Some(old) = log.open.replace(Open::new(life, size)) {
+            self.retire(log, old);
+        } else {
+            // Nothing is unwritten: the ring goes on where this segment's records begin.
+            self.segment_ring.skip_to(life.base.0 + u64::from(DATA_START));
+        }
+        self.events.prepare.signal();
+        Ok(())
+    }
+
+    /// Queues a segment for its footer.
+    pub(super) fn retire(&self, log: &mut Log, open: Open) {
+        self.table.change(open.life.id, &[State::Open], |row| row.state = State::Full);
+        log.full.push_back(open.retire());
+        self.events.flush.signal();
+    }
+
+    /// Wakes whoever has something to do now.
+    fn after_append(&self, bytes: u64, unwritten: u64) {
+        self.marks.appended_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let unsynced = self.unsynced_bytes();
+        if self.marks.unsynced_since_ms.load(Ordering::Relaxed) == 0 {
+            let now = self.time.monotonic().as_millis() as u64 + 1;
+            self.marks.unsynced_since_ms.store(now, Ordering::Release);
+            self.events.sync.signal();
+        } else if unsynced > self.settings.sync_bytes && unsynced - bytes <= self.settings.sync_bytes {
+            self.request_sync();
+        }
+        let piece = (self.settings.segment_ring / 4).min(1 << 20);
+        if unwritten > piece && (unwritten / piece) != ((unwritten - bytes.min(unwritten)) / piece) {
+            self.events.flush.signal();
+        }
+        if self.marks.since_checkpoint.fetch_add(1, Ordering::Relaxed) + 1 == self.checkpoint_interval() {
+            self.events.checkpoint.signal();
+        }
+    }
+
+    /// Bytes of both streams that were appended and not yet synced.
+    pub(super) fn unsynced_bytes(&self) -> u64 {
+        let synced = self.marks.synced_bytes.load(Ordering::Relaxed);
+        self.marks.appended_bytes.load(Ordering::Relaxed).saturating_sub(synced)
+    }
+
+    /// Asks for a sync now rather than when the interval is over.
+    pub(super) fn request_sync(&self) {
+        self.sync_now.store(true, Ordering::Release);
+        self.events.sync.signal();
+    }
+
+    /// Records after which a checkpoint is due: few enough that replaying them is quick, many enough that checkpoints write little.
+    pub(super) fn checkpoint_interval(&self) -> u64 {
+        (self.index.entries() / 3).max(250_000)
+    }
+
+    /// Appends a mark that says what is durable. Does nothing if there is no room: the next sync says it.
+    pub(super) fn append_mark(&self) {
+        let mut log = lock(&self.log);
+        let end = Wal::end_of(log.wal_head, 0);
+        if self.wal.has_room(end) {
+            let mark = Frame::Mark { durable: self.durable(), time_ms: self.time.now_ms() };
+            log.wal_head = self.wal.append(log.wal_head, &mark, &[]);
+        }
+    }
+
+    /// Retires the open segment, so that it can be sealed. Only when no more appends come.
+    pub(super) fn retire_open(&self) {
+        let _during = self.during(Activity::Seal);
+        let mut log = lock(&self.log);
+        if let Some(open) = log.open.take() {
+            self.retire(&mut log, open);
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Checkpoints of the index, taken while writers go on.
+
+use std::io;
+use std::sync::atomic::Ordering;
+
+use super::Engine;
+use crate::config::Activity;
+use crate::error::Result;
+use crate::id::Position;
+use crate::index::checkpoint;
+use crate::manifest::{Checkpoint, Manifest};
+use crate::sync::lock;
+
+/// Names of the two checkpoint files begin with this; the parity of the checkpoint's sequence follows.
+pub(crate) const FILE_PREFIX: &str = "checkpoint.";
+
+pub(crate) fn file_name(sequence: u64) -> String {
+    format!("{FILE_PREFIX}{}", sequence % 2)
+}
+
+impl Engine {
+    /// Takes a checkpoint if one is due, or if `force` says so. Says whether it did.
+    pub(crate) fn step_checkpoint(&self, force: bool) -> Result<bool> {
+        if self.failure.get().is_some() {
+            return Ok(false);
+        }
+        if !force && self.marks.since_checkpoint.load(Ordering::Relaxed) < self.checkpoint_interval() {
+            return Ok(false);
+        }
+        let _one_at_a_time = lock(&self.checkpointing);
+        let _during = self.during(Activity::Checkpoint);
+        match self.checkpoint() {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::StorageFull => {
+                // A store without a fresh checkpoint is slower to open, nothing else.
+                self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(dir = %self.dir.display(), "the disk is full: no room for a checkpoint");
+                Ok(false)
+            }
+            Err(e) => Err(self.fail("writing a checkpoint", &e)),
+        }
+    }
+
+    fn checkpoint(&self) -> io::Result<()> {
+        self.marks.since_checkpoint.store(0, Ordering::Relaxed);
+        let start = self.quiesced_position();
+        // Taken before the copy: an entry of a life that begins later fails the comparison at load, and is replayed instead.
+        let bases = self.table.bases();
+        let sequence = lock(&self.manifest).checkpoint.map_or(0, |c| c.sequence) + 1;
+        loop {
+            let len = checkpoint::file_len(&self.index, bases.len());
+            let name = file_name(sequence);
+            let file = self.disk.create(&name, len)?;
+            self.disk.sync_dir()?;
+            if let Some(written) = checkpoint::write(self.store, sequence, &self.index, &bases, file.as_ref())? {
+                self.counters.checkpoint_bytes.fetch_add(written, Ordering::Relaxed);
+                break;
+            }
+        }
+        let mut manifest: std::sync::MutexGuard<'_, Manifest> = lock(&self.manifest);
+        manifest.checkpoint = Some(Checkpoint { sequence, start });
+        self.write_manifest(&mut manifest)?;
+        self.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// A position such that every mutation before it is in the index: whoever had chosen one held a stripe, and all were free once since.
+    fn quiesced_position(&self) -> Position {
+        let start = {
+            let log = lock(&self.log);
+            let next_life = || log.ready.front().map(|(life, _)| life.base);
+            log.head().or_else(next_life)
+        };
+        for stripe in &self.stripes {
+            drop(lock(stripe));
+        }
+        start.unwrap_or_else(|| lock(&self.manifest).next_base)
+    }
+}

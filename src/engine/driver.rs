@@ -1,0 +1,112 @@
+//! Who calls the background steps: threads, or whoever waits.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::Engine;
+use crate::error::Result;
+use crate::sync::Event;
+
+/// How background work gets done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// By a thread for each kind of step.
+    Threads,
+    /// By whoever must wait for it, on its own thread: deterministic.
+    #[cfg(test)]
+    Inline,
+}
+
+/// The background threads of an open store.
+#[derive(Debug)]
+pub(crate) struct Threads(Vec<JoinHandle<()>>);
+
+impl Threads {
+    pub(crate) fn start(engine: &Arc<Engine>) -> std::io::Result<Self> {
+        let mut threads = Self(Vec::new());
+        let flush: fn(&Engine) = |e| e.run(&e.events.flush, Engine::step_flush, |_| None);
+        let prepare: fn(&Engine) = |e| e.run(&e.events.prepare, Engine::step_prepare, |_| None);
+        let checkpoint: fn(&Engine) = |e| e.run(&e.events.checkpoint, |e| e.step_checkpoint(false), |_| None);
+        let sync: fn(&Engine) = |e| e.run(&e.events.sync, Engine::step_sync_when_due, Engine::until_sync);
+        for (name, body) in [("flush", flush), ("sync", sync), ("prepare", prepare), ("checkpoint", checkpoint)] {
+            let engine = Arc::clone(engine);
+            let thread = thread::Builder::new().name(format!("everwarm-{name}")).spawn(move || body(&engine))?;
+            threads.0.push(thread);
+        }
+        Ok(threads)
+    }
+
+    /// Waits until all have ended, after the engine was told to close.
+    pub(crate) fn join(self) {
+        for thread in self.0 {
+            // A panic was reported by the thread itself; its step is not repeated.
+            let _panicked = thread.join();
+        }
+    }
+}
+
+impl Engine {
+    /// One background thread: a step whenever there is something to do.
+    fn run(&self, event: &Event, step: impl Fn(&Self) -> Result<bool>, timeout: impl Fn(&Self) -> Option<Duration>) {
+        loop {
+            let seen = event.count();
+            if self.closing.load(Ordering::Acquire) || self.failure.get().is_some() {
+                return;
+            }
+            match step(self) {
+                Ok(true) => {}
+                Ok(false) => {
+                    event.wait(seen, timeout(self));
+                }
+                Err(_recorded) => return,
+            }
+        }
+    }
+
+    /// Tells the threads to end.
+    pub(super) fn stop(&self) {
+        self.closing.store(true, Ordering::Release);
+        for event in [&self.events.flush, &self.events.sync, &self.events.prepare, &self.events.checkpoint] {
+            event.signal();
+        }
+        self.events.room.signal();
+        self.events.durable.signal();
+    }
+
+    /// A sync, if somebody waits for one, the oldest unsynced mutation is old enough, or there are too many bytes.
+    fn step_sync_when_due(&self) -> Result<bool> {
+        let due = self.sync_now.load(Ordering::Acquire)
+            || self.until_sync() == Some(Duration::ZERO)
+            || self.unsynced_bytes() > self.settings.sync_bytes;
+        if due { self.step_sync() } else { Ok(false) }
+    }
+
+    /// Time until the oldest unsynced mutation must be synced. `None` if there is none.
+    fn until_sync(&self) -> Option<Duration> {
+        let since = self.marks.unsynced_since_ms.load(Ordering::Acquire);
+        (since > 0).then(|| self.settings.sync_interval.saturating_sub(self.unsynced_age()))
+    }
+
+    /// Waits for `event`, or does the work that will bring it about.
+    pub(super) fn wait(&self, event: &Event, seen: u64, timeout: Option<Duration>) {
+        match self.driver {
+            Mode::Threads => {
+                event.wait(seen, timeout);
+            }
+            #[cfg(test)]
+            Mode::Inline => {
+                // A failure is recorded in the engine, where the caller looks next.
+                let _recorded = self.step_all();
+            }
+        }
+    }
+
+    /// All work there is, in a fixed order.
+    #[cfg(test)]
+    pub(crate) fn step_all(&self) -> Result<()> {
+        while self.step_flush()? || self.step_sync()? || self.step_prepare()? || self.step_checkpoint(false)? {}
+        Ok(())
+    }
+}

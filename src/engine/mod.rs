@@ -1,0 +1,161 @@
+//! The engine: open, put, get, delete, persist, close, and the background steps.
+//!
+//! Every file here is one verb. Background work is step functions on [`Engine`]; `driver` owns the threads that call them.
+
+mod append;
+mod checkpoint;
+pub(crate) mod driver;
+mod flush;
+mod open;
+mod read;
+mod reclaim;
+mod recover;
+pub(crate) mod stats;
+mod sync;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use crate::clock::StoreTime;
+use crate::config::{Activity, Observer, Settings};
+use crate::error::{Error, Result};
+use crate::id::{KeyHash, Lsn, StoreId};
+use crate::index::Index;
+use crate::io::ring::Ring;
+use crate::io::{Disk, DiskLock};
+use crate::manifest::Manifest;
+use crate::segment::table::Table;
+use crate::sync::Event;
+use crate::wal::writer::Wal;
+use append::Log;
+pub(crate) use open::open;
+pub use read::{Tier, Value};
+pub use recover::{RecoveryReport, Start};
+use stats::Counters;
+pub use stats::Stats;
+pub use write::{Condition, PutOptions, Wait};
+
+/// Stripes that order mutations of one key. A power of two.
+const STRIPES: usize = 1024;
+
+/// An open store.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    settings: Settings,
+    store: StoreId,
+    hash_seed: u64,
+    dir: std::path::PathBuf,
+    disk: Arc<dyn Disk>,
+    time: StoreTime,
+    index: Index,
+    table: Table,
+    segment_ring: Ring,
+    wal: Wal,
+    log: Mutex<Log>,
+    /// Held from the choice of a record's position until the index names it.
+    stripes: Box<[Mutex<()>]>,
+    /// One writer-out of the segment ring at a time. Before the log lock.
+    flushing: Mutex<flush::Dirty>,
+    /// What the newest manifest on disk says. Before the log lock.
+    manifest: Mutex<Manifest>,
+    /// One checkpoint at a time. Before every other lock.
+    checkpointing: Mutex<()>,
+    marks: Marks,
+    events: Events,
+    counters: Counters,
+    observer: Option<Observer>,
+    /// The first failed write or sync: from then on mutations are refused.
+    failure: OnceLock<String>,
+    closing: AtomicBool,
+    /// Somebody waits for a sync.
+    sync_now: AtomicBool,
+    driver: driver::Mode,
+    report: RecoveryReport,
+    /// Released last: field order is drop order.
+    _lock: Box<dyn DiskLock>,
+}
+
+/// Watermarks that are read without the log lock. They only grow.
+#[derive(Debug, Default)]
+struct Marks {
+    appended: AtomicU64,
+    written: AtomicU64,
+    durable: AtomicU64,
+    reclaimed: AtomicU64,
+    /// Bytes of both streams appended and synced so far.
+    appended_bytes: AtomicU64,
+    synced_bytes: AtomicU64,
+    /// When the oldest unsynced mutation was appended, ms since open plus one; 0 if there is none.
+    unsynced_since_ms: AtomicU64,
+    /// Records appended since the last checkpoint began.
+    since_checkpoint: AtomicU64,
+}
+
+/// What waits for what.
+#[derive(Debug, Default)]
+struct Events {
+    /// There may be room again.
+    room: Event,
+    /// `durable` grew, or never will.
+    durable: Event,
+    flush: Event,
+    sync: Event,
+    prepare: Event,
+    checkpoint: Event,
+}
+
+impl Engine {
+    fn hash(&self, key: &[u8]) -> KeyHash {
+        KeyHash::of(self.hash_seed, key)
+    }
+
+    fn stripe(&self, hash: KeyHash) -> &Mutex<()> {
+        &self.stripes[hash.0 as usize & (STRIPES - 1)]
+    }
+
+    /// Refuses mutations once the engine failed or closes.
+    fn check_open(&self) -> Result<()> {
+        if let Some(reason) = self.failure.get() {
+            return Err(Error::Failed { reason: reason.clone() });
+        }
+        if self.closing.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        Ok(())
+    }
+
+    /// Records the first failure and wakes everybody who waits for what will not happen any more.
+    fn fail(&self, what: &'static str, error: &std::io::Error) -> Error {
+        let reason = format!("{what} failed: {error}");
+        tracing::error!(dir = %self.dir.display(), "{reason}");
+        let first = self.failure.get_or_init(|| reason).clone();
+        self.events.room.signal();
+        self.events.durable.signal();
+        Error::Failed { reason: first }
+    }
+
+    fn during(&self, activity: Activity) -> impl Drop + use<> {
+        Observer::begin(self.observer.as_ref(), activity)
+    }
+
+    pub(crate) fn recovery(&self) -> &RecoveryReport {
+        &self.report
+    }
+
+    fn durable(&self) -> Lsn {
+        Lsn(self.marks.durable.load(Ordering::Acquire))
+    }
+
+    /// Age of the oldest unsynced mutation.
+    fn unsynced_age(&self) -> Duration {
+        match self.marks.unsynced_since_ms.load(Ordering::Acquire) {
+            0 => Duration::ZERO,
+            since => self.time.monotonic().saturating_sub(Duration::from_millis(since - 1)),
+        }
+    }
+}

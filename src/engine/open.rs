@@ -1,0 +1,269 @@
+//! Opening: take the directory, create or recover, start.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::append::Log;
+use super::driver::Mode;
+use super::recover::{self, Recovered, RecoveryReport, Start};
+use super::{Engine, Marks, STRIPES};
+use crate::clock::{Clock, StoreTime};
+use crate::codec::round_up;
+use crate::config::{Activity, Observer, Options, Settings, Stored};
+use crate::error::{Error, Result};
+use crate::id::{Lsn, Position, StoreId};
+use crate::index::Index;
+use crate::index::geometry::Geometry;
+use crate::io::posix::{self, LOCK_FILE};
+use crate::io::ring::Ring;
+use crate::io::{Disk, DiskLock, LockError, Mapping};
+use crate::manifest::{self, LoadError, Manifest, Segment};
+use crate::segment::table::{self, Table};
+use crate::sync::Event;
+use crate::wal::writer::{self, Wal};
+
+const SEGMENT_RING: &str = "ring.segments";
+const WAL_RING: &str = "ring.wal";
+/// How long a live holder may take to go away before it is named.
+const GRACE: Duration = Duration::from_millis(200);
+/// LSNs that are skipped after a stop that was not clean: more than can have been assigned and then lost, so that none is used twice.
+const LSN_GAP: u64 = 1 << 24;
+
+/// Opens the store in the options' directory.
+pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dyn Clock>, driver: Mode) -> Result<Arc<Engine>> {
+    let disk = match disk {
+        Some(disk) => disk,
+        None => Arc::new(posix::PosixDisk::new(prepare_directory(options)?)),
+    };
+    let started = clock.monotonic();
+    let settings = options.validate(None)?;
+    let dir = &options.dir;
+    check_contents(disk.as_ref(), options)?;
+    let guard = take(disk.as_ref(), options, clock.as_ref())?;
+    let _during = Observer::begin(options.activity.as_ref(), Activity::Recovery);
+    let loaded = match manifest::load(disk.as_ref()) {
+        Ok(loaded) => Some(loaded),
+        Err(LoadError::Missing) if options.create => None,
+        Err(LoadError::Missing) => return Err(Error::NotFound { path: dir.clone() }),
+        Err(LoadError::Newer { found }) => {
+            let path = dir.join(manifest::FILES[0]);
+            return Err(Error::NewerVersion { path, found, supported: manifest::format::VERSION });
+        }
+        Err(LoadError::Corrupt) => {
+            let what = "neither copy of the manifest is whole".to_owned();
+            return Err(Error::Corrupt { path: dir.join(manifest::FILES[0]), what });
+        }
+        Err(LoadError::Io(e)) => return Err(Error::io("read the manifest in", dir)(e)),
+    };
+    let io_error = Error::io("recover the store in", dir);
+    let recovered = match loaded {
+        None => create(&settings, disk.as_ref(), clock.as_ref()).map(|r| (settings, r)),
+        Some((manifest, damaged)) => {
+            let flash = manifest.flash;
+            let settings = options.validate(Some(Stored { flash, segment_size: manifest.segment_size }))?;
+            recover::recover(disk.as_ref(), &settings, manifest, damaged, &rings()).map(|r| (settings, r))
+        }
+    };
+    let (settings, mut recovered) = recovered.map_err(io_error)?;
+    recovered.report.took = clock.monotonic().saturating_sub(started);
+    let built = build(settings, options, Arc::clone(&disk), clock, driver, recovered, guard);
+    let engine = Arc::new(built.map_err(Error::io("start the store in", dir))?);
+    tracing::info!(dir = %dir.display(), report = ?engine.report, "open");
+    Ok(engine)
+}
+
+/// Names of the ring files: segment stream, WAL.
+fn rings() -> [&'static str; 2] {
+    [SEGMENT_RING, WAL_RING]
+}
+
+fn prepare_directory(options: &Options) -> Result<&Path> {
+    let dir = options.dir.as_path();
+    match fs::metadata(dir) {
+        Ok(found) if !found.is_dir() => {
+            return Err(Error::io("open the directory", dir)(std::io::ErrorKind::NotADirectory.into()));
+        }
+        Ok(_) => return Ok(dir),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && options.create => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(Error::NotFound { path: dir.to_owned() }),
+        Err(e) => return Err(Error::io("open the directory", dir)(e)),
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("create the directory", dir))?;
+    Ok(dir)
+}
+
+/// Refuses a directory that is somebody else's, before anything is made in it.
+fn check_contents(disk: &dyn Disk, options: &Options) -> Result<()> {
+    let files = disk.list().map_err(Error::io("list the directory", &options.dir))?;
+    if files.iter().any(|(name, _)| manifest::FILES.contains(&name.as_str())) {
+        return Ok(());
+    }
+    let prefixes = [table::FILE_PREFIX, writer::FILE_PREFIX, super::checkpoint::FILE_PREFIX];
+    let ours = |name: &str| name == LOCK_FILE || rings().contains(&name) || prefixes.iter().any(|p| name.starts_with(p));
+    if let Some((found, _)) = files.iter().find(|(name, _)| !ours(name)) {
+        return Err(Error::NotAStore { path: options.dir.clone(), found: found.clone() });
+    }
+    if !options.create {
+        return Err(Error::NotFound { path: options.dir.clone() });
+    }
+    Ok(())
+}
+
+/// Takes the directory. A holder that has died is waited for, since its last writes may still be landing.
+fn take(disk: &dyn Disk, options: &Options, clock: &dyn Clock) -> Result<Box<dyn DiskLock>> {
+    let never = Event::default();
+    let started = clock.monotonic();
+    loop {
+        match disk.lock() {
+            Ok(guard) => return Ok(guard),
+            Err(LockError::Io(e)) => return Err(Error::io("lock", &options.dir)(e)),
+            Err(LockError::Held { pid }) => {
+                let patience = match posix::is_alive(pid) {
+                    true if pid == std::process::id() => Duration::ZERO,
+                    true => GRACE.min(options.lock_timeout),
+                    false => options.lock_timeout,
+                };
+                if clock.monotonic().saturating_sub(started) >= patience {
+                    return Err(Error::Locked { path: options.dir.clone(), pid });
+                }
+                never.wait(never.count(), Some(Duration::from_millis(2)));
+            }
+        }
+    }
+}
+
+/// A store without entries.
+fn create(settings: &Settings, disk: &dyn Disk, clock: &dyn Clock) -> std::io::Result<Recovered> {
+    let manifest = Manifest {
+        store: StoreId(clock.entropy()),
+        sequence: 0,
+        hash_seed: clock.entropy(),
+        boot_id: disk.boot_id(),
+        clean: false,
+        next_lsn: Lsn(1),
+        durable: Lsn::ZERO,
+        reclaimed: Lsn::ZERO,
+        time_ms: clock.wall_ms(),
+        next_base: Position(settings.segment_size),
+        floor: Position(0),
+        wal_start: 0,
+        wal_payload: settings.wal_payload,
+        wal_ring: settings.wal_ring,
+        segment_ring: settings.segment_ring,
+        segment_size: settings.segment_size,
+        flash: settings.flash,
+        checkpoint: None,
+        segments: vec![Segment { size: settings.segment_size, ..Segment::default() }; settings.segments as usize],
+    };
+    let index = Index::new(Geometry::new(settings.segments, settings.segment_size));
+    let report = RecoveryReport { kind: Start::Created, ..RecoveryReport::default() };
+    Ok(Recovered { manifest, index, report, wal_limit: 0 })
+}
+
+fn map(disk: &dyn Disk, name: &str, len: u64) -> std::io::Result<Arc<dyn Mapping>> {
+    let (mapping, fresh) = disk.map(name, len)?;
+    if fresh {
+        disk.sync_dir()?;
+    }
+    Ok(mapping)
+}
+
+/// Writes the manifest of the life that begins, and puts the engine together. Until that manifest is durable, nothing that recovery read has changed.
+fn build(
+    settings: Settings,
+    options: &Options,
+    disk: Arc<dyn Disk>,
+    clock: Arc<dyn Clock>,
+    driver: Mode,
+    recovered: Recovered,
+    guard: Box<dyn DiskLock>,
+) -> std::io::Result<Engine> {
+    let Recovered { mut manifest, index, report, wal_limit } = recovered;
+    let time = StoreTime::new(clock, manifest.time_ms);
+    let wal_start = round_up(wal_limit.max(manifest.wal_start), manifest.wal_payload.max(settings.wal_payload));
+    let ring_start = round_up(manifest.next_base.0, settings.segment_size);
+    if !matches!(report.kind, Start::Created | Start::Clean) {
+        manifest.next_lsn = Lsn(manifest.next_lsn.0 + LSN_GAP);
+    }
+    manifest.boot_id = disk.boot_id();
+    manifest.clean = false;
+    manifest.durable = Lsn(manifest.next_lsn.0 - 1);
+    manifest.time_ms = time.now_ms();
+    manifest.next_base = Position(ring_start);
+    manifest.wal_start = wal_start;
+    manifest.wal_payload = settings.wal_payload;
+    manifest.wal_ring = settings.wal_ring;
+    manifest.segment_ring = settings.segment_ring;
+    manifest.segment_size = settings.segment_size;
+    manifest.flash = settings.flash;
+    manifest::store(&disk, &mut manifest)?;
+    let segment_ring = Ring::new(map(disk.as_ref(), SEGMENT_RING, settings.segment_ring)?, ring_start);
+    let wal_ring = Ring::new(map(disk.as_ref(), WAL_RING, settings.wal_ring)?, wal_start);
+    let wal = Wal::new(Arc::clone(&disk), manifest.store, wal_ring, settings.wal_payload)?;
+    let marks = Marks::default();
+    let last = manifest.next_lsn.0 - 1;
+    for mark in [&marks.appended, &marks.written, &marks.durable] {
+        mark.store(last, std::sync::atomic::Ordering::Relaxed);
+    }
+    marks.reclaimed.store(manifest.reclaimed.0, std::sync::atomic::Ordering::Relaxed);
+    marks.since_checkpoint.store(report.footer_entries + report.wal_frames, std::sync::atomic::Ordering::Relaxed);
+    let log = Log {
+        next_lsn: manifest.next_lsn,
+        open: None,
+        ready: Default::default(),
+        full: Default::default(),
+        wal_head: wal_start,
+        last_by_reference: Lsn::ZERO,
+    };
+    Ok(Engine {
+        store: manifest.store,
+        hash_seed: manifest.hash_seed,
+        dir: options.dir.clone(),
+        table: Table::new(Arc::clone(&disk), &manifest.segments),
+        disk,
+        time,
+        index,
+        segment_ring,
+        wal,
+        log: Mutex::new(log),
+        stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
+        flushing: Mutex::default(),
+        manifest: Mutex::new(manifest),
+        checkpointing: Mutex::default(),
+        marks,
+        events: Default::default(),
+        counters: Default::default(),
+        observer: options.activity.clone(),
+        failure: Default::default(),
+        closing: false.into(),
+        sync_now: false.into(),
+        driver,
+        report,
+        settings,
+        _lock: guard,
+    })
+}
+
+impl Engine {
+    /// Ends in order: everything durable and sealed, a checkpoint, a manifest that says so. The threads have been joined, or there are none.
+    pub(crate) fn finish(&self) -> Result<()> {
+        if let Some(reason) = self.failure.get() {
+            return Err(Error::Failed { reason: reason.clone() });
+        }
+        self.retire_open();
+        self.step_flush()?;
+        self.step_sync()?;
+        self.step_checkpoint(true)?;
+        let mut manifest = crate::sync::lock(&self.manifest);
+        manifest.clean = true;
+        self.write_manifest(&mut manifest).map_err(|e| self.fail("writing the manifest", &e))
+    }
+
+    /// Tells everybody that the cache closes. Mutations are refused from here on.
+    pub(crate) fn begin_close(&self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,227 @@
+//! Get: the index says where, the rings or one device read say what, the checksum and the key say whether.
+
+use std::ops::{Deref, Range};
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::Engine;
+use crate::error::{Error, Result};
+use crate::id::{KeyHash, Lsn, Position};
+use crate::index::geometry::Entry;
+use crate::io::SECTOR;
+use crate::io::aligned::AlignedBuf;
+use crate::segment::format::{self, Kind, Life, Record};
+use crate::segment::table::State;
+
+/// A value that fills at least this much of its read buffer keeps the buffer; a smaller one is copied, so that a kept handle pins nothing else.
+const SHARE_LEN_MIN: usize = 16 << 10;
+
+/// Where a value came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tier {
+    /// The memory tier.
+    Memory,
+    /// The write buffer: it was put recently.
+    Buffer,
+    /// Flash.
+    Flash,
+}
+
+/// A value, its version and where it came from. Cheap to clone and to slice.
+#[derive(Clone, Debug)]
+pub struct Value {
+    bytes: Bytes,
+    version: Lsn,
+    tier: Tier,
+}
+
+impl Value {
+    /// The value's bytes.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The value's bytes, which may outlive the cache.
+    pub fn into_bytes(self) -> Bytes {
+        self.bytes
+    }
+
+    /// The LSN of the put.
+    pub fn version(&self) -> Lsn {
+        self.version
+    }
+
+    /// Where it was found.
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+}
+
+impl Deref for Value {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl AsRef<[u8]> for Value {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Bytes that hold a verified record.
+pub(super) struct Found {
+    buf: AlignedBuf,
+    /// Where the record starts in `buf`.
+    start: usize,
+    pub(super) record: Record,
+    tier: Tier,
+}
+
+impl Found {
+    /// The record's bytes.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.buf[self.start..self.start + self.record.len]
+    }
+}
+
+impl Engine {
+    /// The value of `key`, if it has one. `promote` says that it counts as a use.
+    pub(crate) fn get(&self, key: &[u8], promote: bool) -> Result<Option<Value>> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        let hash = self.hash(key);
+        let found = self.find(hash)?.and_then(|(entry, found)| self.accept(key, hash, &entry, found).transpose());
+        let value = found.transpose()?;
+        if promote {
+            let counter = match value.as_ref().map(Value::tier) {
+                Some(Tier::Memory) => &self.counters.hits_memory,
+                Some(Tier::Buffer) => &self.counters.hits_buffer,
+                Some(Tier::Flash) => &self.counters.hits_flash,
+                None => &self.counters.misses,
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(value)
+    }
+
+    /// Whether the index knows a key with this fingerprint.
+    pub(crate) fn may_contain(&self, key: &[u8]) -> bool {
+        self.index.get(self.hash(key)).is_some()
+    }
+
+    /// The record that the index names for `hash`, verified.
+    pub(super) fn find(&self, hash: KeyHash) -> Result<Option<(Entry, Found)>> {
+        while let Some(entry) = self.index.get(hash) {
+            let life = self.table.life(entry.location.segment);
+            if let Some(life) = life
+                && let Some(found) = self.read(&entry, &life)?
+            {
+                return Ok(Some((entry, found)));
+            }
+            let same_entry = self.index.get(hash).is_some_and(|now| now.location == entry.location);
+            if same_entry && self.table.life(entry.location.segment) == life {
+                // Nobody overtook this reader: the bytes are bad.
+                self.note_damage(hash, &entry, life.as_ref());
+                return Ok(None);
+            }
+        }
+        Ok(None)
+    }
+
+    fn note_damage(&self, hash: KeyHash, entry: &Entry, life: Option<&Life>) {
+        if self.index.remove_if_at(hash, entry.location) {
+            self.counters.damaged.fetch_add(1, Ordering::Relaxed);
+            let segment = entry.location.segment;
+            tracing::warn!(dir = %self.dir.display(), %segment, offset = entry.location.offset, known = life.is_some(), "a record does not verify; its key misses");
+        }
+    }
+
+    /// Reads and verifies the record at `entry` in this life of its segment. `None` if what lies there is not that record.
+    fn read(&self, entry: &Entry, life: &Life) -> Result<Option<Found>> {
+        let offset = entry.location.offset;
+        let at = life.base.plus(offset.into());
+        if let Some(found) = self.read_ring(entry, life, at) {
+            return Ok(Some(found));
+        }
+        let size = self.table.row(entry.location.segment).size;
+        let range = format::sectors(offset, 1).start..(format::sectors(offset, 1).start + entry.sectors * SECTOR as u64).min(size);
+        if range.is_empty() {
+            return Ok(None);
+        }
+        let mut buf = AlignedBuf::zeroed((range.end - range.start) as usize);
+        let read = self.table.file(entry.location.segment).and_then(|file| file.read_at(range.start, &mut buf));
+        if let Err(error) = read {
+            self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(dir = %self.dir.display(), segment = %entry.location.segment, %error, "a segment cannot be read");
+            return Ok(None);
+        }
+        let start = (u64::from(offset) - range.start) as usize;
+        let record = format::decode_record(self.store, at, life.base_lsn, &buf[start..]);
+        Ok(record.map(|record| Found { buf, start, record, tier: Tier::Flash }))
+    }
+
+    /// The record, if it is still in the write buffer.
+    fn read_ring(&self, entry: &Entry, life: &Life, at: Position) -> Option<Found> {
+        let mut len = entry.sectors as usize * SECTOR - entry.location.offset as usize % SECTOR;
+        len = len.min(self.segment_ring.size() as usize);
+        if !self.segment_ring.may_hold(at.0) {
+            return None;
+        }
+        let mut buf = AlignedBuf::zeroed(len);
+        if !self.segment_ring.load(at.0, &mut buf) {
+            return None;
+        }
+        let record = format::decode_record(self.store, at, life.base_lsn, &buf)?;
+        Some(Found { buf, start: 0, record, tier: Tier::Buffer })
+    }
+
+    /// Turns a record into the value of `key`: not if it is another key's, or has expired.
+    fn accept(&self, key: &[u8], hash: KeyHash, entry: &Entry, found: Found) -> Result<Option<Value>> {
+        let Kind::Put { key: stored, value, raw_len, expires_ms } = &found.record.kind else { return Ok(None) };
+        if &found.bytes()[stored.clone()] != key {
+            self.counters.collisions.fetch_add(1, Ordering::Relaxed);
+            return Ok(None);
+        }
+        if expires_ms.is_some_and(|at| at <= self.time.now_ms()) {
+            if self.index.remove_if_at(hash, entry.location) {
+                self.counters.expired.fetch_add(1, Ordering::Relaxed);
+            }
+            return Ok(None);
+        }
+        if found.tier == Tier::Flash {
+            self.index.warm(hash, entry.location);
+        }
+        let (version, tier) = (found.record.lsn, found.tier);
+        let bytes = match raw_len {
+            None => share(found.start, value.clone(), found.buf),
+            Some(raw_len) => match zstd::bulk::decompress(&found.bytes()[value.clone()], *raw_len) {
+                Ok(plain) if plain.len() == *raw_len => Bytes::from(plain),
+                Ok(_) | Err(_) => {
+                    // The checksum held, so this was written wrong: treat it as damage all the same.
+                    self.note_damage(hash, entry, None);
+                    return Ok(None);
+                }
+            },
+        };
+        Ok(Some(Value { bytes, version, tier }))
+    }
+
+    /// The size of the segments that exist, for statistics.
+    pub(super) fn segments(&self, state: State) -> u64 {
+        self.table.count(state) as u64
+    }
+}
+
+/// The value at `value` after `start` in `buf`: the buffer itself if it is mostly that, else a copy of exactly that.
+fn share(start: usize, value: Range<usize>, buf: AlignedBuf) -> Bytes {
+    let range = start + value.start..start + value.end;
+    if range.len() >= SHARE_LEN_MIN && range.len() * 4 >= buf.len() * 3 {
+        Bytes::from_owner(buf).slice(range)
+    } else {
+        Bytes::copy_from_slice(&buf[range])
+    }
+}

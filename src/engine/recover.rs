@@ -1,0 +1,465 @@
+//! Bringing a store back: checkpoint, footers, WAL, and what only the rings hold.
+//!
+//! Nothing that is read here is changed, but for segment files that were not sealed: they get the records that the dead process had not written out, and their
+//! footers. Both would be written again, with the same bytes, if recovery is killed: the next manifest alone ends it.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::checkpoint;
+use super::flush::write_footer;
+use crate::codec::{round_down, round_up};
+use crate::config::{OnHostCrash, Settings};
+use crate::id::{Location, Lsn, Position, SegmentId, StoreId};
+use crate::index::geometry::{Entry, Geometry};
+use crate::index::{self, Index};
+use crate::io::aligned::AlignedBuf;
+use crate::io::{BLOCK, Disk, File, Mapping, SECTOR};
+use crate::manifest::{Checkpoint, Manifest, Segment, SegmentState};
+use crate::segment::format::{self, Life};
+use crate::segment::table::{self, Row, State};
+use crate::segment::writer::Full;
+use crate::segment::{footer, reader};
+use crate::wal::format::Mutation;
+use crate::wal::replay::{Replay, Summary};
+
+/// What kind of stop preceded an open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Start {
+    /// None: the store is new.
+    #[default]
+    Created,
+    /// An orderly close.
+    Clean,
+    /// The process ended without closing; the host went on.
+    Process,
+    /// The host went down.
+    Host,
+}
+
+/// What recovery found and did.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct RecoveryReport {
+    /// What preceded.
+    pub kind: Start,
+    /// Entries loaded from the checkpoint.
+    pub checkpoint_entries: u64,
+    /// Entries applied from footers of segments that the checkpoint does not cover.
+    pub footer_entries: u64,
+    /// WAL frames read.
+    pub wal_frames: u64,
+    /// Entries in the index afterwards.
+    pub entries: u64,
+    /// Bytes of WAL above the durable watermark that were not whole and were cut.
+    pub torn_bytes: u64,
+    /// What was found damaged, one line each.
+    pub damaged: Vec<String>,
+    /// Mutations after the first and up to the second LSN may be missing, because the host went down before they were synced. Larger LSNs than the second were never acknowledged as durable either.
+    pub maybe_lost: Option<(Lsn, Lsn)>,
+    /// The store was alive at least until this store time, in ms since 1970.
+    pub alive_until_ms: u64,
+    /// From the call of open until the cache could serve.
+    pub took: Duration,
+}
+
+/// A store that is ready for its next manifest.
+#[derive(Debug)]
+pub(super) struct Recovered {
+    pub(super) manifest: Manifest,
+    pub(super) index: Index,
+    pub(super) report: RecoveryReport,
+    /// No WAL position at or above it was ever used.
+    pub(super) wal_limit: u64,
+}
+
+/// A segment that only the WAL describes.
+#[derive(Debug)]
+struct Unsealed {
+    row: Row,
+    entries: Vec<footer::Entry>,
+}
+
+struct Recovery<'a> {
+    disk: &'a dyn Disk,
+    store: StoreId,
+    rows: Vec<Row>,
+    index: Index,
+    report: RecoveryReport,
+    floor: Position,
+    files: HashMap<SegmentId, Arc<dyn File>>,
+}
+
+/// Brings back the store that `manifest` describes. `rings` are the names of the segment ring and the WAL ring.
+pub(super) fn recover(
+    disk: &dyn Disk,
+    settings: &Settings,
+    mut manifest: Manifest,
+    manifest_damaged: bool,
+    rings: &[&str; 2],
+) -> io::Result<Recovered> {
+    let kind = match manifest.clean {
+        true => Start::Clean,
+        false if manifest.boot_id == disk.boot_id() => Start::Process,
+        false => Start::Host,
+    };
+    let mut report = RecoveryReport { kind, alive_until_ms: manifest.time_ms, ..RecoveryReport::default() };
+    if manifest_damaged {
+        report.damaged.push("one copy of the manifest is missing or damaged".to_owned());
+    }
+    if kind == Start::Host && settings.on_host_crash == OnHostCrash::Cold {
+        forget_all(&mut manifest);
+    }
+    let fresh = Segment { size: settings.segment_size, ..Segment::default() };
+    let count = manifest.segments.len().max(settings.segments as usize);
+    manifest.segments.resize(count, fresh);
+    let size_max = manifest.segments.iter().map(|s| s.size).max().unwrap_or(0).max(settings.segment_size);
+    let mut recovery = Recovery {
+        disk,
+        store: manifest.store,
+        rows: rows_of(&manifest.segments),
+        index: Index::new(Geometry::new(count as u32, size_max)),
+        report,
+        floor: manifest.floor,
+        files: HashMap::new(),
+    };
+    let start = recovery.load_checkpoint(manifest.checkpoint)?;
+    recovery.apply_footers(start, manifest.hash_seed)?;
+    let mut wal_limit = manifest.wal_start;
+    if kind != Start::Clean {
+        let (wal_ring, _) = disk.map(rings[1], manifest.wal_ring)?;
+        let (segment_ring, _) = disk.map(rings[0], manifest.segment_ring)?;
+        let mut replay = Replay::open(disk, manifest.store, wal_ring, manifest.wal_payload)?;
+        wal_limit = replay.limit(manifest.wal_start);
+        let summary = recovery.replay(&mut replay, &manifest, kind, segment_ring.as_ref())?;
+        manifest.next_lsn = manifest.next_lsn.max(summary.last.next());
+        manifest.time_ms = manifest.time_ms.max(summary.time_ms);
+        wal_limit = wal_limit.max(replay.limit(summary.end));
+    }
+    Ok(recovery.finish(manifest, wal_limit))
+}
+
+fn forget_all(manifest: &mut Manifest) {
+    manifest.checkpoint = None;
+    for segment in &mut manifest.segments {
+        segment.state = SegmentState::Free;
+    }
+}
+
+fn rows_of(segments: &[Segment]) -> Vec<Row> {
+    let row = |(i, s): (usize, &Segment)| Row {
+        state: match s.state {
+            SegmentState::Free => State::Free,
+            SegmentState::Open => State::Full,
+            SegmentState::Sealed => State::Sealed,
+            SegmentState::Quarantined => State::Quarantined,
+        },
+        size: s.size,
+        life: Life { id: SegmentId(i as u32), base: s.base, base_lsn: s.base_lsn },
+        last_lsn: s.last_lsn,
+        wal_start: 0,
+    };
+    segments.iter().enumerate().map(row).collect()
+}
+
+impl Recovery<'_> {
+    fn file(&mut self, id: SegmentId) -> io::Result<Arc<dyn File>> {
+        if let Some(file) = self.files.get(&id) {
+            return Ok(Arc::clone(file));
+        }
+        let file = self.disk.open(&table::file_name(id))?;
+        if file.len() < self.rows[id.index()].size {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("segment {id} is shorter than it was")));
+        }
+        self.files.insert(id, Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// Loads the checkpoint, if it is there and whole. The position from which it must be added to.
+    fn load_checkpoint(&mut self, named: Option<Checkpoint>) -> io::Result<Position> {
+        let Some(Checkpoint { sequence, start }) = named else { return Ok(Position(0)) };
+        let file = match self.disk.open(&checkpoint::file_name(sequence)) {
+            Ok(file) => Some(file),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(e),
+        };
+        let rows = self.rows.clone();
+        let floor = self.floor;
+        let keep = move |bases: &[u64]| -> Box<dyn Fn(Location) -> bool> {
+            let same: Vec<Option<Position>> = rows
+                .iter()
+                .zip(bases.iter().copied().chain(std::iter::repeat(0)))
+                .map(|(row, base)| (base != 0 && row.life.base.0 == base && row.state != State::Free).then_some(row.life.base))
+                .collect();
+            Box::new(move |at: Location| match same.get(at.segment.index()) {
+                Some(Some(base)) => base.plus(at.offset.into()) >= floor,
+                _ => false,
+            })
+        };
+        let loaded = match &file {
+            Some(file) => index::checkpoint::load(self.store, sequence, file.as_ref(), &self.index, keep)?,
+            None => None,
+        };
+        match loaded {
+            Some(entries) => {
+                self.report.checkpoint_entries = entries;
+                Ok(start)
+            }
+            None => {
+                // Another geometry is as good a reason as damage: footers say everything.
+                self.index = Index::new(self.index.geometry());
+                self.report.damaged.push(format!("checkpoint {sequence} does not load; rebuilt from segments"));
+                Ok(Position(0))
+            }
+        }
+    }
+
+    /// Applies the footers of sealed segments that end after `start`, oldest first.
+    fn apply_footers(&mut self, start: Position, hash_seed: u64) -> io::Result<()> {
+        let after = |r: &&Row| r.state == State::Sealed && r.life.base.plus(r.size) > start;
+        let mut rows: Vec<Row> = self.rows.iter().filter(after).copied().collect();
+        rows.sort_by_key(|r| r.life.base);
+        for row in rows {
+            let id = row.life.id;
+            let read = self.file(id).and_then(|file| reader::entries(self.store, &row, hash_seed, file.as_ref()));
+            let (entries, lost) = match read {
+                Ok(found) => found,
+                Err(error) => {
+                    self.report.damaged.push(format!("segment {id} cannot be read: {error}"));
+                    self.rows[id.index()].state = State::Free;
+                    (Vec::new(), 1)
+                }
+            };
+            if lost > 0 {
+                // What the lost stretch superseded or deleted is unknown, so nothing older is served.
+                self.report.damaged.push(format!("segment {id}: {lost} stretches lost; everything older is dropped"));
+                self.raise_floor(row.life.base);
+            }
+            for entry in &entries {
+                self.apply(&row, entry);
+            }
+            self.report.footer_entries += entries.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn apply(&self, row: &Row, entry: &footer::Entry) {
+        if entry.tombstone {
+            self.index.remove(entry.hash);
+        } else if row.life.base.plus(entry.offset.into()) >= self.floor {
+            let location = Location { segment: row.life.id, offset: entry.offset };
+            self.index.insert(entry.hash, &Entry::new(location, entry.len as usize));
+        }
+    }
+
+    /// Forgets every entry below `floor`, for good.
+    fn raise_floor(&mut self, floor: Position) {
+        if floor <= self.floor {
+            return;
+        }
+        self.floor = floor;
+        let rows = &self.rows;
+        self.index.retain(|entry| rows[entry.location.segment.index()].life.base.plus(entry.location.offset.into()) >= floor);
+    }
+
+    /// Applies the WAL, brings what only the rings hold into the segment files, and seals them.
+    fn replay(&mut self, replay: &mut Replay, manifest: &Manifest, kind: Start, ring: &dyn Mapping) -> io::Result<Summary> {
+        let mut unsealed = self.unsealed();
+        let mut inline = Vec::new();
+        let summary = replay.run(manifest.wal_start, kind == Start::Process, |mutation, bytes| {
+            let Some(i) = unsealed.iter().position(|u| contains(&u.row, mutation.record)) else { return Ok(()) };
+            let entry = entry_of(&unsealed[i].row, mutation);
+            self.apply(&unsealed[i].row, &entry);
+            unsealed[i].entries.push(entry);
+            if !bytes.is_empty() {
+                inline.push((i, entry, bytes.to_vec()));
+            }
+            Ok(())
+        })?;
+        self.report.wal_frames = summary.frames;
+        self.report.torn_bytes = summary.torn_bytes;
+        self.report.alive_until_ms = self.report.alive_until_ms.max(summary.time_ms);
+        let durable = summary.durable.max(manifest.durable);
+        if kind == Start::Host {
+            self.report.maybe_lost = Some((durable, Lsn(summary.last.0.max(durable.0))));
+        }
+        for hole in &summary.holes {
+            let (from, to) = (hole.from, hole.to);
+            self.report.damaged.push(format!("WAL bytes {from} to {to} are lost; everything older is dropped"));
+            self.raise_floor(hole.floor);
+        }
+        self.restore(&mut unsealed, &inline, ring, (kind == Start::Host).then_some(durable))?;
+        for segment in unsealed {
+            self.seal(segment)?;
+        }
+        Ok(summary)
+    }
+
+    fn unsealed(&self) -> Vec<Unsealed> {
+        let mut rows: Vec<Row> = self.rows.iter().filter(|r| r.state == State::Full).copied().collect();
+        rows.sort_by_key(|r| r.life.base);
+        rows.into_iter().map(|row| Unsealed { row, entries: Vec::new() }).collect()
+    }
+
+    /// Writes into segment files what the WAL or the ring hold of their records. `verify_after`: records of later versions may be in neither, nor in the file.
+    fn restore(
+        &mut self,
+        unsealed: &mut [Unsealed],
+        inline: &[(usize, footer::Entry, Vec<u8>)],
+        ring: &dyn Mapping,
+        verify_after: Option<Lsn>,
+    ) -> io::Result<()> {
+        let mut held: HashMap<(usize, u32), &[u8]> = inline.iter().map(|(i, e, bytes)| ((*i, e.offset), &bytes[..])).collect();
+        let end_of = |u: &Unsealed| u.entries.last().map(|e| u.row.life.base.0 + u64::from(e.offset + e.len));
+        let head = unsealed.iter().filter_map(end_of).max().unwrap_or(0);
+        let low = head.saturating_sub(ring.words().len() as u64 * 8);
+        for (i, segment) in unsealed.iter_mut().enumerate() {
+            if segment.entries.is_empty() {
+                continue;
+            }
+            let (row, store) = (segment.row, self.store);
+            let file = self.file(row.life.id)?;
+            let mut patch = Patch::new(file.as_ref());
+            let mut from_ring = Vec::new();
+            let mut lost = Vec::new();
+            for (n, entry) in segment.entries.iter().enumerate() {
+                let at = row.life.base.plus(entry.offset.into());
+                let verifies = |bytes: &[u8]| format::decode_record(store, at, row.life.base_lsn, bytes).is_some();
+                from_ring.resize(entry.len as usize, 0);
+                if let Some(bytes) = held.remove(&(i, entry.offset)).filter(|bytes| verifies(bytes)) {
+                    patch.write(entry.offset, bytes)?;
+                    continue;
+                }
+                if at.0 >= low {
+                    crate::io::ring::copy(ring.words(), at.0, &mut from_ring);
+                    if verifies(&from_ring) {
+                        patch.write(entry.offset, &from_ring)?;
+                        continue;
+                    }
+                }
+                let certain = verify_after.is_none_or(|durable| entry.lsn <= durable);
+                if !certain && !verifies_in_file(store, &row, entry, file.as_ref())? {
+                    lost.push(n);
+                }
+            }
+            patch.flush()?;
+            for n in lost {
+                // Its frame is there, its bytes are not: the key misses, and no older version of it is served.
+                let entry = &mut segment.entries[n];
+                let location = Location { segment: row.life.id, offset: entry.offset };
+                self.index.remove_if_at(entry.hash, location);
+                entry.tombstone = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the footer of a segment, or frees it if nothing is in it.
+    fn seal(&mut self, segment: Unsealed) -> io::Result<()> {
+        let id = segment.row.life.id;
+        let Some(last) = segment.entries.last() else {
+            self.rows[id.index()].state = State::Free;
+            return Ok(());
+        };
+        let mut builder = footer::Builder::default();
+        segment.entries.iter().for_each(|entry| builder.push(entry));
+        let last_lsn = segment.entries.iter().map(|e| e.lsn).max().unwrap_or(Lsn::ZERO);
+        let data_end = last.offset + last.len;
+        let full = Full { life: segment.row.life, size: segment.row.size, data_end, footer: builder, last_lsn };
+        let file = self.file(id)?;
+        write_footer(self.store, full, file.as_ref())?;
+        file.sync()?;
+        let row = &mut self.rows[id.index()];
+        row.state = State::Sealed;
+        row.last_lsn = last_lsn;
+        Ok(())
+    }
+
+    fn finish(mut self, mut manifest: Manifest, wal_limit: u64) -> Recovered {
+        for (segment, row) in manifest.segments.iter_mut().zip(&self.rows) {
+            let below_floor = row.life.base.plus(row.size) <= self.floor;
+            segment.last_lsn = row.last_lsn;
+            segment.state = match row.state {
+                State::Quarantined => SegmentState::Quarantined,
+                State::Sealed if !below_floor => SegmentState::Sealed,
+                _ => SegmentState::Free,
+            };
+        }
+        manifest.floor = self.floor;
+        self.report.entries = self.index.entries();
+        Recovered { manifest, index: self.index, report: self.report, wal_limit }
+    }
+}
+
+fn contains(row: &Row, at: Position) -> bool {
+    (row.life.base..row.life.base.plus(row.size)).contains(&at)
+}
+
+fn entry_of(row: &Row, m: &Mutation) -> footer::Entry {
+    let offset = (m.record.0 - row.life.base.0) as u32;
+    footer::Entry { hash: m.hash, offset, len: m.record_len, lsn: m.lsn, tombstone: m.tombstone }
+}
+
+fn verifies_in_file(store: StoreId, row: &Row, entry: &footer::Entry, file: &dyn File) -> io::Result<bool> {
+    let range = format::sectors(entry.offset, entry.len as usize);
+    let mut bytes = AlignedBuf::zeroed((range.end - range.start) as usize);
+    file.read_at(range.start, &mut bytes)?;
+    let here = &bytes[(u64::from(entry.offset) - range.start) as usize..];
+    let at = row.life.base.plus(entry.offset.into());
+    Ok(format::decode_record(store, at, row.life.base_lsn, here).is_some())
+}
+
+/// Puts bytes into a file at any offset, in whole blocks: what surrounds them is read first and kept.
+struct Patch<'a> {
+    file: &'a dyn File,
+    buf: AlignedBuf,
+    /// Offset in the file of the buffer's first byte, a multiple of a block.
+    start: u64,
+    len: usize,
+}
+
+impl<'a> Patch<'a> {
+    fn new(file: &'a dyn File) -> Self {
+        Self { file, buf: AlignedBuf::zeroed(1 << 20), start: 0, len: 0 }
+    }
+
+    fn write(&mut self, offset: u32, mut bytes: &[u8]) -> io::Result<()> {
+        let mut offset = u64::from(offset);
+        while !bytes.is_empty() {
+            if self.len == 0 || offset != self.start + self.len as u64 || self.len == self.buf.len() {
+                self.flush()?;
+                self.start = round_down(offset, BLOCK as u64);
+                self.len = (offset - self.start) as usize;
+                if self.len > 0 {
+                    self.file.read_at(self.start, &mut self.buf[..BLOCK])?;
+                }
+            }
+            let n = bytes.len().min(self.buf.len() - self.len);
+            self.buf[self.len..self.len + n].copy_from_slice(&bytes[..n]);
+            self.len += n;
+            offset += n as u64;
+            bytes = &bytes[n..];
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.len == 0 {
+            return Ok(());
+        }
+        let end = round_up(self.len as u64, BLOCK as u64) as usize;
+        if end > self.len {
+            let mut last = AlignedBuf::zeroed(BLOCK);
+            self.file.read_at(self.start + (end - BLOCK) as u64, &mut last)?;
+            let within = self.len % BLOCK;
+            self.buf[self.len..end].copy_from_slice(&last[within..]);
+        }
+        self.file.write_at(self.start, &self.buf[..end])?;
+        self.len = 0;
+        Ok(())
+    }
+}
+
+const _: () = assert!(BLOCK.is_multiple_of(SECTOR), "a block can be read");

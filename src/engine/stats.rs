@@ -1,0 +1,130 @@
+//! Counters, and what users see of them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::Engine;
+use crate::id::Lsn;
+use crate::segment::table::State;
+
+/// Counted since open.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) hits_memory: AtomicU64,
+    pub(super) hits_buffer: AtomicU64,
+    pub(super) hits_flash: AtomicU64,
+    pub(super) misses: AtomicU64,
+    pub(super) puts: AtomicU64,
+    pub(super) deletes: AtomicU64,
+    pub(super) expired: AtomicU64,
+    pub(super) collisions: AtomicU64,
+    pub(super) damaged: AtomicU64,
+    pub(super) read_errors: AtomicU64,
+    pub(super) disk_full: AtomicU64,
+    pub(super) reclaimed: AtomicU64,
+    pub(super) reinserted: AtomicU64,
+    pub(super) segment_bytes: AtomicU64,
+    pub(super) wal_bytes: AtomicU64,
+    pub(super) manifest_bytes: AtomicU64,
+    pub(super) checkpoint_bytes: AtomicU64,
+    pub(super) checkpoints: AtomicU64,
+    pub(super) syncs: AtomicU64,
+}
+
+macro_rules! stats {
+    ($($(#[$doc:meta])* $name:ident: $type:ty = $value:expr,)*) => {
+        /// What a cache holds and has done since it was opened.
+        #[derive(Clone, Debug, Default)]
+        #[non_exhaustive]
+        pub struct Stats {
+            $($(#[$doc])* pub $name: $type,)*
+        }
+
+        impl Engine {
+            /// A reading of every figure; they are not taken at the same instant.
+            pub(crate) fn stats(&self) -> Stats {
+                Stats { $($name: $value(self),)* }
+            }
+        }
+    };
+}
+
+fn count(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+stats! {
+    /// Entries that the index knows.
+    entries: u64 = |e: &Engine| e.index.entries(),
+    /// Bytes of DRAM that the index takes.
+    index_bytes: u64 = |e: &Engine| e.index.allocated(),
+    /// Bytes of DRAM accounted for: index, rings, footers under construction, memory tier.
+    memory_bytes: u64 = |e: &Engine| e.memory_bytes(),
+    /// Entries in the memory tier.
+    memory_tier_entries: u64 = |_: &Engine| 0,
+    /// Bytes in the memory tier.
+    memory_tier_bytes: u64 = |_: &Engine| 0,
+    /// Gets answered by the memory tier.
+    hits_memory: u64 = |e: &Engine| count(&e.counters.hits_memory),
+    /// Gets answered by the write buffer.
+    hits_buffer: u64 = |e: &Engine| count(&e.counters.hits_buffer),
+    /// Gets answered by flash.
+    hits_flash: u64 = |e: &Engine| count(&e.counters.hits_flash),
+    /// Gets without an answer.
+    misses: u64 = |e: &Engine| count(&e.counters.misses),
+    /// Puts, also those whose condition did not hold.
+    puts: u64 = |e: &Engine| count(&e.counters.puts),
+    /// Deletes.
+    deletes: u64 = |e: &Engine| count(&e.counters.deletes),
+    /// Entries that were found expired.
+    expired: u64 = |e: &Engine| count(&e.counters.expired),
+    /// Gets that found another key under the same fingerprint.
+    collisions: u64 = |e: &Engine| count(&e.counters.collisions),
+    /// Records and footer blocks that did not verify.
+    damaged: u64 = |e: &Engine| count(&e.counters.damaged),
+    /// Reads that the disk refused.
+    read_errors: u64 = |e: &Engine| count(&e.counters.read_errors),
+    /// Times that a segment or checkpoint found no room on the disk.
+    disk_full: u64 = |e: &Engine| count(&e.counters.disk_full),
+    /// Segments in the table.
+    segments_total: u64 = |e: &Engine| e.table.len() as u64,
+    /// Segments without a life.
+    segments_free: u64 = |e: &Engine| e.segments(State::Free),
+    /// Segments with a footer.
+    segments_sealed: u64 = |e: &Engine| e.segments(State::Sealed),
+    /// Segments emptied.
+    segments_reclaimed: u64 = |e: &Engine| count(&e.counters.reclaimed),
+    /// Records kept while their segment was emptied.
+    reinserted: u64 = |e: &Engine| count(&e.counters.reinserted),
+    /// The newest mutation.
+    appended: Lsn = |e: &Engine| Lsn(count(&e.marks.appended)),
+    /// Everything up to here has left the write buffer.
+    written: Lsn = |e: &Engine| Lsn(count(&e.marks.written)),
+    /// Everything up to here is synced.
+    durable: Lsn = |e: &Engine| e.durable(),
+    /// Entries of this version and older may have been evicted; newer ones were not.
+    reclaimed: Lsn = |e: &Engine| Lsn(count(&e.marks.reclaimed)),
+    /// Age of the oldest unsynced mutation.
+    unsynced_age: Duration = |e: &Engine| e.unsynced_age(),
+    /// Bytes written to segments: records, footers, headers.
+    flash_bytes_written: u64 = |e: &Engine| count(&e.counters.segment_bytes),
+    /// Bytes written to WAL files.
+    wal_bytes_written: u64 = |e: &Engine| count(&e.counters.wal_bytes),
+    /// Bytes written to manifests.
+    manifest_bytes_written: u64 = |e: &Engine| count(&e.counters.manifest_bytes),
+    /// Bytes written to checkpoints.
+    checkpoint_bytes_written: u64 = |e: &Engine| count(&e.counters.checkpoint_bytes),
+    /// Checkpoints taken.
+    checkpoints: u64 = |e: &Engine| count(&e.counters.checkpoints),
+    /// Syncs of the WAL.
+    syncs: u64 = |e: &Engine| count(&e.counters.syncs),
+}
+
+impl Engine {
+    fn memory_bytes(&self) -> u64 {
+        let log = crate::sync::lock(&self.log);
+        let open = log.open.as_ref().map_or(0, |open| open.allocated());
+        let full: usize = log.full.iter().map(|full| full.footer.allocated()).sum();
+        self.index.allocated() + self.segment_ring.size() + self.settings.wal_ring + (open + full) as u64
+    }
+}

@@ -1,0 +1,78 @@
+//! Making durable: one sync for all who wait.
+
+use std::sync::atomic::Ordering;
+
+use super::Engine;
+use super::flush::Dirty;
+use crate::config::{Ack, Activity};
+use crate::error::{Error, Result};
+use crate::id::Lsn;
+use crate::sync::lock;
+
+impl Engine {
+    /// Syncs everything that was appended before the call. Says whether there was anything.
+    pub(crate) fn step_sync(&self) -> Result<bool> {
+        let mut dirty = lock(&self.flushing);
+        if self.failure.get().is_some() {
+            return Ok(false);
+        }
+        let (appended, wal_head, bytes, by_reference) = {
+            let log = lock(&self.log);
+            self.sync_now.store(false, Ordering::Release);
+            self.marks.unsynced_since_ms.store(0, Ordering::Release);
+            let bytes = self.marks.appended_bytes.load(Ordering::Relaxed);
+            (log.next_lsn.0 - 1, log.wal_head, bytes, log.last_by_reference > self.durable())
+        };
+        if appended <= self.durable().0 && bytes == self.marks.synced_bytes.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let _during = self.during(Activity::Sync);
+        if by_reference {
+            self.sync_segments(&mut dirty)?;
+        }
+        let written = self.wal.write_out(wal_head).map_err(|e| self.fail("writing the WAL", &e))?;
+        self.counters.wal_bytes.fetch_add(written, Ordering::Relaxed);
+        self.marks.written.fetch_max(appended, Ordering::AcqRel);
+        self.wal.sync().map_err(|e| self.fail("syncing the WAL", &e))?;
+        self.marks.durable.fetch_max(appended, Ordering::AcqRel);
+        self.marks.synced_bytes.store(bytes, Ordering::Relaxed);
+        self.counters.syncs.fetch_add(1, Ordering::Relaxed);
+        self.append_mark();
+        self.events.durable.signal();
+        self.events.room.signal();
+        Ok(true)
+    }
+
+    /// Writes out and syncs the segment stream. Before the frames that name its records; the other order would be as true, since nothing is acknowledged in between.
+    fn sync_segments(&self, dirty: &mut Dirty) -> Result<()> {
+        self.flush(dirty, true).map_err(|e| self.fail("writing a segment", &e))?;
+        for segment in std::mem::take(&mut dirty.0) {
+            let synced = self.table.file(segment).and_then(|file| file.sync());
+            synced.map_err(|e| self.fail("syncing a segment", &e))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until everything up to `lsn` is as durable as `level` says.
+    pub(super) fn wait_for(&self, level: Ack, lsn: Lsn) -> Result<()> {
+        if level < Ack::Host {
+            return Ok(());
+        }
+        loop {
+            let seen = self.events.durable.count();
+            if self.durable() >= lsn {
+                return Ok(());
+            }
+            if let Some(reason) = self.failure.get() {
+                return Err(Error::Failed { reason: reason.clone() });
+            }
+            self.request_sync();
+            self.wait(&self.events.durable, seen, None);
+        }
+    }
+
+    /// Makes everything that was acknowledged before the call as durable as `level` says.
+    pub(crate) fn persist(&self, level: Ack) -> Result<()> {
+        self.wait_for(level, Lsn(self.marks.appended.load(Ordering::Acquire)))
+    }
+}

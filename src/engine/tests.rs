@@ -1,0 +1,320 @@
+//! The engine on the simulated disk, one thread, against a model.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::driver::Mode;
+use super::{Engine, PutOptions, Start, open};
+use crate::config::{Ack, Options, WalValues};
+use crate::io::Disk;
+use crate::io::sim::{PowerCut, SimClock, SimDisk};
+
+struct Store {
+    disk: SimDisk,
+    clock: Arc<SimClock>,
+    options: Options,
+    engine: Option<Arc<Engine>>,
+}
+
+impl Store {
+    fn new(options: Options) -> Self {
+        let mut store = Self { disk: SimDisk::new(1), clock: Arc::new(SimClock::new(2)), options, engine: None };
+        store.open();
+        store
+    }
+
+    fn open(&mut self) {
+        let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
+        let engine = open(&self.options, Some(disk), self.clock.clone(), Mode::Inline);
+        self.engine = Some(engine.unwrap_or_else(|e| panic!("open: {e}")));
+    }
+
+    fn engine(&self) -> &Engine {
+        self.engine.as_ref().unwrap()
+    }
+
+    fn kill(&mut self) {
+        let after = self.disk.after_kill();
+        self.engine = None;
+        self.disk = after;
+        self.open();
+    }
+
+    fn power_cut(&mut self, seed: u64, damage: PowerCut) {
+        let after = self.disk.after_power_cut(seed, damage);
+        self.engine = None;
+        self.disk = after;
+        self.open();
+    }
+
+    fn close(&mut self) {
+        let engine = self.engine.take().unwrap();
+        engine.begin_close();
+        engine.finish().unwrap();
+        drop(engine);
+        self.open();
+    }
+
+    fn put(&self, key: &[u8], value: &[u8]) {
+        self.engine().put(key, value, &PutOptions::new()).unwrap();
+    }
+
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.engine().get(key, true).unwrap().map(|v| v.to_vec())
+    }
+}
+
+fn small() -> Options {
+    Options::new("sim").memory(1 << 20).flash(1 << 20).segment_size(64 << 10)
+}
+
+fn value(key: u64, version: u64, len: usize) -> Vec<u8> {
+    let mut out = format!("{key}:{version}:").into_bytes();
+    out.resize(out.len() + len, (key ^ version) as u8);
+    out
+}
+
+#[test]
+fn what_was_put_is_there_and_what_was_deleted_is_not() {
+    let store = Store::new(small());
+    store.put(b"a", b"1");
+    store.put(b"b", b"");
+    assert_eq!(store.get(b"a").as_deref(), Some(&b"1"[..]));
+    assert_eq!(store.get(b"b").as_deref(), Some(&b""[..]));
+    assert_eq!(store.get(b"c"), None);
+    store.put(b"a", b"2");
+    store.engine().delete(b"b", None).unwrap();
+    assert_eq!(store.get(b"a").as_deref(), Some(&b"2"[..]));
+    assert_eq!(store.get(b"b"), None);
+}
+
+#[test]
+fn everything_acknowledged_survives_a_kill() {
+    let mut store = Store::new(small());
+    for round in 0..3 {
+        for k in 0..300u64 {
+            store.put(&k.to_le_bytes(), &value(k, round, 200));
+        }
+        store.engine().delete(&7u64.to_le_bytes(), None).unwrap();
+        store.kill();
+        assert_eq!(store.engine().report.kind, Start::Process);
+        assert!(store.engine().report.damaged.is_empty(), "{:?}", store.engine().report);
+        for k in (0..300u64).filter(|k| *k != 7) {
+            assert_eq!(store.get(&k.to_le_bytes()), Some(value(k, round, 200)), "key {k} round {round}");
+        }
+        assert_eq!(store.get(&7u64.to_le_bytes()), None);
+    }
+}
+
+#[test]
+fn a_clean_stop_reads_no_wal_and_keeps_everything() {
+    let mut store = Store::new(small());
+    for k in 0..1000u64 {
+        store.put(&k.to_le_bytes(), &value(k, 0, 100));
+    }
+    store.close();
+    let report = &store.engine().report;
+    assert_eq!((report.kind, report.wal_frames, report.checkpoint_entries), (Start::Clean, 0, 1000), "{report:?}");
+    for k in 0..1000u64 {
+        assert_eq!(store.get(&k.to_le_bytes()), Some(value(k, 0, 100)));
+    }
+}
+
+#[test]
+fn a_lost_checkpoint_costs_time_only() {
+    let mut store = Store::new(small());
+    for k in 0..1000u64 {
+        store.put(&k.to_le_bytes(), &value(k, 0, 100));
+    }
+    store.engine().delete(&5u64.to_le_bytes(), None).unwrap();
+    let engine = store.engine.take().unwrap();
+    engine.begin_close();
+    engine.finish().unwrap();
+    drop(engine);
+    for n in 0..2 {
+        let _one_of_them_exists = store.disk.remove(&format!("checkpoint.{n}"));
+    }
+    store.open();
+    assert_eq!(store.engine().report.checkpoint_entries, 0);
+    assert_eq!(store.engine().report.entries, 999);
+    assert_eq!(store.get(&5u64.to_le_bytes()), None);
+    assert_eq!(store.get(&6u64.to_le_bytes()), Some(value(6, 0, 100)));
+}
+
+#[test]
+fn flash_smaller_than_the_data_evicts_the_oldest_and_never_lies() {
+    let mut store = Store::new(small());
+    for round in 0..4u64 {
+        for k in 0..3000u64 {
+            store.put(&k.to_le_bytes(), &value(k, round, 500));
+        }
+        let reclaimed = store.engine().stats().reclaimed;
+        assert!(reclaimed.0 > 0);
+        let mut kept = 0;
+        for k in 0..3000u64 {
+            if let Some(found) = store.get(&k.to_le_bytes()) {
+                assert_eq!(found, value(k, round, 500));
+                kept += 1;
+            }
+        }
+        assert!(kept > 1200, "{kept}");
+        store.kill();
+        let after = (0..3000u64).filter(|k| store.get(&k.to_le_bytes()) == Some(value(*k, round, 500))).count();
+        assert_eq!(after, kept, "round {round}: {:?}", store.engine().report);
+    }
+}
+
+#[test]
+fn hot_entries_outlive_their_segment() {
+    let store = Store::new(small());
+    for k in 0..20u64 {
+        store.put(&k.to_le_bytes(), &value(k, 0, 100));
+    }
+    for k in 1000..20_000u64 {
+        store.put(&k.to_le_bytes(), &value(k, 0, 500));
+        if k % 200 == 0 {
+            (0..20u64).for_each(|h| assert!(store.get(&h.to_le_bytes()).is_some(), "hot key {h} at {k}"));
+        }
+    }
+    assert!(store.engine().stats().reinserted >= 20);
+}
+
+#[test]
+fn host_acknowledgements_survive_a_power_cut() {
+    for wal_values in [WalValues::Never, WalValues::Host, WalValues::Always] {
+        for (seed, damage) in [(1, PowerCut::LoseAll), (2, PowerCut::KeepAll), (3, PowerCut::Random), (4, PowerCut::Random)] {
+            let mut store = Store::new(small().ack(Ack::Host).wal_values(wal_values));
+            for k in 0..100u64 {
+                store.put(&k.to_le_bytes(), &value(k, 0, 300));
+                store.put(&k.to_le_bytes(), &value(k, 1, 300));
+            }
+            store.engine().delete(&3u64.to_le_bytes(), None).unwrap();
+            store.power_cut(seed, damage);
+            assert_eq!(store.engine().report.kind, Start::Host);
+            for k in (0..100u64).filter(|k| *k != 3) {
+                assert_eq!(store.get(&k.to_le_bytes()), Some(value(k, 1, 300)), "key {k}, {wal_values:?} {damage:?}");
+            }
+            assert_eq!(store.get(&3u64.to_le_bytes()), None);
+        }
+    }
+}
+
+#[test]
+fn an_expired_entry_stays_expired_when_the_clock_goes_back() {
+    let mut store = Store::new(small());
+    let ttl = PutOptions::new().ttl(Duration::from_secs(10));
+    store.engine().put(b"k", b"v", &ttl).unwrap();
+    store.clock.advance(Duration::from_secs(9));
+    assert!(store.get(b"k").is_some());
+    store.clock.advance(Duration::from_secs(2));
+    assert!(store.get(b"k").is_none());
+    store.engine().persist(Ack::Host).unwrap();
+    store.close();
+    store.clock.jump_wall(-3_600_000);
+    store.close();
+    assert!(store.get(b"k").is_none());
+    store.engine().put(b"l", b"v", &ttl).unwrap();
+    assert!(store.get(b"l").is_some());
+    store.clock.advance(Duration::from_secs(11));
+    assert!(store.get(b"l").is_none());
+}
+
+#[test]
+fn another_geometry_keeps_the_entries() {
+    let mut store = Store::new(small());
+    for k in 0..800u64 {
+        store.put(&k.to_le_bytes(), &value(k, 0, 100));
+    }
+    for options in [small().flash(8 << 20), small().flash(8 << 20).segment_size(256 << 10), small().memory(8 << 20), small()] {
+        let engine = store.engine.take().unwrap();
+        engine.begin_close();
+        engine.finish().unwrap();
+        drop(engine);
+        store.options = options;
+        store.open();
+        for k in 0..800u64 {
+            assert_eq!(store.get(&k.to_le_bytes()), Some(value(k, 0, 100)));
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Put(u8, usize),
+    PutHost(u8, usize),
+    Delete(u8),
+    Get(u8),
+    Step,
+    Sync,
+    Checkpoint,
+    Kill,
+    Close,
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let op = prop_oneof![
+        12 => (any::<u8>(), 0usize..6000).prop_map(|(k, n)| Op::Put(k, n)),
+        2 => (any::<u8>(), 0usize..5000).prop_map(|(k, n)| Op::PutHost(k, n)),
+        3 => any::<u8>().prop_map(Op::Delete),
+        6 => any::<u8>().prop_map(Op::Get),
+        2 => Just(Op::Step),
+        1 => Just(Op::Sync),
+        1 => Just(Op::Checkpoint),
+        1 => Just(Op::Kill),
+        1 => Just(Op::Close),
+    ];
+    prop::collection::vec(op, 1..400)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    #[test]
+    fn the_engine_agrees_with_a_model_across_restarts(ops in ops()) {
+        let mut store = Store::new(small());
+        let mut model: HashMap<u8, Vec<u8>> = HashMap::new();
+        let mut versions: HashMap<u8, u64> = HashMap::new();
+        for (n, op) in ops.into_iter().enumerate() {
+            match op {
+                Op::Put(k, len) | Op::PutHost(k, len) => {
+                    let ack = if matches!(op, Op::PutHost(..)) { Ack::Host } else { Ack::Process };
+                    let bytes = value(k.into(), n as u64, len);
+                    let version = store.engine().put(&[k], &bytes, &PutOptions::new().ack(ack)).unwrap().unwrap();
+                    prop_assert!(versions.insert(k, version.0).is_none_or(|old| old < version.0));
+                    model.insert(k, bytes);
+                }
+                Op::Delete(k) => {
+                    store.engine().delete(&[k], None).unwrap();
+                    model.remove(&k);
+                }
+                Op::Get(k) => check(&store, &model, k)?,
+                Op::Step => store.engine().step_all().unwrap(),
+                Op::Sync => drop(store.engine().step_sync().unwrap()),
+                Op::Checkpoint => drop(store.engine().step_checkpoint(true).unwrap()),
+                Op::Kill => {
+                    store.kill();
+                    prop_assert!(store.engine().report.damaged.is_empty(), "{:?}", store.engine().report);
+                }
+                Op::Close => store.close(),
+            }
+        }
+        for k in 0..=255 {
+            check(&store, &model, k)?;
+        }
+        prop_assert_eq!(store.engine().stats().damaged, 0);
+    }
+}
+
+fn check(store: &Store, model: &HashMap<u8, Vec<u8>>, k: u8) -> Result<(), TestCaseError> {
+    let found = store.engine().get(&[k], true).unwrap();
+    match (found, model.get(&k)) {
+        (Some(found), Some(expected)) => prop_assert_eq!(&found[..], &expected[..]),
+        (Some(found), None) => return Err(TestCaseError::fail(format!("key {k} came back: {found:?}"))),
+        // Flash holds less than was put: only what was evicted may miss.
+        (None, Some(_)) => prop_assert!(store.engine().stats().reclaimed.0 > 0, "key {} is lost", k),
+        (None, None) => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,204 @@
+//! Put and delete.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::append::{Append, NoRoom, Placed};
+use super::{Engine, Value};
+use crate::config::{Ack, Compression, INLINE_LEN_MAX, KEY_LEN_MAX, WalValues};
+use crate::error::{Error, Result};
+use crate::id::{KeyHash, Lsn};
+use crate::segment::format::{self, Content, Draft};
+use crate::segment::writer::record_len_max;
+use crate::sync::lock;
+
+/// Shortest value that is worth compressing.
+const COMPRESS_LEN_MIN: usize = 128;
+
+/// When a put takes effect.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Condition {
+    /// Always.
+    #[default]
+    Always,
+    /// If the key has no value.
+    IfAbsent,
+    /// If the key has a value.
+    IfPresent,
+    /// If the key has the value of this version.
+    IfVersion(Lsn),
+}
+
+/// What a mutation does when the write buffer is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wait {
+    /// Waits until there is room.
+    #[default]
+    Forever,
+    /// Returns [`Error::WouldBlock`].
+    No,
+    /// Waits this long, then returns [`Error::TimedOut`].
+    UpTo(Duration),
+}
+
+/// How one put differs from the defaults.
+#[derive(Clone, Debug, Default)]
+pub struct PutOptions {
+    ttl: Option<Duration>,
+    ack: Option<Ack>,
+    condition: Condition,
+    wait: Wait,
+}
+
+impl PutOptions {
+    /// No expiry, the cache's acknowledgement level, unconditional, waiting for room.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The entry expires after this time. Millisecond steps.
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    /// The level at which this put is acknowledged.
+    #[must_use]
+    pub fn ack(mut self, level: Ack) -> Self {
+        self.ack = Some(level);
+        self
+    }
+
+    /// When the put takes effect.
+    #[must_use]
+    pub fn condition(mut self, condition: Condition) -> Self {
+        self.condition = condition;
+        self
+    }
+
+    /// What happens when the write buffer is full.
+    #[must_use]
+    pub fn wait(mut self, wait: Wait) -> Self {
+        self.wait = wait;
+        self
+    }
+}
+
+impl Engine {
+    /// Sets the value of `key`. Its version, or `None` if the condition did not hold.
+    pub(crate) fn put(&self, key: &[u8], value: &[u8], options: &PutOptions) -> Result<Option<Lsn>> {
+        self.check_key(key)?;
+        let max = record_len_max(self.settings.segment_size).min(self.settings.segment_ring as usize / 2);
+        let overhead = format::record_len_max(key.len(), 0) + 16;
+        if value.len() + overhead > max {
+            return Err(Error::ValueTooLarge { len: value.len(), max: max.saturating_sub(overhead) });
+        }
+        let expires_ms = options.ttl.map(|ttl| self.time.now_ms().saturating_add(ttl.as_millis() as u64));
+        let compressed = self.compress(value)?;
+        let content = compressed.as_deref().map_or(Content::Plain(value), |bytes| Content::Zstd(bytes, value.len()));
+        let hash = self.hash(key);
+        let draft = Draft::put(key, content, expires_ms);
+        let ack = options.ack.unwrap_or(self.settings.ack);
+        let holds = || self.holds(key, options.condition);
+        let placed = self.mutate(hash, &draft, false, ack, options.wait, holds)?;
+        self.counters.puts.fetch_add(1, Ordering::Relaxed);
+        placed.map(|p| self.wait_for(ack, p.lsn).map(|()| p.lsn)).transpose()
+    }
+
+    /// Removes the value of `key`, if it has one. The version of the removal.
+    pub(crate) fn delete(&self, key: &[u8], ack: Option<Ack>) -> Result<Lsn> {
+        self.check_key(key)?;
+        let ack = ack.unwrap_or(self.settings.ack);
+        let hash = self.hash(key);
+        let draft = Draft::tombstone(hash);
+        let placed = self.mutate(hash, &draft, true, ack, Wait::Forever, || Ok(true))?;
+        self.counters.deletes.fetch_add(1, Ordering::Relaxed);
+        let lsn = placed.map_or(Lsn::ZERO, |p| p.lsn);
+        self.wait_for(ack, lsn)?;
+        Ok(lsn)
+    }
+
+    fn check_key(&self, key: &[u8]) -> Result<()> {
+        match key.len() {
+            0 => Err(Error::EmptyKey),
+            len if len > KEY_LEN_MAX => Err(Error::KeyTooLarge { len, max: KEY_LEN_MAX }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Appends `draft` and points the index at it, as one step in the order of the key's mutations.
+    fn mutate(
+        &self,
+        hash: KeyHash,
+        draft: &Draft<'_>,
+        tombstone: bool,
+        ack: Ack,
+        wait: Wait,
+        holds: impl Fn() -> Result<bool>,
+    ) -> Result<Option<Placed>> {
+        let inline = draft.len() <= INLINE_LEN_MAX
+            && match self.settings.wal_values {
+                WalValues::Never => false,
+                WalValues::Host => ack == Ack::Host,
+                WalValues::Always => true,
+            };
+        let deadline = match wait {
+            Wait::UpTo(time) => Some(self.time.monotonic() + time),
+            Wait::Forever | Wait::No => None,
+        };
+        loop {
+            self.check_open()?;
+            let seen = self.events.room.count();
+            {
+                let _in_order = lock(self.stripe(hash));
+                if !holds()? {
+                    return Ok(None);
+                }
+                let supersedes = tombstone || self.index.get(hash).is_some();
+                let what = Append { hash, draft, tombstone, supersedes, inline, version: None };
+                match self.append(&what) {
+                    Ok(placed) if tombstone => {
+                        self.index.remove(hash);
+                        return Ok(Some(placed));
+                    }
+                    Ok(placed) => {
+                        self.index.insert(hash, &placed.entry);
+                        return Ok(Some(placed));
+                    }
+                    Err(NoRoom) => {}
+                }
+            }
+            let left = deadline.map(|at| at.saturating_sub(self.time.monotonic()));
+            match (wait, left) {
+                (Wait::No, _) => return Err(Error::WouldBlock),
+                (_, Some(Duration::ZERO)) => return Err(Error::TimedOut),
+                _ => self.wait(&self.events.room, seen, left),
+            }
+        }
+    }
+
+    /// Whether the condition holds. The caller has the key's stripe.
+    fn holds(&self, key: &[u8], condition: Condition) -> Result<bool> {
+        if condition == Condition::Always {
+            return Ok(true);
+        }
+        let version = self.get(key, false)?.map(|value: Value| value.version());
+        Ok(match condition {
+            Condition::Always => true,
+            Condition::IfAbsent => version.is_none(),
+            Condition::IfPresent => version.is_some(),
+            Condition::IfVersion(wanted) => version == Some(wanted),
+        })
+    }
+
+    /// The value compressed, if that is asked for and makes it smaller.
+    fn compress(&self, value: &[u8]) -> Result<Option<Vec<u8>>> {
+        let Compression::Zstd(level) = self.settings.compression else { return Ok(None) };
+        if value.len() < COMPRESS_LEN_MIN {
+            return Ok(None);
+        }
+        let packed = zstd::bulk::compress(value, level).map_err(Error::io("compress a value for", &self.dir))?;
+        Ok((packed.len() < value.len()).then_some(packed))
+    }
+}

@@ -1,0 +1,87 @@
+//! Newtypes for the numbers that must not be confused.
+
+use std::fmt;
+
+/// Log sequence number: the version of an entry. Starts at 1, grows with every mutation, is never reused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lsn(pub u64);
+
+impl Lsn {
+    /// Before the first mutation.
+    pub const ZERO: Self = Self(0);
+
+    /// The number after this one.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A byte position in the stream of records. Never reused, so it names one life of one segment as well as an offset in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Position(pub(crate) u64);
+
+impl Position {
+    pub(crate) const fn plus(self, bytes: u64) -> Self {
+        Self(self.0 + bytes)
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The number of a segment file. Reused with every life of the segment; the base [`Position`] tells the lives apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct SegmentId(pub(crate) u32);
+
+impl SegmentId {
+    pub(crate) const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl fmt::Display for SegmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Where a record starts: which segment file, and how many bytes into it. A multiple of [`UNIT`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Location {
+    pub(crate) segment: SegmentId,
+    pub(crate) offset: u32,
+}
+
+/// Records start at multiples of this many bytes, so that a location needs three bits less and a record is whole words.
+pub(crate) const UNIT: usize = 8;
+
+/// Hash of a key under the store's seed. What the index, footers and the WAL know of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct KeyHash(pub(crate) u64);
+
+impl KeyHash {
+    /// XXH3-64 (Collet, 2019) with the store's seed, so that nobody can choose keys that collide.
+    pub(crate) fn of(seed: u64, key: &[u8]) -> Self {
+        Self(xxhash_rust::xxh3::xxh3_64_with_seed(key, seed))
+    }
+}
+
+/// Identity of one store, drawn at creation. Part of every checksum's seed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct StoreId(pub(crate) u64);
+
+impl fmt::Display for StoreId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}

@@ -1,0 +1,310 @@
+//! The bytes of a checkpoint: every slot of the index, in order, so that loading is reading. `docs/FORMAT.md` explains them.
+//!
+//! ```text
+//! header (one block)
+//!   0  u32  magic           EWCP
+//!   4  u32  version
+//!   8  u32  check           over the block after it; seeded with store, EWCP, sequence
+//!  12  u32  chunks
+//!  16  u64  store id
+//!  24  u64  sequence
+//!  32  u32  partition bits
+//!  36  u32  segment bits
+//!  40  u32  offset bits
+//!  44  u32  bases           segments in the table of bases
+//!  48  u64  entries
+//!
+//! chunk (64 KiB, from 4096 on)
+//!   0  u32  check           over the chunk after it; seeded with store, EWCC, sequence + number of the chunk << 40
+//!   4  u32  bytes used      after these eight
+//!   8  payload
+//! ```
+//! The payloads together: the base position of each segment (u64), then for each partition the number of its slots (u32) and the slots (u64).
+
+use std::io;
+
+use super::Index;
+use super::geometry::Geometry;
+use crate::codec::{self, Put, Reader};
+use crate::id::{Location, StoreId};
+use crate::io::aligned::AlignedBuf;
+use crate::io::{BLOCK, File};
+
+const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"EWCP");
+const CHUNK_MAGIC: u32 = u32::from_le_bytes(*b"EWCC");
+pub(crate) const VERSION: u32 = 1;
+const CHUNK_LEN: usize = 64 << 10;
+const PAYLOAD_LEN: usize = CHUNK_LEN - 8;
+/// Chunks that are read or written at once.
+const BATCH: usize = 16;
+
+/// What a checkpoint states of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) sequence: u64,
+    pub(crate) geometry: Geometry,
+    pub(crate) chunks: u32,
+    pub(crate) bases: u32,
+    pub(crate) entries: u64,
+}
+
+impl Header {
+    fn encode(&self, store: StoreId, block: &mut [u8]) {
+        let mut out = Vec::with_capacity(64);
+        out.put_u32(self.chunks);
+        out.put_u64(store.0);
+        out.put_u64(self.sequence);
+        out.put_u32(self.geometry.partition_bits);
+        out.put_u32(self.geometry.segment_bits);
+        out.put_u32(self.geometry.offset_bits);
+        out.put_u32(self.bases);
+        out.put_u64(self.entries);
+        block.fill(0);
+        block[..4].copy_from_slice(&HEADER_MAGIC.to_le_bytes());
+        block[4..8].copy_from_slice(&VERSION.to_le_bytes());
+        block[12..12 + out.len()].copy_from_slice(&out);
+        let check = codec::checksum(store, HEADER_MAGIC, self.sequence, &[&block[12..]]);
+        block[8..12].copy_from_slice(&check.to_le_bytes());
+    }
+
+    pub(crate) fn decode(store: StoreId, block: &[u8]) -> Option<Self> {
+        let mut r = Reader::new(block);
+        if r.u32()? != HEADER_MAGIC || r.u32()? != VERSION {
+            return None;
+        }
+        let check = r.u32()?;
+        let chunks = r.u32()?;
+        let owner = r.u64()?;
+        let sequence = r.u64()?;
+        let geometry = Geometry { partition_bits: r.u32()?, segment_bits: r.u32()?, offset_bits: r.u32()? };
+        let header = Self { sequence, geometry, chunks, bases: r.u32()?, entries: r.u64()? };
+        let expected = codec::checksum(store, HEADER_MAGIC, sequence, &[block.get(12..)?]);
+        (owner == store.0 && check == expected).then_some(header)
+    }
+}
+
+fn chunk_check(store: StoreId, sequence: u64, number: u32, chunk: &[u8]) -> u32 {
+    codec::checksum(store, CHUNK_MAGIC, sequence | u64::from(number) << 40, &[&chunk[4..]])
+}
+
+/// Bytes that a checkpoint of `index` may take while writers go on meanwhile.
+pub(crate) fn file_len(index: &Index, bases: usize) -> u64 {
+    let payload = index.entries() * 8 + (index.geometry().partitions() * 4 + bases * 8) as u64;
+    let room = payload + payload / 16 + (1 << 20);
+    BLOCK as u64 + room.div_ceil(PAYLOAD_LEN as u64) * CHUNK_LEN as u64
+}
+
+/// Writes a checkpoint of `index` into `file`, whose length is [`file_len`], and syncs it. `bases` are the segments' base positions when it
+/// began. What was written, or `None` if the index outgrew the file.
+pub(crate) fn write(
+    store: StoreId,
+    sequence: u64,
+    index: &Index,
+    bases: &[u64],
+    file: &dyn File,
+) -> io::Result<Option<u64>> {
+    let mut out = Chunks { store, sequence, file, batch: AlignedBuf::zeroed(BATCH * CHUNK_LEN), number: 0, used: 0, full: false };
+    for base in bases {
+        out.push(&base.to_le_bytes())?;
+    }
+    let (mut slots, mut bytes, mut entries) = (Vec::new(), Vec::new(), 0);
+    for partition in 0..index.geometry().partitions() {
+        index.copy_partition(partition, &mut slots);
+        bytes.clear();
+        bytes.put_u32(slots.len() as u32);
+        slots.iter().for_each(|slot| bytes.put_u64(*slot));
+        entries += slots.len() as u64;
+        out.push(&bytes)?;
+        if out.full {
+            return Ok(None);
+        }
+    }
+    let chunks = out.finish()?;
+    if out.full {
+        return Ok(None);
+    }
+    file.sync()?;
+    let mut block = AlignedBuf::zeroed(BLOCK);
+    let header = Header { sequence, geometry: index.geometry(), chunks, bases: bases.len() as u32, entries };
+    header.encode(store, &mut block);
+    file.write_at(0, &block)?;
+    file.sync()?;
+    Ok(Some(BLOCK as u64 + u64::from(chunks) * CHUNK_LEN as u64))
+}
+
+/// Cuts a payload into checked chunks.
+struct Chunks<'a> {
+    store: StoreId,
+    sequence: u64,
+    file: &'a dyn File,
+    batch: AlignedBuf,
+    /// Of the chunk that `used` is in.
+    number: u32,
+    /// Payload bytes in the current chunk.
+    used: usize,
+    full: bool,
+}
+
+impl Chunks<'_> {
+    fn push(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() && !self.full {
+            let n = bytes.len().min(PAYLOAD_LEN - self.used);
+            let start = self.number as usize % BATCH * CHUNK_LEN + 8 + self.used;
+            self.batch[start..start + n].copy_from_slice(&bytes[..n]);
+            self.used += n;
+            bytes = &bytes[n..];
+            if self.used == PAYLOAD_LEN {
+                self.close_chunk()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn close_chunk(&mut self) -> io::Result<()> {
+        let slot = self.number as usize % BATCH;
+        let chunk = &mut self.batch[slot * CHUNK_LEN..(slot + 1) * CHUNK_LEN];
+        chunk[8 + self.used..].fill(0);
+        chunk[4..8].copy_from_slice(&(self.used as u32).to_le_bytes());
+        let check = chunk_check(self.store, self.sequence, self.number, chunk);
+        chunk[..4].copy_from_slice(&check.to_le_bytes());
+        self.number += 1;
+        self.used = 0;
+        if slot + 1 == BATCH {
+            self.write_batch(BATCH)?;
+        }
+        Ok(())
+    }
+
+    fn write_batch(&mut self, chunks: usize) -> io::Result<()> {
+        let first = self.number as usize - chunks;
+        let offset = (BLOCK + first * CHUNK_LEN) as u64;
+        let len = chunks * CHUNK_LEN;
+        if offset + len as u64 > self.file.len() {
+            self.full = true;
+            return Ok(());
+        }
+        self.file.write_at(offset, &self.batch[..len])
+    }
+
+    fn finish(&mut self) -> io::Result<u32> {
+        if self.used > 0 {
+            self.close_chunk()?;
+        }
+        match self.number as usize % BATCH {
+            0 => {}
+            rest => self.write_batch(rest)?,
+        }
+        Ok(self.number)
+    }
+}
+
+/// Loads checkpoint `sequence` from `file` into the empty `index`, keeping the slots whose location `keep`s, given the bases in the checkpoint. `None`, and nothing
+/// loaded that may stay, if it does not verify or has another geometry.
+pub(crate) fn load(
+    store: StoreId,
+    sequence: u64,
+    file: &dyn File,
+    index: &Index,
+    keep: impl FnOnce(&[u64]) -> Box<dyn Fn(Location) -> bool>,
+) -> io::Result<Option<u64>> {
+    let mut block = AlignedBuf::zeroed(BLOCK);
+    if file.len() < BLOCK as u64 {
+        return Ok(None);
+    }
+    file.read_at(0, &mut block)?;
+    let header = match Header::decode(store, &block) {
+        Some(header) if header.sequence == sequence && header.geometry == index.geometry() => header,
+        _ => return Ok(None),
+    };
+    if BLOCK as u64 + u64::from(header.chunks) * CHUNK_LEN as u64 > file.len() {
+        return Ok(None);
+    }
+    let mut payload = Payload::new(store, &header, file);
+    let mut bytes = Vec::new();
+    if !payload.take(header.bases as usize * 8, &mut bytes)? {
+        return Ok(None);
+    }
+    let bases: Vec<u64> = words(&bytes).collect();
+    let keep = keep(&bases);
+    let geometry = index.geometry();
+    let (mut slots, mut loaded) = (Vec::new(), 0);
+    for partition in 0..geometry.partitions() {
+        let count = match payload.take(4, &mut bytes)? {
+            true => Reader::new(&bytes).u32().unwrap_or(0) as usize,
+            false => return Ok(None),
+        };
+        if !payload.take(count * 8, &mut bytes)? {
+            return Ok(None);
+        }
+        slots.clear();
+        slots.extend(words(&bytes).filter(|slot| keep(geometry.unpack(*slot).location)));
+        if !slots.is_empty() {
+            index.load_partition(partition, &slots);
+        }
+        loaded += slots.len() as u64;
+    }
+    Ok(Some(loaded))
+}
+
+fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b))
+}
+
+/// Reads a checked payload from front to back.
+struct Payload<'a> {
+    store: StoreId,
+    sequence: u64,
+    chunks: u32,
+    file: &'a dyn File,
+    batch: AlignedBuf,
+    /// The next chunk to open.
+    number: u32,
+    /// What is left of the open chunk, as a range of `batch`.
+    rest: std::ops::Range<usize>,
+}
+
+impl<'a> Payload<'a> {
+    fn new(store: StoreId, header: &Header, file: &'a dyn File) -> Self {
+        let batch = AlignedBuf::zeroed(BATCH * CHUNK_LEN);
+        Self { store, sequence: header.sequence, chunks: header.chunks, file, batch, number: 0, rest: 0..0 }
+    }
+
+    /// Puts the next `len` bytes into `out`. False if there are not that many that verify.
+    fn take(&mut self, len: usize, out: &mut Vec<u8>) -> io::Result<bool> {
+        out.clear();
+        if len as u64 > u64::from(self.chunks) * PAYLOAD_LEN as u64 {
+            return Ok(false);
+        }
+        while out.len() < len {
+            if self.rest.is_empty() && !self.open_chunk()? {
+                return Ok(false);
+            }
+            let n = self.rest.len().min(len - out.len());
+            out.extend_from_slice(&self.batch[self.rest.start..self.rest.start + n]);
+            self.rest.start += n;
+        }
+        Ok(true)
+    }
+
+    fn open_chunk(&mut self) -> io::Result<bool> {
+        if self.number == self.chunks {
+            return Ok(false);
+        }
+        let slot = self.number as usize % BATCH;
+        if slot == 0 {
+            let chunks = BATCH.min((self.chunks - self.number) as usize);
+            let offset = (BLOCK + self.number as usize * CHUNK_LEN) as u64;
+            self.file.read_at(offset, &mut self.batch[..chunks * CHUNK_LEN])?;
+        }
+        let chunk = &self.batch[slot * CHUNK_LEN..(slot + 1) * CHUNK_LEN];
+        let mut r = Reader::new(chunk);
+        let (Some(check), Some(used)) = (r.u32(), r.u32()) else { return Ok(false) };
+        if check != chunk_check(self.store, self.sequence, self.number, chunk) || used as usize > PAYLOAD_LEN || used == 0 {
+            return Ok(false);
+        }
+        let start = slot * CHUNK_LEN + 8;
+        self.rest = start..start + used as usize;
+        self.number += 1;
+        Ok(true)
+    }
+}

@@ -1,0 +1,241 @@
+//! Key hash to place on flash, in about 8.3 bytes an entry. Knows neither keys nor segments.
+//!
+//! The hash's upper bits choose a partition; in it, slots are sorted by the next bits and found by interpolation (Peterson, 1957; Perl, Itai and Avni, 1978). Readers
+//! take no lock. Two keys with the same fingerprint share a slot: the later one replaces the earlier, which is a miss from then on, never a wrong answer, since
+//! readers compare the whole key.
+
+pub(crate) mod checkpoint;
+pub(crate) mod geometry;
+mod partition;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam::epoch;
+
+use crate::id::{KeyHash, Location};
+use geometry::{Entry, Geometry};
+use partition::Partition;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Index {
+    geometry: Geometry,
+    partitions: Box<[Partition]>,
+    entries: AtomicU64,
+    /// Slots allocated, used or not.
+    slots: AtomicU64,
+}
+
+impl Index {
+    pub(crate) fn new(geometry: Geometry) -> Self {
+        let partitions = (0..geometry.partitions()).map(|_| Partition::default()).collect();
+        Self { geometry, partitions, entries: AtomicU64::new(0), slots: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn locate(&self, hash: KeyHash) -> (&Partition, u64) {
+        (&self.partitions[self.geometry.partition(hash)], self.geometry.tag(hash))
+    }
+
+    /// The entry for `hash`, if any.
+    pub(crate) fn get(&self, hash: KeyHash) -> Option<Entry> {
+        let (partition, tag) = self.locate(hash);
+        let slot = partition.find(&self.geometry, tag, &epoch::pin())?;
+        Some(self.geometry.unpack(slot))
+    }
+
+    /// Sets the entry for `hash`; the one it replaces, if any.
+    pub(crate) fn insert(&self, hash: KeyHash, entry: &Entry) -> Option<Entry> {
+        let (partition, tag) = self.locate(hash);
+        let slot = self.geometry.pack(tag, entry);
+        let (old, grown) = partition.upsert(&self.geometry, slot);
+        self.slots.fetch_add(grown as u64, Ordering::Relaxed);
+        if old.is_none() {
+            self.entries.fetch_add(1, Ordering::Relaxed);
+        }
+        old.map(|slot| self.geometry.unpack(slot))
+    }
+
+    /// Removes the entry for `hash`, whatever it says.
+    pub(crate) fn remove(&self, hash: KeyHash) -> Option<Entry> {
+        self.remove_where(hash, |_| true)
+    }
+
+    /// Removes the entry for `hash` if it still names `location`.
+    pub(crate) fn remove_if_at(&self, hash: KeyHash, location: Location) -> bool {
+        self.remove_where(hash, |entry| entry.location == location).is_some()
+    }
+
+    fn remove_where(&self, hash: KeyHash, condition: impl Fn(&Entry) -> bool) -> Option<Entry> {
+        let (partition, tag) = self.locate(hash);
+        let old = partition.remove(&self.geometry, tag, |slot| condition(&self.geometry.unpack(slot)))?;
+        self.entries.fetch_sub(1, Ordering::Relaxed);
+        Some(self.geometry.unpack(old))
+    }
+
+    /// Removes every entry that `keep` does not hold for. Only while nobody else uses the index.
+    pub(crate) fn retain(&self, keep: impl Fn(&Entry) -> bool) {
+        let mut slots = Vec::new();
+        for number in 0..self.partitions.len() {
+            self.copy_partition(number, &mut slots);
+            let before = slots.len() as u64;
+            slots.retain(|slot| keep(&self.geometry.unpack(*slot)));
+            if slots.len() as u64 != before {
+                self.entries.fetch_sub(before, Ordering::Relaxed);
+                self.load_partition(number, &slots);
+            }
+        }
+    }
+
+    /// Notes that the entry at `location` was asked for. Best effort.
+    pub(crate) fn warm(&self, hash: KeyHash, location: Location) {
+        let (partition, tag) = self.locate(hash);
+        partition.warm(&self.geometry, tag, |slot| self.geometry.unpack(slot).location == location);
+    }
+
+    /// All slots of partition `number`, as they lie: a consistent copy.
+    pub(crate) fn copy_partition(&self, number: usize, out: &mut Vec<u64>) {
+        self.partitions[number].copy(&epoch::pin(), out);
+    }
+
+    /// Replaces the slots of partition `number`, which come from [`Index::copy_partition`] of an index of the same geometry. Only while nobody else uses the index.
+    pub(crate) fn load_partition(&self, number: usize, slots: &[u64]) {
+        let grown = self.partitions[number].replace(slots);
+        self.slots.fetch_add(grown as u64, Ordering::Relaxed);
+        self.entries.fetch_add(slots.len() as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn entries(&self) -> u64 {
+        self.entries.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of DRAM held.
+    pub(crate) fn allocated(&self) -> u64 {
+        let slots = self.slots.load(Ordering::Relaxed) * 8;
+        slots + (self.partitions.len() * size_of::<Partition>()) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::SegmentId;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    fn spread(n: u64) -> KeyHash {
+        KeyHash(xxhash_rust::xxh3::xxh3_64(&n.to_le_bytes()))
+    }
+
+    fn at(offset: u32) -> Entry {
+        Entry::new(Location { segment: SegmentId(1), offset: offset * 8 }, 100)
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Insert(u64, u32),
+        Remove(u64),
+        RemoveIfAt(u64, u32),
+    }
+
+    fn ops() -> impl Strategy<Value = Vec<Op>> {
+        let op = prop_oneof![
+            3 => (0u64..400, 0u32..8000).prop_map(|(k, o)| Op::Insert(k, o)),
+            1 => (0u64..400).prop_map(Op::Remove),
+            1 => (0u64..400, 0u32..8000).prop_map(|(k, o)| Op::RemoveIfAt(k, o)),
+        ];
+        prop::collection::vec(op, 0..1500)
+    }
+
+    proptest! {
+        #[test]
+        fn the_index_agrees_with_a_map(ops in ops()) {
+            let index = Index::new(Geometry::new(8, 1 << 16));
+            let mut model: HashMap<u64, u32> = HashMap::new();
+            for op in ops {
+                match op {
+                    Op::Insert(k, o) => {
+                        let old = index.insert(spread(k), &at(o)).map(|e| e.location.offset / 8);
+                        prop_assert_eq!(old, model.insert(k, o));
+                    }
+                    Op::Remove(k) => {
+                        let old = index.remove(spread(k)).map(|e| e.location.offset / 8);
+                        prop_assert_eq!(old, model.remove(&k));
+                    }
+                    Op::RemoveIfAt(k, o) => {
+                        let hit = model.get(&k) == Some(&o);
+                        if hit { model.remove(&k); }
+                        prop_assert_eq!(index.remove_if_at(spread(k), at(o).location), hit);
+                    }
+                }
+            }
+            prop_assert_eq!(index.entries(), model.len() as u64);
+            for k in 0..400 {
+                prop_assert_eq!(index.get(spread(k)).map(|e| e.location.offset / 8), model.get(&k).copied());
+            }
+            let copy = Index::new(index.geometry());
+            let mut slots = Vec::new();
+            for p in 0..index.geometry().partitions() {
+                index.copy_partition(p, &mut slots);
+                prop_assert!(slots.is_sorted());
+                copy.load_partition(p, &slots);
+            }
+            for (k, o) in &model {
+                prop_assert_eq!(copy.get(spread(*k)), Some(at(*o)));
+            }
+        }
+    }
+
+    #[test]
+    fn an_entry_takes_less_than_nine_bytes_at_every_size() {
+        let index = Index::new(Geometry::new(512, 8 << 20));
+        for n in 0..12_000_000u64 {
+            index.insert(spread(n), &at((n % 1000) as u32));
+            if n >= 3_000_000 && n % 250_000 == 0 {
+                let each = index.allocated() as f64 / n as f64;
+                assert!(each < 9.0, "{each} B an entry at {n}");
+            }
+        }
+        let lost = 12_000_000 - index.entries();
+        assert!(lost <= 120, "{lost} keys shared a fingerprint");
+    }
+
+    #[test]
+    fn warmth_is_kept_with_the_entry() {
+        let index = Index::new(Geometry::new(8, 1 << 16));
+        index.insert(spread(1), &at(5));
+        assert!(!index.get(spread(1)).unwrap().hot);
+        index.warm(spread(1), at(6).location);
+        assert!(!index.get(spread(1)).unwrap().hot, "another version was asked for");
+        index.warm(spread(1), at(5).location);
+        assert!(index.get(spread(1)).unwrap().hot);
+    }
+
+    #[test]
+    fn readers_see_old_or_new_while_writers_move_slots() {
+        let index = Index::new(Geometry::new(8, 1 << 16));
+        for k in 0..64 {
+            index.insert(spread(k), &at(k as u32));
+        }
+        std::thread::scope(|s| {
+            let writer = s.spawn(|| {
+                for round in 0..200u64 {
+                    for k in 1000..1100 {
+                        index.insert(spread(k), &at((round % 9) as u32));
+                    }
+                    for k in 1000..1100 {
+                        index.remove(spread(k));
+                    }
+                }
+            });
+            while !writer.is_finished() {
+                for k in 0..64 {
+                    assert_eq!(index.get(spread(k)), Some(at(k as u32)));
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,211 @@
+//! One partition: slots sorted by value (so by tag), behind a seqlock.
+//!
+//! Writers exclude each other with the version's lowest bit; readers search without a lock and start over if the version moved (Lameter, 2005). The slot array is replaced
+//! when it grows or shrinks, and freed once no reader can be in it (epochs: Fraser, 2004).
+#![allow(unsafe_code, reason = "an array shared with readers that take no lock")]
+
+use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use crossbeam::epoch::{self, Atomic, Guard, Owned, Shared};
+use crossbeam::utils::Backoff;
+
+use super::geometry::Geometry;
+
+type Slots = [MaybeUninit<AtomicU64>];
+
+#[derive(Debug)]
+pub(super) struct Partition {
+    /// Odd while a writer is in.
+    version: AtomicU32,
+    len: AtomicU32,
+    slots: Atomic<Slots>,
+}
+
+impl Default for Partition {
+    fn default() -> Self {
+        Self { version: AtomicU32::new(0), len: AtomicU32::new(0), slots: Atomic::null() }
+    }
+}
+
+impl Drop for Partition {
+    fn drop(&mut self) {
+        let slots = std::mem::replace(&mut self.slots, Atomic::null());
+        // SAFETY: `&mut self` says that no reader or writer is left, and the array is owned by this partition alone.
+        drop(unsafe { slots.try_into_owned() });
+    }
+}
+
+/// An array of at least `len` slots: a handful of spare ones, so that an insert rarely moves all of them.
+const fn capacity_for(len: usize) -> usize {
+    (len + 1 + len / 24).next_multiple_of(4)
+}
+
+fn new_slots(capacity: usize) -> Owned<Slots> {
+    let mut slots = Owned::<Slots>::init(capacity);
+    for slot in slots.iter_mut() {
+        slot.write(AtomicU64::new(0));
+    }
+    slots
+}
+
+/// The array's slots, none if there is no array.
+fn view<'g>(slots: Shared<'g, Slots>) -> &'g [AtomicU64] {
+    // SAFETY: an array is freed only after the epoch of the guard that `'g` stands for has ended.
+    let Some(slots) = (unsafe { slots.as_ref() }) else { return &[] };
+    // SAFETY: `new_slots` initialises every slot before the array is shared, and `MaybeUninit<T>` has the layout of `T`.
+    unsafe { &*(std::ptr::from_ref::<Slots>(slots) as *const [AtomicU64]) }
+}
+
+/// The first slot whose tag is not below `tag`: interpolation gives a guess that is a few slots off, since tags are uniform.
+fn lower_bound(geometry: &Geometry, slots: &[AtomicU64], tag: u64) -> usize {
+    let tag_at = |i: usize| geometry.tag_of(slots[i].load(Ordering::Relaxed));
+    let mut i = ((u128::from(tag) * slots.len() as u128) >> geometry.tag_bits()) as usize;
+    while i < slots.len() && tag_at(i) < tag {
+        i += 1;
+    }
+    while i > 0 && tag_at(i - 1) >= tag {
+        i -= 1;
+    }
+    i
+}
+
+/// The slot with this tag, if there is one.
+fn search(geometry: &Geometry, slots: &[AtomicU64], tag: u64) -> Result<(usize, u64), usize> {
+    let i = lower_bound(geometry, slots, tag);
+    match slots.get(i).map(|s| s.load(Ordering::Relaxed)) {
+        Some(slot) if geometry.tag_of(slot) == tag => Ok((i, slot)),
+        _ => Err(i),
+    }
+}
+
+impl Partition {
+    /// Runs `read` on a consistent state.
+    fn read<'g, R>(&self, guard: &'g Guard, mut read: impl FnMut(&'g [AtomicU64]) -> R) -> R {
+        let backoff = Backoff::new();
+        loop {
+            let before = self.version.load(Ordering::Acquire);
+            if before & 1 == 0 {
+                let slots = view(self.slots.load(Ordering::Acquire, guard));
+                let len = (self.len.load(Ordering::Relaxed) as usize).min(slots.len());
+                let result = read(&slots[..len]);
+                // Pairs with the release fence in `write`: if a word was seen that a writer stored, so is its odd version.
+                fence(Ordering::Acquire);
+                if self.version.load(Ordering::Relaxed) == before {
+                    return result;
+                }
+            }
+            backoff.snooze();
+        }
+    }
+
+    /// Runs `change` while other writers wait and readers start over. It gets the array (all of it) and the number of used slots, and returns the new number.
+    fn write<R>(&self, change: impl FnOnce(&Guard, &[AtomicU64], usize) -> (usize, R)) -> R {
+        let guard = epoch::pin();
+        let backoff = Backoff::new();
+        let before = loop {
+            let version = self.version.load(Ordering::Relaxed);
+            if version & 1 == 0
+                && self.version.compare_exchange_weak(version, version + 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
+            {
+                break version;
+            }
+            backoff.snooze();
+        };
+        fence(Ordering::Release);
+        let slots = view(self.slots.load(Ordering::Relaxed, &guard));
+        let (len, result) = change(&guard, slots, self.len.load(Ordering::Relaxed) as usize);
+        self.len.store(len as u32, Ordering::Relaxed);
+        // Pairs with the acquire loads of the version.
+        self.version.store(before.wrapping_add(2), Ordering::Release);
+        result
+    }
+
+    /// Replaces the array by one of `capacity` that holds `used`. Only inside `write`. The change in capacity.
+    fn resize(&self, guard: &Guard, used: &[AtomicU64], capacity: usize) -> isize {
+        let slots = new_slots(capacity).into_shared(guard);
+        for (to, from) in view(slots).iter().zip(used) {
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        let old = self.slots.swap(slots, Ordering::AcqRel, guard);
+        let old_capacity = view(old).len();
+        if !old.is_null() {
+            // SAFETY: `swap` made the old array unreachable for new readers; those that have it are pinned.
+            unsafe { guard.defer_destroy(old) };
+        }
+        capacity as isize - old_capacity as isize
+    }
+
+    pub(super) fn find(&self, geometry: &Geometry, tag: u64, guard: &Guard) -> Option<u64> {
+        self.read(guard, |slots| search(geometry, slots, tag).ok().map(|(_, slot)| slot))
+    }
+
+    /// Sets the slot with this slot's tag. What it replaces, and how many slots were allocated (or freed, below zero).
+    pub(super) fn upsert(&self, geometry: &Geometry, slot: u64) -> (Option<u64>, isize) {
+        self.write(|guard, slots, len| {
+            let at = match search(geometry, &slots[..len], geometry.tag_of(slot)) {
+                Ok((i, old)) => {
+                    slots[i].store(slot, Ordering::Relaxed);
+                    return (len, (Some(old), 0));
+                }
+                Err(at) => at,
+            };
+            let mut grown = 0;
+            let mut slots = slots;
+            if len == slots.len() {
+                grown = self.resize(guard, &slots[..len], capacity_for(len));
+                slots = view(self.slots.load(Ordering::Relaxed, guard));
+            }
+            for i in (at..len).rev() {
+                slots[i + 1].store(slots[i].load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+            slots[at].store(slot, Ordering::Relaxed);
+            (len + 1, (None, grown))
+        })
+    }
+
+    /// Removes the slot with this tag if `condition` holds for it.
+    pub(super) fn remove(&self, geometry: &Geometry, tag: u64, condition: impl Fn(u64) -> bool) -> Option<u64> {
+        self.write(|_, slots, len| match search(geometry, &slots[..len], tag) {
+            Ok((at, old)) if condition(old) => {
+                for i in at + 1..len {
+                    slots[i - 1].store(slots[i].load(Ordering::Relaxed), Ordering::Relaxed);
+                }
+                (len - 1, Some(old))
+            }
+            _ => (len, None),
+        })
+    }
+
+    /// Sets the heat of the slot with this tag if `condition` holds for it and nobody changes it meanwhile.
+    ///
+    /// Writers move slots by plain loads and stores, so a bit set here may be lost or be set on a copy that is about to be overwritten: both are harmless.
+    pub(super) fn warm(&self, geometry: &Geometry, tag: u64, condition: impl Fn(u64) -> bool) {
+        let guard = epoch::pin();
+        let slots = view(self.slots.load(Ordering::Acquire, &guard));
+        let len = (self.len.load(Ordering::Relaxed) as usize).min(slots.len());
+        if let Ok((i, slot)) = search(geometry, &slots[..len], tag)
+            && slot & geometry.heat_mask() == 0
+            && condition(slot)
+        {
+            let hot = slot | geometry.heat_mask();
+            let _raced = slots[i].compare_exchange(slot, hot, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn copy(&self, guard: &Guard, out: &mut Vec<u64>) {
+        self.read(guard, |slots| {
+            out.clear();
+            out.extend(slots.iter().map(|s| s.load(Ordering::Relaxed)));
+        });
+    }
+
+    /// Replaces all slots. The change in capacity.
+    pub(super) fn replace(&self, new: &[u64]) -> isize {
+        self.write(|guard, _, _| {
+            let used: Vec<AtomicU64> = new.iter().map(|s| AtomicU64::new(*s)).collect();
+            let grown = self.resize(guard, &used, capacity_for(new.len()));
+            (new.len(), grown)
+        })
+    }
+}

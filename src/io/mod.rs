@@ -1,0 +1,89 @@
+//! The one seam to the kernel: a directory of aligned files, mappings and a lock.
+//!
+//! Everything above works on [`Disk`]. Two backends exist: [`posix`], the operating system, and [`sim`], a disk in memory that can be stopped at
+//! any operation and says what a crash would have left. Faults enter the engine only here.
+
+pub(crate) mod aligned;
+pub(crate) mod posix;
+pub(crate) mod ring;
+#[cfg(test)]
+pub(crate) mod sim;
+
+use std::fmt::Debug;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+/// Unit of writes, and the alignment of every write's offset and length: a page, and the physical block of today's devices.
+///
+/// A write of one block may tear at 512 B. So a block that holds acknowledged bytes is only rewritten with those bytes unchanged.
+pub(crate) const BLOCK: usize = 4096;
+
+/// Alignment of a read's offset and length: the smallest logical block of devices in use.
+pub(crate) const SECTOR: usize = 512;
+
+/// A directory that holds one store.
+pub(crate) trait Disk: Send + Sync + Debug {
+    /// Opens an existing file. `NotFound` if there is none.
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>>;
+
+    /// Creates a file of `len` bytes, all of them allocated, or opens it and brings it to `len` if it exists. Fails with
+    /// `StorageFull` without harm to others if the file system cannot promise the space. The name is durable after [`Disk::sync_dir`].
+    fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn File>>;
+
+    /// Maps an existing file of exactly `len` bytes, or a new one of that length whose blocks are allocated and zeroed. A store into the mapping is
+    /// in the page cache at once. Returns whether the file was made (or remade) by this call.
+    fn map(&self, name: &str, len: u64) -> io::Result<(Arc<dyn Mapping>, bool)>;
+
+    /// Names and lengths of all files.
+    fn list(&self) -> io::Result<Vec<(String, u64)>>;
+
+    /// Removes a file's name. Durable after [`Disk::sync_dir`].
+    fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// Makes creations and removals durable.
+    fn sync_dir(&self) -> io::Result<()>;
+
+    /// Takes the directory for this cache until the guard is dropped. `WouldBlock` with the holder's pid if it is taken.
+    fn lock(&self) -> Result<Box<dyn DiskLock>, LockError>;
+
+    /// Identity of this run of the operating system. The page cache survives as long as it stays the same.
+    fn boot_id(&self) -> u64;
+}
+
+/// Why a directory could not be taken.
+#[derive(Debug)]
+pub(crate) enum LockError {
+    /// Somebody alive has it.
+    Held {
+        /// Process id of the holder, 0 if unknown.
+        pid: u32,
+    },
+    /// The lock file could not be used.
+    Io(io::Error),
+}
+
+/// Keeps a directory taken while it lives.
+pub(crate) trait DiskLock: Send + Sync + Debug {}
+
+/// A file of fixed length. All lengths and offsets are multiples of [`SECTOR`] for reads and [`BLOCK`] for writes, and buffers are
+/// aligned likewise (see [`aligned::AlignedBuf`]), so that a backend may use direct I/O.
+pub(crate) trait File: Send + Sync + Debug {
+    /// Fills `buf` from `offset`, whole or not at all.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+
+    /// Writes all of `buf` at `offset`. Durable after a [`File::sync`] that begins after this returned.
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()>;
+
+    /// Makes completed writes durable. After a failure nothing that was written since the last success may be trusted, and the call must not be repeated.
+    fn sync(&self) -> io::Result<()>;
+
+    /// Length in bytes.
+    fn len(&self) -> u64;
+}
+
+/// Shared memory over a file's pages. As words, because other threads copy out of it while it is written.
+pub(crate) trait Mapping: Send + Sync + Debug {
+    /// The whole mapping.
+    fn words(&self) -> &[AtomicU64];
+}

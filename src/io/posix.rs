@@ -1,0 +1,201 @@
+//! The operating system's files: positional direct I/O where the file system has it, buffered where it has not.
+#![allow(unsafe_code, reason = "a shared mapping is foreign memory")]
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use memmap2::{MmapOptions, MmapRaw};
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
+use rustix::io::Errno;
+
+use super::aligned::AlignedBuf;
+use super::{Disk, DiskLock, File, LockError, Mapping};
+
+/// Name of the file whose lock takes the directory.
+pub(crate) const LOCK_FILE: &str = "LOCK";
+
+/// A directory of the operating system.
+#[derive(Debug)]
+pub(crate) struct PosixDisk {
+    dir: PathBuf,
+}
+
+impl PosixDisk {
+    /// `dir` exists.
+    pub(crate) fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    fn options() -> OpenOptions {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600);
+        options
+    }
+
+    /// Opens with `O_DIRECT`, or without it where the file system refuses (tmpfs).
+    fn open_direct(path: &Path, create: bool) -> io::Result<fs::File> {
+        let mut options = Self::options();
+        options.create(create).custom_flags(OFlags::DIRECT.bits() as i32);
+        match options.open(path) {
+            Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+                options.custom_flags(0).open(path)
+            }
+            other => other,
+        }
+    }
+}
+
+/// Allocates blocks for `[0, len)`, or writes zeros where the file system cannot.
+fn allocate(file: &fs::File, len: u64) -> io::Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
+        Ok(()) => Ok(()),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => fill_with_zeros(file, len),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn fill_with_zeros(file: &fs::File, len: u64) -> io::Result<()> {
+    let zeros = AlignedBuf::zeroed(1 << 20);
+    let mut at = 0;
+    while at < len {
+        let n = (zeros.len() as u64).min(len - at);
+        file.write_all_at(&zeros[..n as usize], at)?;
+        at += n;
+    }
+    Ok(())
+}
+
+impl Disk for PosixDisk {
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        let file = Self::open_direct(&self.dir.join(name), false)?;
+        let len = file.metadata()?.len();
+        Ok(Arc::new(PosixFile { file, len }))
+    }
+
+    fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn File>> {
+        let file = Self::open_direct(&self.dir.join(name), true)?;
+        if file.metadata()?.len() > len {
+            file.set_len(len)?;
+        }
+        allocate(&file, len)?;
+        Ok(Arc::new(PosixFile { file, len }))
+    }
+
+    fn map(&self, name: &str, len: u64) -> io::Result<(Arc<dyn Mapping>, bool)> {
+        let path = self.dir.join(name);
+        let file = Self::options().create(true).truncate(false).open(&path)?;
+        let fresh = file.metadata()?.len() != len;
+        if fresh {
+            // Written, not only allocated: a store into an unwritten extent would have to convert it, and could find the disk full.
+            file.set_len(0)?;
+            fill_with_zeros(&file, len)?;
+            file.sync_all()?;
+        }
+        let map = MmapOptions::new().len(len as usize).map_raw(&file)?;
+        Ok((Arc::new(PosixMapping { map }), fresh))
+    }
+
+    fn list(&self) -> io::Result<Vec<(String, u64)>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            names.push((entry.file_name().to_string_lossy().into_owned(), entry.metadata()?.len()));
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.dir.join(name))
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        fs::File::open(&self.dir)?.sync_all()
+    }
+
+    fn lock(&self) -> Result<Box<dyn DiskLock>, LockError> {
+        let open = Self::options().create(true).truncate(false).open(self.dir.join(LOCK_FILE));
+        let mut file = open.map_err(LockError::Io)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                let mut text = String::new();
+                let _unreadable_means_unknown = file.read_to_string(&mut text);
+                return Err(LockError::Held { pid: text.trim().parse().unwrap_or(0) });
+            }
+            Err(e) => return Err(LockError::Io(e.into())),
+        }
+        let note = |file: &mut fs::File| {
+            file.set_len(0)?;
+            file.rewind()?;
+            writeln!(file, "{}", std::process::id())
+        };
+        note(&mut file).map_err(LockError::Io)?;
+        Ok(Box::new(PosixLock { _file: file }))
+    }
+
+    fn boot_id(&self) -> u64 {
+        let text = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        xxhash_rust::xxh3::xxh3_64(&text)
+    }
+}
+
+/// Whether a process with this id exists and has not ended.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    // The state follows the command's name, which is in parentheses and may hold anything.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    !matches!(state, None | Some('Z' | 'X'))
+}
+
+#[derive(Debug)]
+struct PosixLock {
+    /// The lock lasts as long as this descriptor. A thread that dies inside a write keeps it open until the write has ended.
+    _file: fs::File,
+}
+
+impl DiskLock for PosixLock {}
+
+#[derive(Debug)]
+struct PosixFile {
+    file: fs::File,
+    len: u64,
+}
+
+impl File for PosixFile {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        // Completes short reads and EINTR.
+        self.file.read_exact_at(buf, offset)
+    }
+
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        // Completes short writes and EINTR.
+        self.file.write_all_at(buf, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn len(&self) -> u64 {
+        self.len
+    }
+}
+
+#[derive(Debug)]
+struct PosixMapping {
+    map: MmapRaw,
+}
+
+impl Mapping for PosixMapping {
+    fn words(&self) -> &[AtomicU64] {
+        let ptr = self.map.as_mut_ptr().cast::<AtomicU64>();
+        // SAFETY: the mapping is page-aligned, `len` bytes long, lives as long as `self`, and is only ever accessed through these
+        // atomics and through `Ring::lend`. Another process cannot map it while the directory is locked.
+        unsafe { std::slice::from_raw_parts(ptr, self.map.len() / 8) }
+    }
+}

@@ -1,0 +1,269 @@
+//! A landing ring: the last bytes of an endless stream, in a mapping.
+//!
+//! A store lands in the page cache of the data directory, where it survives the death of the process. It is recycled only after the same
+//! bytes were written where they belong. One appender at a time stores, one thread at a time writes out, and readers copy out and then ask
+//! whether they were overtaken (a seqlock over the whole ring: Lameter, 2005; Boehm, 2012).
+//!
+//! ```text
+//!  stale | readable        | readable, not yet written out | room        | stale
+//!        low               written                         appended      written + size
+//! ```
+#![allow(unsafe_code, reason = "a range that nobody stores to is lent to the kernel as plain bytes")]
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex};
+
+use super::aligned::AlignedBuf;
+use super::{BLOCK, Mapping};
+use crate::codec::{round_down, round_up};
+use crate::sync::lock;
+
+const WORD: usize = 8;
+/// Longest single write of a write-out.
+const PIECE: u64 = 1 << 20;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Ring {
+    mapping: Arc<dyn Mapping>,
+    /// Positions below this may have been overwritten.
+    low: AtomicU64,
+    /// Positions below this were written out. A multiple of [`BLOCK`]; moves only under `write_out`.
+    written: AtomicU64,
+    /// Positions from here on were never stored to. Moves only in [`Ring::append`].
+    appended: AtomicU64,
+    /// Held while bytes are lent to the kernel. Holds the bounce buffer for the last, partial block.
+    write_out: Mutex<AlignedBuf>,
+}
+
+impl Ring {
+    /// A ring over `mapping`, whose length is a power of two, in which the stream goes on at `start` (a multiple of [`BLOCK`]) and holds nothing before it.
+    pub(crate) fn new(mapping: Arc<dyn Mapping>, start: u64) -> Self {
+        let words = mapping.words();
+        assert!(words.len().is_power_of_two(), "a ring's length is a power of two");
+        assert!(words.as_ptr().addr().is_multiple_of(BLOCK), "a mapping starts at a page");
+        assert!(start.is_multiple_of(BLOCK as u64), "a stream goes on at a block");
+        Self {
+            mapping,
+            low: AtomicU64::new(start),
+            written: AtomicU64::new(start),
+            appended: AtomicU64::new(start),
+            write_out: Mutex::new(AlignedBuf::zeroed(BLOCK)),
+        }
+    }
+
+    /// Bytes held.
+    pub(crate) fn size(&self) -> u64 {
+        (self.mapping.words().len() * WORD) as u64
+    }
+
+    pub(crate) fn written(&self) -> u64 {
+        self.written.load(Ordering::Acquire)
+    }
+
+    /// Whether bytes up to `end` may be appended now.
+    pub(crate) fn has_room(&self, end: u64) -> bool {
+        end <= self.written() + self.size()
+    }
+
+    fn word(&self, position: u64) -> usize {
+        debug_assert!(position.is_multiple_of(WORD as u64), "ring positions are whole words");
+        (position / WORD as u64) as usize & (self.mapping.words().len() - 1)
+    }
+
+    /// Stores the concatenation of `parts` at `position`, at or after the last append's end, the last word filled up with zeros. One appender at a time; the caller asked [`Ring::has_room`].
+    pub(crate) fn append(&self, position: u64, parts: &[&[u8]]) {
+        let len: usize = parts.iter().map(|p| p.len()).sum();
+        let end = round_up(position + len as u64, WORD as u64);
+        assert!(position >= self.appended.load(Ordering::Relaxed), "appended bytes never change");
+        assert!(self.has_room(end), "bytes that are not written out are not overwritten");
+        let low = end.saturating_sub(self.size());
+        if low > self.low.load(Ordering::Relaxed) {
+            self.low.store(low, Ordering::Relaxed);
+            // Pairs with the fence in `load`: whoever copied a word stored after this also sees the new `low`.
+            fence(Ordering::Release);
+        }
+        self.store(position, parts);
+        // Pairs with the acquire in `write_out`.
+        self.appended.store(end, Ordering::Release);
+    }
+
+    fn store(&self, position: u64, parts: &[&[u8]]) {
+        let words = self.mapping.words();
+        let mask = words.len() - 1;
+        let mut at = self.word(position);
+        let mut partial = [0u8; WORD];
+        let mut filled = 0;
+        for part in parts {
+            let mut part = *part;
+            if filled > 0 {
+                let take = part.len().min(WORD - filled);
+                partial[filled..filled + take].copy_from_slice(&part[..take]);
+                filled += take;
+                part = &part[take..];
+                if filled < WORD {
+                    continue;
+                }
+                words[at].store(u64::from_le_bytes(partial), Ordering::Relaxed);
+                at = (at + 1) & mask;
+            }
+            let (whole, tail) = part.as_chunks::<WORD>();
+            for chunk in whole {
+                words[at].store(u64::from_le_bytes(*chunk), Ordering::Relaxed);
+                at = (at + 1) & mask;
+            }
+            filled = tail.len();
+            partial = [0; WORD];
+            partial[..filled].copy_from_slice(tail);
+        }
+        if filled > 0 {
+            words[at].store(u64::from_le_bytes(partial), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a load from `position` may succeed.
+    pub(crate) fn may_hold(&self, position: u64) -> bool {
+        position >= self.low.load(Ordering::Relaxed)
+    }
+
+    /// Copies from `position` into `buf`. False if the bytes may have been overwritten, before or meanwhile.
+    #[must_use]
+    pub(crate) fn load(&self, position: u64, buf: &mut [u8]) -> bool {
+        if position < self.low.load(Ordering::Relaxed) || buf.len() as u64 > self.size() {
+            return false;
+        }
+        self.copy(position, buf);
+        // Pairs with the fence in `advance`.
+        fence(Ordering::Acquire);
+        position >= self.low.load(Ordering::Relaxed)
+    }
+
+    fn copy(&self, position: u64, buf: &mut [u8]) {
+        copy(self.mapping.words(), position, buf);
+    }
+
+    /// Hands the blocks that hold `[written, to)` to `sink`, in order, in pieces, with their positions, and then counts whole blocks as written. If `to` is
+    /// inside a block, that block is handed over as well, its rest zero, and again by the next write-out, its beginning unchanged.
+    pub(crate) fn write_out(&self, to: u64, mut sink: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
+        let mut bounce = lock(&self.write_out);
+        // Pairs with the release in `append`: the bytes below it are there.
+        assert!(to <= self.appended.load(Ordering::Acquire), "only appended bytes are written out");
+        let mut from = self.written();
+        let whole = round_down(to, BLOCK as u64);
+        while from < whole {
+            let to_wrap = self.size() - (from & (self.size() - 1));
+            let len = (whole - from).min(to_wrap).min(PIECE);
+            // SAFETY: nobody stores to `[from, from + len)` while the slice lives. It lies in `[written, appended)`: `append` refuses positions below
+            // `appended`, and positions above `written + size`, which are the ones that share these words; `written` moves only under the lock held here.
+            let piece = unsafe { self.lend(from, len) };
+            sink(from, piece)?;
+            from += len;
+            self.written.store(from, Ordering::Release);
+        }
+        if to > from {
+            bounce.fill(0);
+            self.copy(from, &mut bounce[..(to - from) as usize]);
+            sink(from, &bounce)?;
+        }
+        Ok(())
+    }
+
+    /// Counts everything below `to` as written out: what was appended was, and what lies between is a gap that nobody appends to.
+    pub(crate) fn skip_to(&self, to: u64) {
+        let _exclusive = lock(&self.write_out);
+        let to = round_down(to, BLOCK as u64);
+        self.written.store(to.max(self.written()), Ordering::Release);
+    }
+
+    /// `len` bytes from `position`, which do not wrap.
+    ///
+    /// # Safety
+    /// Nobody stores to them while the slice lives.
+    unsafe fn lend(&self, position: u64, len: u64) -> &[u8] {
+        let start = self.word(position);
+        let range = &self.mapping.words()[start..start + len as usize / WORD];
+        // SAFETY: the words are initialised and lie together, and the caller promises that nobody stores to them.
+        unsafe { std::slice::from_raw_parts(range.as_ptr().cast::<u8>(), len as usize) }
+    }
+}
+
+/// Copies from `position` of the stream into `buf` whatever lies there in a ring over `words`: recovery looks for what a dead process stored.
+pub(crate) fn copy(words: &[AtomicU64], position: u64, buf: &mut [u8]) {
+    let mask = words.len() - 1;
+    let mut at = (position / WORD as u64) as usize & mask;
+    let (whole, tail) = buf.as_chunks_mut::<WORD>();
+    for chunk in whole {
+        *chunk = words[at].load(Ordering::Relaxed).to_le_bytes();
+        at = (at + 1) & mask;
+    }
+    if !tail.is_empty() {
+        let last = words[at].load(Ordering::Relaxed).to_le_bytes();
+        tail.copy_from_slice(&last[..tail.len()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    #[repr(align(4096))]
+    struct Heap([AtomicU64; 1024]);
+    impl Mapping for Heap {
+        fn words(&self) -> &[AtomicU64] {
+            &self.0
+        }
+    }
+
+    fn ring() -> Ring {
+        Ring::new(Arc::new(Heap([const { AtomicU64::new(0) }; 1024])), 0)
+    }
+
+    #[test]
+    fn parts_of_any_length_are_joined_and_wrap() {
+        let ring = ring();
+        ring.skip_to(8192);
+        ring.append(8176, &[b"abc", b"", b"defghijklmnop", b"q", b"rstuv"]);
+        let mut out = [0u8; 24];
+        assert!(ring.load(8176, &mut out));
+        assert_eq!(&out, b"abcdefghijklmnopqrstuv\0\0");
+    }
+
+    #[test]
+    fn an_overtaken_reader_is_told() {
+        let ring = ring();
+        ring.append(0, &[b"12345678", b"next"]);
+        let mut out = [0u8; 8];
+        assert!(ring.load(0, &mut out));
+        ring.skip_to(4096);
+        ring.append(8192, &[b"overtaken"[..8].as_ref()]);
+        assert!(!ring.load(0, &mut out));
+        assert!(ring.load(8, &mut out), "the next word is still whole");
+        assert_eq!(&out, b"next\0\0\0\0");
+    }
+
+    #[test]
+    fn a_partial_block_is_written_again_with_the_same_beginning() {
+        let ring = ring();
+        ring.append(0, &[&[1; 4096], &[2; 8]]);
+        let mut seen = Vec::new();
+        ring.write_out(4104, |at, b| Ok(seen.push((at, b.to_vec())))).unwrap();
+        assert_eq!(ring.written(), 4096);
+        ring.append(4104, &[&[3; 4088]]);
+        ring.write_out(8192, |at, b| Ok(seen.push((at, b.to_vec())))).unwrap();
+        assert_eq!(ring.written(), 8192);
+        assert_eq!(seen.iter().map(|(at, b)| (*at, b.len())).collect::<Vec<_>>(), [(0, 4096), (4096, 4096), (4096, 4096)]);
+        assert_eq!(seen[1].1[..8], seen[2].1[..8]);
+        assert_eq!((seen[1].1[8], seen[2].1[8]), (0, 3));
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_mark_where_it_was() {
+        let ring = ring();
+        ring.append(0, &[&[1; 4096]]);
+        ring.write_out(4096, |_, _| Err(io::ErrorKind::Other.into())).unwrap_err();
+        assert_eq!(ring.written(), 0);
+        assert!(!ring.has_room(8193));
+    }
+}

@@ -1,0 +1,22 @@
+//! A persistent tiered cache that comes back warm after a crash, and never comes back wrong.
+
+mod clock;
+mod codec;
+mod config;
+mod engine;
+mod error;
+mod id;
+mod index;
+mod io;
+mod manifest;
+mod segment;
+mod sync;
+mod wal;
+
+mod cache;
+
+pub use cache::Cache;
+pub use config::{Ack, Activity, Compression, KEY_LEN_MAX, OnHostCrash, Options, WalValues};
+pub use engine::{Condition, PutOptions, RecoveryReport, Start, Stats, Tier, Value, Wait};
+pub use error::{Error, Result};
+pub use id::Lsn;

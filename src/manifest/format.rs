@@ -1,0 +1,279 @@
+//! The bytes of the manifest. `docs/FORMAT.md` explains them.
+//!
+//! ```text
+//!   0  u32  magic            EWMF
+//!   4  u32  version
+//!   8  u32  check            over the manifest after it; seeded with store, EWMF, sequence
+//!  12  u32  length           of the manifest
+//!  16  u64  store id
+//!  24  u64  sequence         of this manifest
+//!  32  u64  hash seed
+//!  40  u64  boot id          of the host when the store was opened
+//!  48  u32  clean            1 after an orderly close
+//!  52  u32  segments         in the table
+//!  56  u64  next LSN         no LSN at or above it was used before this manifest
+//!  64  u64  durable LSN
+//!  72  u64  reclaimed LSN
+//!  80  u64  store time, ms
+//!  88  u64  next base        no stream position at or above it was used before this manifest
+//!  96  u64  floor            records below this position are not served
+//! 104  u64  WAL start        where replay begins
+//! 112  u64  WAL payload      bytes of stream in each WAL file
+//! 120  u64  WAL ring         bytes
+//! 128  u64  segment ring     bytes
+//! 136  u64  segment size     of segments that begin a life from now on
+//! 144  u64  flash            bytes that segments may take
+//! 152  u64  checkpoint       sequence, 0 if there is none; the file is its parity
+//! 160  u64  checkpoint start position from which footers and the WAL add to it
+//! 168  segments, 32 B each
+//!        0  u64  base        0 if the segment never had a life
+//!        8  u64  base LSN
+//!       16  u64  last LSN    0 until it is sealed
+//!       24  u32  log2 of the size
+//!       28  u32  state       0 free, 1 open, 2 sealed, 3 quarantined
+//! ```
+
+use crate::codec::{self, Put, Reader};
+use crate::id::{Lsn, Position, StoreId};
+
+const MAGIC: u32 = u32::from_le_bytes(*b"EWMF");
+pub(crate) const VERSION: u32 = 1;
+const HEAD_LEN: usize = 168;
+const SEGMENT_LEN: usize = 32;
+/// Longest file that can be a manifest.
+pub(crate) const LEN_MAX: u64 = (HEAD_LEN + SEGMENT_LEN * 2 * crate::config::SEGMENTS_MAX as usize) as u64 + 4096;
+
+/// A segment's state as far as recovery must know it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum SegmentState {
+    /// Holds nothing.
+    #[default]
+    Free,
+    /// May hold records that only the WAL describes.
+    Open,
+    /// Its footer describes it, durably.
+    Sealed,
+    /// A write to it failed; it is not used again.
+    Quarantined,
+}
+
+/// One row of the segment table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub(crate) state: SegmentState,
+    pub(crate) size: u64,
+    pub(crate) base: Position,
+    pub(crate) base_lsn: Lsn,
+    pub(crate) last_lsn: Lsn,
+}
+
+/// The checkpoint that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Checkpoint {
+    pub(crate) sequence: u64,
+    /// Everything below this position is in it.
+    pub(crate) start: Position,
+}
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Manifest {
+    pub(crate) store: StoreId,
+    pub(crate) sequence: u64,
+    pub(crate) hash_seed: u64,
+    pub(crate) boot_id: u64,
+    pub(crate) clean: bool,
+    pub(crate) next_lsn: Lsn,
+    pub(crate) durable: Lsn,
+    pub(crate) reclaimed: Lsn,
+    pub(crate) time_ms: u64,
+    pub(crate) next_base: Position,
+    pub(crate) floor: Position,
+    pub(crate) wal_start: u64,
+    pub(crate) wal_payload: u64,
+    pub(crate) wal_ring: u64,
+    pub(crate) segment_ring: u64,
+    pub(crate) segment_size: u64,
+    pub(crate) flash: u64,
+    pub(crate) checkpoint: Option<Checkpoint>,
+    pub(crate) segments: Vec<Segment>,
+}
+
+/// Why bytes are not a manifest.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Damage {
+    Broken,
+    Newer(u32),
+}
+
+impl Manifest {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(HEAD_LEN + self.segments.len() * SEGMENT_LEN);
+        out.put_u32(MAGIC);
+        out.put_u32(VERSION);
+        out.put_u32(0);
+        out.put_u32((HEAD_LEN + self.segments.len() * SEGMENT_LEN) as u32);
+        out.put_u64(self.store.0);
+        out.put_u64(self.sequence);
+        out.put_u64(self.hash_seed);
+        out.put_u64(self.boot_id);
+        out.put_u32(u32::from(self.clean));
+        out.put_u32(self.segments.len() as u32);
+        out.put_u64(self.next_lsn.0);
+        out.put_u64(self.durable.0);
+        out.put_u64(self.reclaimed.0);
+        out.put_u64(self.time_ms);
+        out.put_u64(self.next_base.0);
+        out.put_u64(self.floor.0);
+        out.put_u64(self.wal_start);
+        out.put_u64(self.wal_payload);
+        out.put_u64(self.wal_ring);
+        out.put_u64(self.segment_ring);
+        out.put_u64(self.segment_size);
+        out.put_u64(self.flash);
+        out.put_u64(self.checkpoint.map_or(0, |c| c.sequence));
+        out.put_u64(self.checkpoint.map_or(0, |c| c.start.0));
+        debug_assert_eq!(out.len(), HEAD_LEN, "the table at the top states this length");
+        for segment in &self.segments {
+            out.put_u64(segment.base.0);
+            out.put_u64(segment.base_lsn.0);
+            out.put_u64(segment.last_lsn.0);
+            out.put_u32(segment.size.max(1).ilog2());
+            out.put_u32(segment.state as u32);
+        }
+        let check = codec::checksum(self.store, MAGIC, self.sequence, &[&out[12..]]);
+        out[8..12].copy_from_slice(&check.to_le_bytes());
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Damage> {
+        let mut r = Reader::new(bytes);
+        let (Some(MAGIC), Some(version)) = (r.u32(), r.u32()) else { return Err(Damage::Broken) };
+        match version {
+            VERSION => {}
+            0 => return Err(Damage::Broken),
+            newer => return Err(Damage::Newer(newer)),
+        }
+        Self::decode_body(bytes, r).ok_or(Damage::Broken)
+    }
+
+    fn decode_body(bytes: &[u8], mut r: Reader<'_>) -> Option<Self> {
+        let check = r.u32()?;
+        let len = r.u32()? as usize;
+        let store = StoreId(r.u64()?);
+        let sequence = r.u64()?;
+        if check != codec::checksum(store, MAGIC, sequence, &[bytes.get(12..len)?]) {
+            return None;
+        }
+        let hash_seed = r.u64()?;
+        let boot_id = r.u64()?;
+        let clean = r.u32()? == 1;
+        let count = r.u32()? as usize;
+        if len != HEAD_LEN + count.checked_mul(SEGMENT_LEN)? {
+            return None;
+        }
+        let manifest = Self {
+            store,
+            sequence,
+            hash_seed,
+            boot_id,
+            clean,
+            next_lsn: Lsn(r.u64()?),
+            durable: Lsn(r.u64()?),
+            reclaimed: Lsn(r.u64()?),
+            time_ms: r.u64()?,
+            next_base: Position(r.u64()?),
+            floor: Position(r.u64()?),
+            wal_start: r.u64()?,
+            wal_payload: r.u64()?,
+            wal_ring: r.u64()?,
+            segment_ring: r.u64()?,
+            segment_size: r.u64()?,
+            flash: r.u64()?,
+            checkpoint: Some(Checkpoint { sequence: r.u64()?, start: Position(r.u64()?) }).filter(|c| c.sequence > 0),
+            segments: (0..count).map(|_| decode_segment(&mut r)).collect::<Option<_>>()?,
+        };
+        manifest.plausible().then_some(manifest)
+    }
+
+    /// Whether numbers that are used as lengths are ones that a store can have.
+    fn plausible(&self) -> bool {
+        let ring = |n: u64| n.is_power_of_two() && (1 << 12..=1 << 30).contains(&n);
+        ring(self.wal_ring) && ring(self.segment_ring) && ring(self.wal_payload) && self.segment_size.is_power_of_two()
+    }
+}
+
+fn decode_segment(r: &mut Reader<'_>) -> Option<Segment> {
+    let (base, base_lsn, last_lsn) = (Position(r.u64()?), Lsn(r.u64()?), Lsn(r.u64()?));
+    let size = 1u64.checked_shl(r.u32()?).filter(|size| *size <= 1 << 31)?;
+    let state = match r.u32()? {
+        0 => SegmentState::Free,
+        1 => SegmentState::Open,
+        2 => SegmentState::Sealed,
+        3 => SegmentState::Quarantined,
+        _ => return None,
+    };
+    Some(Segment { state, size, base, base_lsn, last_lsn })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Manifest {
+        let segment = |i: u64| Segment {
+            state: [SegmentState::Free, SegmentState::Open, SegmentState::Sealed, SegmentState::Quarantined][i as usize % 4],
+            size: 1 << (16 + i % 3),
+            base: Position(i << 20),
+            base_lsn: Lsn(i * 100),
+            last_lsn: Lsn(i * 100 + 50),
+        };
+        Manifest {
+            store: StoreId(0x0123_4567_89ab_cdef),
+            sequence: 12,
+            hash_seed: 5,
+            boot_id: 6,
+            clean: true,
+            next_lsn: Lsn(1000),
+            durable: Lsn(900),
+            reclaimed: Lsn(100),
+            time_ms: 1_700_000_000_000,
+            next_base: Position(1 << 30),
+            floor: Position(3),
+            wal_start: 1 << 20,
+            wal_payload: 1 << 20,
+            wal_ring: 1 << 16,
+            segment_ring: 1 << 18,
+            segment_size: 1 << 16,
+            flash: 1 << 20,
+            checkpoint: Some(Checkpoint { sequence: 4, start: Position(99) }),
+            segments: (0..9).map(segment).collect(),
+        }
+    }
+
+    #[test]
+    fn a_manifest_round_trips() {
+        let manifest = sample();
+        assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest));
+    }
+
+    #[test]
+    fn any_flipped_bit_is_noticed() {
+        let bytes = sample().encode();
+        for bit in 0..bytes.len() * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(Manifest::decode(&bad).is_err(), "bit {bit}");
+        }
+        for len in 0..bytes.len() {
+            assert!(Manifest::decode(&bytes[..len]).is_err(), "cut to {len}");
+        }
+    }
+
+    #[test]
+    fn a_newer_version_is_named() {
+        let mut bytes = sample().encode();
+        bytes[4] = 2;
+        assert_eq!(Manifest::decode(&bytes), Err(Damage::Newer(2)));
+    }
+}

@@ -1,0 +1,397 @@
+//! The bytes of a segment file. `docs/FORMAT.md` explains them.
+//!
+//! ```text
+//! segment   header block | records, packed at 8 B | unused | footer blocks | trailer block
+//!
+//! header and trailer (one block each)
+//!   0  u32  magic            EWSH or EWST
+//!   4  u32  version
+//!   8  u32  check            over the block after it; seeded with store, magic, base
+//!  12  u32  segment id
+//!  16  u64  store id
+//!  24  u64  base             position of the segment's first byte in the stream
+//!  32  u64  base LSN         what record LSNs are relative to
+//!  40  u32  footer blocks    trailer only
+//!  44  u32  data end         trailer only: offset after the last record
+//!  48  u64  entries          trailer only
+//!
+//! record
+//!   0  u32  check            over LSN and the CRC-32 of all that follows the LSN; seeded with store, EWSR, position
+//!   4  i32  LSN - base LSN
+//!   8  u8   flags            1 tombstone, 2 zstd, 4 expires
+//!   9  var  key length
+//!      var  stored value length
+//!      var  value length     if zstd
+//!      u64  expiry           if expires: store time, ms
+//!      key, stored value, zeros to a multiple of 8
+//! ```
+//! A tombstone has no key; its value is the 8-byte key hash.
+
+use std::ops::Range;
+
+use crate::codec::{self, Put, Reader, varint_len};
+use crate::id::{KeyHash, Lsn, Position, SegmentId, StoreId, UNIT};
+use crate::io::{BLOCK, SECTOR};
+
+const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"EWSH");
+const TRAILER_MAGIC: u32 = u32::from_le_bytes(*b"EWST");
+const RECORD_MAGIC: u32 = u32::from_le_bytes(*b"EWSR");
+pub(crate) const VERSION: u32 = 1;
+
+const TOMBSTONE: u8 = 1;
+const COMPRESSED: u8 = 2;
+const EXPIRES: u8 = 4;
+const KNOWN_FLAGS: u8 = TOMBSTONE | COMPRESSED | EXPIRES;
+
+/// Bytes before the flags: the check and the relative LSN, both known only when the record gets its place.
+pub(crate) const PREFIX_LEN: usize = 8;
+
+/// Offset of the first record.
+pub(crate) const DATA_START: u32 = BLOCK as u32;
+
+/// What a header or trailer says of a segment's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Life {
+    pub(crate) id: SegmentId,
+    pub(crate) base: Position,
+    pub(crate) base_lsn: Lsn,
+}
+
+/// What the trailer adds once the segment is sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Trailer {
+    pub(crate) footer_blocks: u32,
+    pub(crate) data_end: u32,
+    pub(crate) entries: u64,
+}
+
+fn encode_block(store: StoreId, magic: u32, life: &Life, trailer: Option<&Trailer>, block: &mut [u8]) {
+    block.fill(0);
+    let mut out = Vec::with_capacity(64);
+    out.put_u32(life.id.0);
+    out.put_u64(store.0);
+    out.put_u64(life.base.0);
+    out.put_u64(life.base_lsn.0);
+    if let Some(trailer) = trailer {
+        out.put_u32(trailer.footer_blocks);
+        out.put_u32(trailer.data_end);
+        out.put_u64(trailer.entries);
+    }
+    block[..4].copy_from_slice(&magic.to_le_bytes());
+    block[4..8].copy_from_slice(&VERSION.to_le_bytes());
+    block[12..12 + out.len()].copy_from_slice(&out);
+    let check = codec::checksum(store, magic, life.base.0, &[&block[12..]]);
+    block[8..12].copy_from_slice(&check.to_le_bytes());
+}
+
+fn decode_block<'a>(store: StoreId, magic: u32, block: &'a [u8]) -> Option<(Life, Reader<'a>)> {
+    let mut r = Reader::new(block);
+    if r.u32()? != magic || r.u32()? != VERSION {
+        return None;
+    }
+    let check = r.u32()?;
+    let id = SegmentId(r.u32()?);
+    let owner = r.u64()?;
+    let life = Life { id, base: Position(r.u64()?), base_lsn: Lsn(r.u64()?) };
+    let whole = owner == store.0 && check == codec::checksum(store, magic, life.base.0, &[block.get(12..)?]);
+    whole.then_some((life, r))
+}
+
+/// Fills `block` with the header of a segment that begins a life.
+pub(crate) fn encode_header(store: StoreId, life: &Life, block: &mut [u8]) {
+    encode_block(store, HEADER_MAGIC, life, None, block);
+}
+
+/// The life a header block states, if it is whole and of this store.
+pub(crate) fn decode_header(store: StoreId, block: &[u8]) -> Option<Life> {
+    decode_block(store, HEADER_MAGIC, block).map(|(life, _)| life)
+}
+
+/// Fills `block` with the trailer of a sealed segment.
+pub(crate) fn encode_trailer(store: StoreId, life: &Life, trailer: &Trailer, block: &mut [u8]) {
+    encode_block(store, TRAILER_MAGIC, life, Some(trailer), block);
+}
+
+/// What a trailer block states, if it is whole and of this store.
+pub(crate) fn decode_trailer(store: StoreId, block: &[u8]) -> Option<(Life, Trailer)> {
+    let (life, mut r) = decode_block(store, TRAILER_MAGIC, block)?;
+    Some((life, Trailer { footer_blocks: r.u32()?, data_end: r.u32()?, entries: r.u64()? }))
+}
+
+/// Longest [`Draft`] head: flags, three varints, expiry.
+const HEAD_LEN_MAX: usize = 1 + 3 + 5 + 5 + 8;
+
+/// A record without its place: everything after the LSN, and the CRC-32 of it, computed outside every lock.
+#[derive(Debug)]
+pub(crate) struct Draft<'a> {
+    head: [u8; HEAD_LEN_MAX],
+    head_len: usize,
+    key: &'a [u8],
+    value: &'a [u8],
+    crc: u32,
+}
+
+/// A value on its way to flash.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Content<'a> {
+    /// The value as the user gave it.
+    Plain(&'a [u8]),
+    /// The value compressed with zstd, and its length before.
+    Zstd(&'a [u8], usize),
+}
+
+impl<'a> Draft<'a> {
+    /// A put.
+    pub(crate) fn put(key: &'a [u8], content: Content<'a>, expires_ms: Option<u64>) -> Self {
+        let (value, raw_len) = match content {
+            Content::Plain(bytes) => (bytes, None),
+            Content::Zstd(bytes, raw_len) => (bytes, Some(raw_len)),
+        };
+        let mut head = ArrayWriter::default();
+        let compressed = if raw_len.is_some() { COMPRESSED } else { 0 };
+        let expires = if expires_ms.is_some() { EXPIRES } else { 0 };
+        head.put_u8(compressed | expires);
+        head.put_varint(key.len() as u64);
+        head.put_varint(value.len() as u64);
+        if let Some(raw_len) = raw_len {
+            head.put_varint(raw_len as u64);
+        }
+        if let Some(at) = expires_ms {
+            head.put_u64(at);
+        }
+        Self::finish(head, key, value)
+    }
+
+    /// A delete.
+    pub(crate) fn tombstone(hash: KeyHash) -> Self {
+        let mut head = ArrayWriter::default();
+        head.put_u8(TOMBSTONE);
+        head.put_varint(0);
+        head.put_varint(8);
+        head.put_u64(hash.0);
+        Self::finish(head, &[], &[])
+    }
+
+    fn finish(head: ArrayWriter, key: &'a [u8], value: &'a [u8]) -> Self {
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(&head.bytes[..head.len]);
+        crc.update(key);
+        crc.update(value);
+        Self { head: head.bytes, head_len: head.len, key, value, crc: crc.finalize() }
+    }
+
+    /// Bytes the record will take, a multiple of [`UNIT`].
+    pub(crate) fn len(&self) -> usize {
+        (PREFIX_LEN + self.head_len + self.key.len() + self.value.len()).next_multiple_of(UNIT)
+    }
+
+    /// The first eight bytes once the place is known. `None` if the LSN is too far from the segment's base.
+    pub(crate) fn prefix(&self, store: StoreId, at: Position, lsn: Lsn, base_lsn: Lsn) -> Option<[u8; PREFIX_LEN]> {
+        prefix(store, at, lsn, base_lsn, self.crc)
+    }
+
+    /// What follows the prefix, to be padded with zeros.
+    pub(crate) fn parts(&self) -> [&[u8]; 3] {
+        [&self.head[..self.head_len], self.key, self.value]
+    }
+}
+
+#[derive(Default)]
+struct ArrayWriter {
+    bytes: [u8; HEAD_LEN_MAX],
+    len: usize,
+}
+
+impl Put for ArrayWriter {
+    fn put(&mut self, bytes: &[u8]) {
+        self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
+        self.len += bytes.len();
+    }
+}
+
+fn prefix(store: StoreId, at: Position, lsn: Lsn, base_lsn: Lsn, crc: u32) -> Option<[u8; PREFIX_LEN]> {
+    let delta = i32::try_from(lsn.0.wrapping_sub(base_lsn.0) as i64).ok()?;
+    let mut prefix = [0; PREFIX_LEN];
+    prefix[..4].copy_from_slice(&record_check(store, at, lsn, crc).to_le_bytes());
+    prefix[4..].copy_from_slice(&delta.to_le_bytes());
+    Some(prefix)
+}
+
+fn record_check(store: StoreId, at: Position, lsn: Lsn, crc: u32) -> u32 {
+    codec::checksum(store, RECORD_MAGIC, at.0, &[&lsn.0.to_le_bytes(), &crc.to_le_bytes()])
+}
+
+/// A verified record, as ranges of the bytes it was decoded from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) lsn: Lsn,
+    pub(crate) kind: Kind,
+    /// Bytes on flash, a multiple of [`UNIT`].
+    pub(crate) len: usize,
+}
+
+/// What a record says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A key has this value.
+    Put {
+        key: Range<usize>,
+        value: Range<usize>,
+        /// Length before compression, if compressed.
+        raw_len: Option<usize>,
+        expires_ms: Option<u64>,
+    },
+    /// The keys with this hash have no value.
+    Tombstone(KeyHash),
+}
+
+/// Decodes and verifies the record at the front of `bytes`. `None` if it is not whole, or not the record of this place in this store.
+pub(crate) fn decode_record(store: StoreId, at: Position, base_lsn: Lsn, bytes: &[u8]) -> Option<Record> {
+    let mut r = Reader::new(bytes);
+    let check = r.u32()?;
+    let lsn = Lsn(base_lsn.0.checked_add_signed(i64::from(r.i32()?))?);
+    let flags = r.u8()?;
+    if flags & !KNOWN_FLAGS != 0 {
+        return None;
+    }
+    let key_len = usize::try_from(r.varint()?).ok()?;
+    let value_len = usize::try_from(r.varint()?).ok()?;
+    let raw_len = match flags & COMPRESSED {
+        0 => None,
+        _ => Some(usize::try_from(r.varint()?).ok()?),
+    };
+    let expires_ms = match flags & EXPIRES {
+        0 => None,
+        _ => Some(r.u64()?),
+    };
+    let start = bytes.len() - r.remaining();
+    let key = start..start.checked_add(key_len)?;
+    let value = key.end..key.end.checked_add(value_len)?;
+    let payload = bytes.get(PREFIX_LEN..value.end)?;
+    if check != record_check(store, at, lsn, crc32fast::hash(payload)) {
+        return None;
+    }
+    let len = value.end.next_multiple_of(UNIT);
+    let kind = if flags & TOMBSTONE == 0 {
+        Kind::Put { key, value, raw_len, expires_ms }
+    } else {
+        Kind::Tombstone(KeyHash(Reader::new(&bytes[value]).u64()?))
+    };
+    Some(Record { lsn, kind, len })
+}
+
+impl<'a> Draft<'a> {
+    /// The draft that a verified record was written from, to give it another place.
+    pub(crate) fn of_record(bytes: &'a [u8], record: &Record) -> Option<Self> {
+        let Kind::Put { key, value, .. } = &record.kind else { return None };
+        let mut head = ArrayWriter::default();
+        head.put(bytes.get(PREFIX_LEN..key.start)?);
+        Some(Self::finish(head, &bytes[key.clone()], &bytes[value.clone()]))
+    }
+}
+
+/// Longest record for which a put of `key_len` and `value_len` bytes may need: upper bound of [`Draft::len`].
+pub(crate) fn record_len_max(key_len: usize, value_len: usize) -> usize {
+    let head = 1 + varint_len(key_len as u64) + 2 * varint_len(value_len as u64) + 8;
+    (PREFIX_LEN + head + key_len + value_len).next_multiple_of(UNIT)
+}
+
+/// The sectors that hold `len` bytes at `offset`.
+pub(crate) const fn sectors(offset: u32, len: usize) -> Range<u64> {
+    let start = codec::round_down(offset as u64, SECTOR as u64);
+    let end = codec::round_up(offset as u64 + len as u64, SECTOR as u64);
+    start..end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const STORE: StoreId = StoreId(7);
+
+    fn bytes_of(draft: &Draft, at: Position, lsn: Lsn, base: Lsn) -> Vec<u8> {
+        let mut out = draft.prefix(STORE, at, lsn, base).unwrap().to_vec();
+        for part in draft.parts() {
+            out.extend_from_slice(part);
+        }
+        out.resize(draft.len(), 0);
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn a_record_round_trips_and_any_flipped_bit_is_noticed(
+            key in prop::collection::vec(any::<u8>(), 1..300),
+            value in prop::collection::vec(any::<u8>(), 0..900),
+            expires in prop::option::of(any::<u64>()),
+            raw in prop::option::of(0usize..1 << 30),
+            lsn in 1u64..1 << 40,
+            back in -1000i64..1000,
+            flip in any::<prop::sample::Index>(),
+        ) {
+            let base = Lsn(lsn.saturating_add_signed(back));
+            let content = raw.map_or(Content::Plain(&value), |n| Content::Zstd(&value, n));
+            let draft = Draft::put(&key, content, expires);
+            let mut bytes = bytes_of(&draft, Position(4096), Lsn(lsn), base);
+            prop_assert!(draft.len() <= record_len_max(key.len(), value.len().max(raw.unwrap_or(0))));
+            let record = decode_record(STORE, Position(4096), base, &bytes).unwrap();
+            prop_assert_eq!((record.lsn, record.len), (Lsn(lsn), bytes.len()));
+            let Kind::Put { key: k, value: v, raw_len, expires_ms } = record.kind else { panic!("a put") };
+            let end = v.end;
+            prop_assert_eq!((&bytes[k], &bytes[v]), (&key[..], &value[..]));
+            prop_assert_eq!((raw_len, expires_ms), (raw, expires));
+            prop_assert!(decode_record(STORE, Position(4104), base, &bytes).is_none());
+            prop_assert!(decode_record(StoreId(8), Position(4096), base, &bytes).is_none());
+            let bit = flip.index(end * 8);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(decode_record(STORE, Position(4096), base, &bytes).is_none());
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_decode_and_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(decode_record(STORE, Position(0), Lsn(5), &bytes).is_none());
+            prop_assert!(decode_header(STORE, &bytes).is_none());
+            prop_assert!(decode_trailer(STORE, &bytes).is_none());
+        }
+    }
+
+    #[test]
+    fn a_tombstone_round_trips_and_takes_24_bytes() {
+        let draft = Draft::tombstone(KeyHash(99));
+        let bytes = bytes_of(&draft, Position(0), Lsn(3), Lsn(3));
+        assert_eq!(bytes.len(), 24);
+        let record = decode_record(STORE, Position(0), Lsn(3), &bytes).unwrap();
+        assert_eq!(record.kind, Kind::Tombstone(KeyHash(99)));
+    }
+
+    #[test]
+    fn a_hundred_bytes_of_user_data_take_112() {
+        assert_eq!(Draft::put(&[1; 16], Content::Plain(&[0; 84]), None).len(), 112);
+    }
+
+    #[test]
+    fn header_and_trailer_round_trip_and_are_not_each_other() {
+        let life = Life { id: SegmentId(3), base: Position(1 << 20), base_lsn: Lsn(77) };
+        let mut block = [0; BLOCK];
+        encode_header(STORE, &life, &mut block);
+        assert_eq!(decode_header(STORE, &block), Some(life));
+        assert_eq!(decode_trailer(STORE, &block), None);
+        let trailer = Trailer { footer_blocks: 2, data_end: 8192, entries: 5 };
+        encode_trailer(STORE, &life, &trailer, &mut block);
+        assert_eq!(decode_trailer(STORE, &block), Some((life, trailer)));
+        block[BLOCK - 1] ^= 1;
+        assert_eq!(decode_trailer(STORE, &block), None);
+    }
+
+    #[test]
+    fn a_moved_record_verifies_at_its_new_place_with_its_old_version() {
+        let draft = Draft::put(b"key", Content::Plain(b"value"), Some(9));
+        let bytes = bytes_of(&draft, Position(64), Lsn(10), Lsn(9));
+        let record = decode_record(STORE, Position(64), Lsn(9), &bytes).unwrap();
+        let moved = Draft::of_record(&bytes, &record).unwrap();
+        let bytes = bytes_of(&moved, Position(1 << 30), Lsn(10), Lsn(500));
+        assert_eq!(decode_record(STORE, Position(1 << 30), Lsn(500), &bytes), Some(record));
+        assert!(moved.prefix(STORE, Position(0), Lsn(10), Lsn(1 << 40)).is_none());
+    }
+}

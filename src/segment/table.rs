@@ -1,0 +1,194 @@
+//! The segments of an open store and their life cycle.
+//!
+//! ```text
+//!            prepare            take              retire            seal
+//!   Free ─────────────► Ready ────────► Open ───────────► Full ───────────► Sealed
+//!     ▲                                   │  write failed   │                  │ drain
+//!     │                                   └──► Quarantined ◄┘                  ▼
+//!     └──────────────────────────── release ◄──────────────────────────── Draining
+//! ```
+//! In the manifest `Ready`, `Open` and `Full` are "open", and `Draining` is still "sealed": it becomes free only by being given a new base.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use super::format::Life;
+use crate::id::{Lsn, Position, SegmentId};
+use crate::io::{Disk, File};
+use crate::manifest::{self, SegmentState};
+use crate::sync::lock;
+
+/// Names of segment files begin with this; the segment's number follows.
+pub(crate) const FILE_PREFIX: &str = "segment.";
+
+pub(crate) fn file_name(id: SegmentId) -> String {
+    format!("{FILE_PREFIX}{id}")
+}
+
+/// Where a segment is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Free,
+    Ready,
+    Open,
+    Full,
+    Sealed,
+    Draining,
+    Quarantined,
+}
+
+/// What the table knows of one segment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    pub(crate) state: State,
+    pub(crate) size: u64,
+    pub(crate) life: Life,
+    pub(crate) last_lsn: Lsn,
+    /// Where in the WAL its first record's frame lies. Only while it is open or full.
+    pub(crate) wal_start: u64,
+}
+
+/// The part that readers need without a lock.
+#[derive(Debug, Default)]
+struct Seat {
+    /// 0 if nothing of it may be read.
+    base: AtomicU64,
+    base_lsn: AtomicU64,
+    file: OnceLock<Arc<dyn File>>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Table {
+    disk: Arc<dyn Disk>,
+    seats: Box<[Seat]>,
+    rows: Mutex<Vec<Row>>,
+}
+
+impl Table {
+    /// The table that a manifest describes.
+    pub(crate) fn new(disk: Arc<dyn Disk>, segments: &[manifest::Segment]) -> Self {
+        let rows = segments.iter().enumerate().map(|(i, s)| Row {
+            state: match s.state {
+                SegmentState::Free => State::Free,
+                SegmentState::Open => State::Full,
+                SegmentState::Sealed => State::Sealed,
+                SegmentState::Quarantined => State::Quarantined,
+            },
+            size: s.size,
+            life: Life { id: SegmentId(i as u32), base: s.base, base_lsn: s.base_lsn },
+            last_lsn: s.last_lsn,
+            wal_start: 0,
+        });
+        let rows: Vec<Row> = rows.collect();
+        let table = Self { disk, seats: segments.iter().map(|_| Seat::default()).collect(), rows: Mutex::default() };
+        for row in &rows {
+            if matches!(row.state, State::Full | State::Sealed) {
+                table.publish(&row.life);
+            }
+        }
+        *lock(&table.rows) = rows;
+        table
+    }
+
+    /// Rows as the manifest states them, and where replay must begin once it states them: the oldest frame of a segment that is not sealed, else `wal_end`.
+    pub(crate) fn describe(&self, wal_end: u64) -> (Vec<manifest::Segment>, u64) {
+        let row = |r: &Row| manifest::Segment {
+            state: match r.state {
+                State::Free => SegmentState::Free,
+                State::Ready | State::Open | State::Full => SegmentState::Open,
+                State::Sealed | State::Draining => SegmentState::Sealed,
+                State::Quarantined => SegmentState::Quarantined,
+            },
+            size: r.size,
+            base: r.life.base,
+            base_lsn: r.life.base_lsn,
+            last_lsn: r.last_lsn,
+        };
+        let rows = lock(&self.rows);
+        let open = rows.iter().filter(|r| matches!(r.state, State::Open | State::Full));
+        (rows.iter().map(row).collect(), open.map(|r| r.wal_start).min().unwrap_or(wal_end))
+    }
+
+    /// Base positions of all segments, 0 where nothing can be read.
+    pub(crate) fn bases(&self) -> Vec<u64> {
+        self.seats.iter().map(|s| s.base.load(Ordering::Acquire)).collect()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.seats.len()
+    }
+
+    pub(crate) fn row(&self, id: SegmentId) -> Row {
+        lock(&self.rows)[id.index()]
+    }
+
+    pub(crate) fn count(&self, state: State) -> usize {
+        lock(&self.rows).iter().filter(|r| r.state == state).count()
+    }
+
+    /// All rows for which `condition` holds, oldest position first.
+    pub(crate) fn select(&self, condition: impl Fn(&Row) -> bool) -> Vec<Row> {
+        let mut rows: Vec<Row> = lock(&self.rows).iter().filter(|r| condition(r)).copied().collect();
+        rows.sort_by_key(|r| r.life.base);
+        rows
+    }
+
+    /// Changes one row. `from` names the states it may be in.
+    pub(crate) fn change(&self, id: SegmentId, from: &[State], change: impl FnOnce(&mut Row)) {
+        let mut rows = lock(&self.rows);
+        let row = &mut rows[id.index()];
+        assert!(from.contains(&row.state), "segment {id} is {:?}, not one of {from:?}", row.state);
+        change(row);
+    }
+
+    /// Lets readers use this life of the segment.
+    pub(crate) fn publish(&self, life: &Life) {
+        let seat = &self.seats[life.id.index()];
+        seat.base_lsn.store(life.base_lsn.0, Ordering::Relaxed);
+        // Pairs with the acquire in `life`.
+        seat.base.store(life.base.0, Ordering::Release);
+    }
+
+    /// Takes the segment away from readers. Those that already read find another base or bytes that do not verify.
+    pub(crate) fn withdraw(&self, id: SegmentId) {
+        self.seats[id.index()].base.store(0, Ordering::Release);
+    }
+
+    /// The life that readers may use now, if any. If it ends meanwhile, records fail to verify, since their checksum is seeded with their position.
+    pub(crate) fn life(&self, id: SegmentId) -> Option<Life> {
+        let seat = self.seats.get(id.index())?;
+        let base = seat.base.load(Ordering::Acquire);
+        let base_lsn = Lsn(seat.base_lsn.load(Ordering::Relaxed));
+        (base != 0).then_some(Life { id, base: Position(base), base_lsn })
+    }
+
+    /// The segment's file, which must exist.
+    pub(crate) fn file(&self, id: SegmentId) -> io::Result<&Arc<dyn File>> {
+        let seat = &self.seats[id.index()];
+        match seat.file.get() {
+            Some(file) => Ok(file),
+            None => {
+                let file = self.disk.open(&file_name(id))?;
+                Ok(seat.file.get_or_init(|| file))
+            }
+        }
+    }
+
+    /// The segment's file, brought to `size` if it does not exist or has another size. Says whether the directory must be synced.
+    pub(crate) fn allocate(&self, id: SegmentId, size: u64) -> io::Result<bool> {
+        match self.file(id) {
+            Ok(file) if file.len() == size => return Ok(false),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+        let file = self.disk.create(&file_name(id), size)?;
+        let kept = self.seats[id.index()].file.get_or_init(|| Arc::clone(&file));
+        if kept.len() != size {
+            return Err(io::Error::other("a segment file changed its size while it was open"));
+        }
+        Ok(true)
+    }
+}

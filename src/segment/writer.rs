@@ -1,0 +1,81 @@
+//! The segment that is being filled. Lives under the log lock.
+
+use super::footer::{Builder, Entry};
+use super::format::{DATA_START, Life, Trailer};
+use crate::id::{Lsn, Position};
+use crate::io::BLOCK;
+
+/// A segment that takes records.
+#[derive(Debug)]
+pub(crate) struct Open {
+    pub(crate) life: Life,
+    size: u64,
+    /// Offset of the next record.
+    cursor: u32,
+    footer: Builder,
+    last_lsn: Lsn,
+}
+
+/// A segment that takes no more records, with all that its footer needs.
+#[derive(Debug)]
+pub(crate) struct Full {
+    pub(crate) life: Life,
+    pub(crate) size: u64,
+    pub(crate) data_end: u32,
+    pub(crate) footer: Builder,
+    pub(crate) last_lsn: Lsn,
+}
+
+impl Open {
+    pub(crate) fn new(life: Life, size: u64) -> Self {
+        Self { life, size, cursor: DATA_START, footer: Builder::default(), last_lsn: Lsn::ZERO }
+    }
+
+    /// Whether a record of `len` bytes and its footer entry fit.
+    pub(crate) fn fits(&self, len: usize) -> bool {
+        u64::from(self.cursor) + len as u64 + self.footer.len_with_one_more() as u64 + BLOCK as u64 <= self.size
+    }
+
+    /// Position of the next record.
+    pub(crate) fn head(&self) -> Position {
+        self.life.base.plus(u64::from(self.cursor))
+    }
+
+    pub(crate) fn cursor(&self) -> u32 {
+        self.cursor
+    }
+
+    /// Takes the record that was stored at [`Open::head`].
+    pub(crate) fn push(&mut self, entry: &Entry) {
+        assert_eq!(entry.offset, self.cursor, "records lie one after the other");
+        self.footer.push(entry);
+        self.cursor += entry.len;
+        self.last_lsn = self.last_lsn.max(entry.lsn);
+    }
+
+    /// Bytes of DRAM held.
+    pub(crate) fn allocated(&self) -> usize {
+        self.footer.allocated()
+    }
+
+    pub(crate) fn retire(self) -> Full {
+        Full { life: self.life, size: self.size, data_end: self.cursor, footer: self.footer, last_lsn: self.last_lsn }
+    }
+}
+
+impl Full {
+    /// The end of what was stored.
+    pub(crate) fn end(&self) -> Position {
+        self.life.base.plus(u64::from(self.data_end))
+    }
+
+    /// What the trailer says once the footer has that many blocks.
+    pub(crate) fn trailer(&self) -> Trailer {
+        Trailer { footer_blocks: self.footer.blocks(), data_end: self.data_end, entries: self.footer.entries() }
+    }
+}
+
+/// Longest record that a segment of this size can hold.
+pub(crate) const fn record_len_max(segment_size: u64) -> usize {
+    segment_size as usize - DATA_START as usize - 2 * BLOCK
+}

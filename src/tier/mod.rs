@@ -1,0 +1,3 @@
+//! Where values live besides flash. Policies are pure and testable without a disk.
+
+pub(crate) mod memory;

@@ -1,0 +1,215 @@
+//! The bytes of the WAL. `docs/FORMAT.md` explains them.
+//!
+//! ```text
+//! file    header block | payload: the stream's bytes [number x payload, (number + 1) x payload)
+//!
+//! header (one block)
+//!   0  u32  magic       EWWH
+//!   4  u32  version
+//!   8  u32  check       over the block after it; seeded with store, EWWH, number
+//!  12  u32  0
+//!  16  u64  store id
+//!  24  u64  number
+//!  32  u64  payload     bytes of stream in each file
+//!
+//! frame (at a multiple of 8 in the stream; may lie across files)
+//!   0  u32  check       over the frame after it; seeded with store, EWWF, position of the frame in the stream
+//!   4  u32  length      of the frame, a multiple of 8
+//!   8  u8   kind        1 put, 2 delete, 3 mark, 4 move: a record was given another place
+//!   9  u8   flags       1 the record's bytes follow, 2 an entry with this fingerprint existed
+//!  10  u16  0
+//!  12  u32  record length
+//!  16  u64  LSN         of the mutation; mark: durable LSN
+//!  24  u64  key hash    mark: store time, ms
+//!  32  u64  record position    mark: this frame's position
+//!  40       the record's bytes, if flags say so
+//! ```
+
+use crate::codec::{self, Put, Reader};
+use crate::id::{KeyHash, Lsn, Position, StoreId};
+use crate::io::BLOCK;
+
+const FILE_MAGIC: u32 = u32::from_le_bytes(*b"EWWH");
+const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"EWWF");
+pub(crate) const VERSION: u32 = 1;
+
+/// Bytes of a frame without a record.
+pub(crate) const FRAME_LEN: usize = 40;
+/// Most bytes a frame can have.
+pub(crate) const FRAME_LEN_MAX: usize = FRAME_LEN + crate::config::INLINE_LEN_MAX;
+
+const INLINE: u8 = 1;
+const SUPERSEDES: u8 = 2;
+
+/// What a WAL file's header states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileHeader {
+    pub(crate) number: u64,
+    pub(crate) payload: u64,
+}
+
+impl FileHeader {
+    pub(crate) fn encode(&self, store: StoreId, block: &mut [u8]) {
+        block.fill(0);
+        let mut out = Vec::with_capacity(32);
+        out.put_u32(0);
+        out.put_u64(store.0);
+        out.put_u64(self.number);
+        out.put_u64(self.payload);
+        block[..4].copy_from_slice(&FILE_MAGIC.to_le_bytes());
+        block[4..8].copy_from_slice(&VERSION.to_le_bytes());
+        block[12..12 + out.len()].copy_from_slice(&out);
+        let check = codec::checksum(store, FILE_MAGIC, self.number, &[&block[12..BLOCK]]);
+        block[8..12].copy_from_slice(&check.to_le_bytes());
+    }
+
+    pub(crate) fn decode(store: StoreId, block: &[u8]) -> Option<Self> {
+        let mut r = Reader::new(block);
+        if r.u32()? != FILE_MAGIC || r.u32()? != VERSION {
+            return None;
+        }
+        let check = r.u32()?;
+        r.u32()?;
+        let owner = r.u64()?;
+        let header = Self { number: r.u64()?, payload: r.u64()? };
+        let expected = codec::checksum(store, FILE_MAGIC, header.number, &[block.get(12..BLOCK)?]);
+        (owner == store.0 && check == expected).then_some(header)
+    }
+}
+
+/// What a frame says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Frame {
+    /// A record of a new version was appended to the segment stream.
+    Mutation(Mutation),
+    /// A record of an old version was appended again: it has another place, and the same LSN as before.
+    Move(Mutation),
+    /// Everything up to `durable` is synced; store time was `time_ms`.
+    Mark { durable: Lsn, time_ms: u64 },
+}
+
+/// One put or delete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mutation {
+    pub(crate) lsn: Lsn,
+    pub(crate) hash: KeyHash,
+    pub(crate) tombstone: bool,
+    pub(crate) supersedes: bool,
+    pub(crate) record: Position,
+    pub(crate) record_len: u32,
+}
+
+/// A frame's first bytes, to be followed by `record` (the record's bytes, or nothing).
+pub(crate) fn encode_frame(store: StoreId, at: u64, frame: &Frame, record: &[&[u8]]) -> [u8; FRAME_LEN] {
+    let inline: usize = record.iter().map(|p| p.len()).sum();
+    let len = (FRAME_LEN + inline).next_multiple_of(8) as u32;
+    let (kind, flags, record_len, words) = match frame {
+        Frame::Mutation(m) | Frame::Move(m) => {
+            let kind = match frame {
+                Frame::Move(_) => 4,
+                _ if m.tombstone => 2,
+                _ => 1,
+            };
+            let flags = if m.supersedes { SUPERSEDES } else { 0 };
+            (kind, flags, m.record_len, [m.lsn.0, m.hash.0, m.record.0])
+        }
+        Frame::Mark { durable, time_ms } => (3, 0, 0, [durable.0, *time_ms, at]),
+    };
+    let mut out = [0u8; FRAME_LEN];
+    out[4..8].copy_from_slice(&len.to_le_bytes());
+    out[8] = kind;
+    out[9] = flags | if inline > 0 { INLINE } else { 0 };
+    out[12..16].copy_from_slice(&record_len.to_le_bytes());
+    for (to, word) in out[16..].chunks_exact_mut(8).zip(words) {
+        to.copy_from_slice(&word.to_le_bytes());
+    }
+    let zeros = [0u8; 8];
+    let padding = &zeros[..len as usize - FRAME_LEN - inline];
+    let mut parts: Vec<&[u8]> = vec![&out[4..]];
+    parts.extend_from_slice(record);
+    parts.push(padding);
+    let check = codec::checksum(store, FRAME_MAGIC, at, &parts);
+    out[..4].copy_from_slice(&check.to_le_bytes());
+    out
+}
+
+/// The length that the frame at the front of `bytes` claims, if it is one that a frame can have.
+pub(crate) fn frame_len(bytes: &[u8]) -> Option<usize> {
+    let len = Reader::new(bytes.get(4..)?).u32()? as usize;
+    ((FRAME_LEN..=FRAME_LEN_MAX).contains(&len) && len.is_multiple_of(8)).then_some(len)
+}
+
+/// Decodes and verifies the frame that `bytes` are, and the record's bytes if it has them (with padding).
+pub(crate) fn decode_frame(store: StoreId, at: u64, bytes: &[u8]) -> Option<(Frame, &[u8])> {
+    let mut r = Reader::new(bytes);
+    if r.u32()? != codec::checksum(store, FRAME_MAGIC, at, &[bytes.get(4..)?]) || r.u32()? as usize != bytes.len() {
+        return None;
+    }
+    let (kind, flags) = (r.u8()?, r.u8()?);
+    r.u16()?;
+    let record_len = r.u32()?;
+    let [first, second, third] = [r.u64()?, r.u64()?, r.u64()?];
+    let mutation = Mutation {
+        lsn: Lsn(first),
+        hash: KeyHash(second),
+        tombstone: kind == 2,
+        supersedes: flags & SUPERSEDES != 0,
+        record: Position(third),
+        record_len,
+    };
+    let frame = match kind {
+        1 | 2 => Frame::Mutation(mutation),
+        4 => Frame::Move(mutation),
+        3 => Frame::Mark { durable: Lsn(first), time_ms: second },
+        _ => return None,
+    };
+    let record = if flags & INLINE == 0 { &[] } else { bytes.get(FRAME_LEN..FRAME_LEN + record_len as usize)? };
+    Some((frame, record))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const STORE: StoreId = StoreId(11);
+
+    proptest! {
+        #[test]
+        fn a_frame_round_trips_and_any_flipped_bit_is_noticed(
+            lsn in any::<u64>(), hash in any::<u64>(), record in any::<u64>(), words in 0usize..60,
+            tombstone in any::<bool>(), supersedes in any::<bool>(), at in any::<u32>(), flip in any::<prop::sample::Index>(),
+        ) {
+            let at = u64::from(at) * 8;
+            let body = vec![0xab; words * 8];
+            let record_len = if words > 0 { body.len() as u32 } else { 64 };
+            let mutation = Mutation { lsn: Lsn(lsn), hash: KeyHash(hash), tombstone, supersedes, record: Position(record), record_len };
+            let mut bytes = encode_frame(STORE, at, &Frame::Mutation(mutation), &[&body]).to_vec();
+            bytes.extend_from_slice(&body);
+            prop_assert_eq!(frame_len(&bytes), Some(bytes.len()));
+            prop_assert_eq!(decode_frame(STORE, at, &bytes), Some((Frame::Mutation(mutation), &body[..])));
+            prop_assert_eq!(decode_frame(STORE, at + 8, &bytes), None);
+            let bit = flip.index(bytes.len() * 8);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            prop_assert_eq!(decode_frame(STORE, at, &bytes), None);
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_decode_and_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            let _claimed = frame_len(&bytes);
+            prop_assert!(decode_frame(STORE, 0, &bytes).is_none());
+            prop_assert!(FileHeader::decode(STORE, &bytes).is_none());
+        }
+    }
+
+    #[test]
+    fn a_mark_and_a_file_header_round_trip() {
+        let mark = Frame::Mark { durable: Lsn(5), time_ms: 17 };
+        assert_eq!(decode_frame(STORE, 64, &encode_frame(STORE, 64, &mark, &[])), Some((mark, &[][..])));
+        let header = FileHeader { number: 9, payload: 1 << 20 };
+        let mut block = [0; BLOCK];
+        header.encode(STORE, &mut block);
+        assert_eq!(FileHeader::decode(STORE, &block), Some(header));
+        assert_eq!(FileHeader::decode(StoreId(1), &block), None);
+    }
+}

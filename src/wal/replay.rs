@@ -1,0 +1,227 @@
+//! Frames in order, from what the files and the ring of a dead process hold. Tells torn from rot.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use super::format::{self, FRAME_LEN, FRAME_LEN_MAX, FileHeader, Frame, Mutation};
+use super::writer::FILE_PREFIX;
+use crate::codec::{round_down, round_up};
+use crate::id::{Lsn, Position, StoreId};
+use crate::io::aligned::AlignedBuf;
+use crate::io::{BLOCK, Disk, File, Mapping, SECTOR};
+
+const WINDOW: usize = 256 << 10;
+
+/// What a replay found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Summary {
+    pub(crate) frames: u64,
+    pub(crate) last: Lsn,
+    /// Where the last frame ends.
+    pub(crate) end: u64,
+    /// The newest statement of what was synced.
+    pub(crate) durable: Lsn,
+    /// The newest store time that was recorded.
+    pub(crate) time_ms: u64,
+    /// Bytes above the durable watermark that were cut.
+    pub(crate) torn_bytes: u64,
+    /// Holes below it: what they held is lost.
+    pub(crate) holes: Vec<Hole>,
+}
+
+/// A damaged stretch of the WAL with frames after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hole {
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    /// Mutations after `after` and before `before` are lost.
+    pub(crate) after: Lsn,
+    pub(crate) before: Lsn,
+    /// Every record below this position may have been superseded by what the hole held.
+    pub(crate) floor: Position,
+}
+
+/// Reads the WAL that begins at `start`.
+#[derive(Debug)]
+pub(crate) struct Replay {
+    store: StoreId,
+    files: BTreeMap<u64, Arc<dyn File>>,
+    payload: u64,
+    ring: Arc<dyn Mapping>,
+    window: AlignedBuf,
+    /// File number, offset and length of what `window` holds.
+    held: Option<(u64, u64, usize)>,
+}
+
+impl Replay {
+    pub(crate) fn open(disk: &dyn Disk, store: StoreId, ring: Arc<dyn Mapping>, payload: u64) -> io::Result<Self> {
+        let mut files = BTreeMap::new();
+        let mut block = AlignedBuf::zeroed(BLOCK);
+        for (name, len) in disk.list()? {
+            if !name.starts_with(FILE_PREFIX) || len != payload + BLOCK as u64 {
+                continue;
+            }
+            let file = disk.open(&name)?;
+            file.read_at(0, &mut block)?;
+            match FileHeader::decode(store, &block) {
+                Some(header) if header.payload == payload => drop(files.insert(header.number, file)),
+                _ => {}
+            }
+        }
+        Ok(Self { store, files, payload, ring, window: AlignedBuf::zeroed(WINDOW), held: None })
+    }
+
+    /// A position above every one that may have been used, given that replay went as far as `end`.
+    pub(crate) fn limit(&self, end: u64) -> u64 {
+        let in_files = self.files.last_key_value().map_or(0, |(number, _)| (number + 1) * self.payload);
+        in_files.max(round_up(end, BLOCK as u64) + self.ring_size())
+    }
+
+    /// Visits every mutation from `start` on, with the record's bytes if the WAL holds them. `page_cache_whole` says that nothing above the
+    /// durable watermark can be missing either, since the host did not crash.
+    pub(crate) fn run(
+        &mut self,
+        start: u64,
+        page_cache_whole: bool,
+        mut visit: impl FnMut(&Mutation, &[u8]) -> io::Result<()>,
+    ) -> io::Result<Summary> {
+        let mut summary = Summary { end: start, ..Summary::default() };
+        let mut bytes = Vec::with_capacity(FRAME_LEN_MAX);
+        loop {
+            if !self.frame_at(summary.end, summary.last, &mut bytes)? {
+                let Some(next) = self.frame_after(summary.end, summary.last, &mut bytes)? else { break };
+                // A mark found later may say that the lost bytes had been synced.
+                let durable = summary.durable.max(self.last_durable(next, summary.last)?);
+                let lost = summary.last.next();
+                if !page_cache_whole && lost > durable {
+                    summary.torn_bytes += next - summary.end;
+                    break;
+                }
+                if !self.frame_at(next, summary.last, &mut bytes)? {
+                    break;
+                }
+                let hole = self.describe_hole(&summary, next)?;
+                summary.holes.extend(hole);
+                summary.end = next;
+                continue;
+            }
+            let Some((frame, record)) = format::decode_frame(self.store, summary.end, &bytes) else { break };
+            match frame {
+                Frame::Mutation(mutation) => {
+                    visit(&mutation, record)?;
+                    summary.last = mutation.lsn;
+                }
+                Frame::Move(mutation) => visit(&mutation, record)?,
+                Frame::Mark { durable, time_ms } => {
+                    summary.durable = summary.durable.max(durable);
+                    summary.time_ms = summary.time_ms.max(time_ms);
+                }
+            }
+            summary.frames += 1;
+            summary.end += bytes.len() as u64;
+        }
+        Ok(summary)
+    }
+
+    /// The hole between `summary.end` and the frame at `next`. `None` if only a mark was lost.
+    fn describe_hole(&mut self, summary: &Summary, next: u64) -> io::Result<Option<Hole>> {
+        let mut bytes = Vec::new();
+        let mut at = next;
+        while self.frame_at(at, summary.last, &mut bytes)? {
+            if let Some((Frame::Mutation(m), _)) = format::decode_frame(self.store, at, &bytes) {
+                let hole = Hole { from: summary.end, to: next, after: summary.last, before: m.lsn, floor: m.record };
+                return Ok((m.lsn > summary.last.next()).then_some(hole));
+            }
+            at += bytes.len() as u64;
+        }
+        // Nothing but marks follows: how much the hole held is unknown, so everything before is suspect.
+        let floor = Position(u64::MAX);
+        Ok(Some(Hole { from: summary.end, to: next, after: summary.last, before: summary.last.next(), floor }))
+    }
+
+    /// Puts the frame at `at` into `bytes`. False if none is there, neither in a file nor in the ring, that could follow `last`.
+    fn frame_at(&mut self, at: u64, last: Lsn, bytes: &mut Vec<u8>) -> io::Result<bool> {
+        let plausible = |frame: Option<(Frame, &[u8])>| match frame {
+            Some((Frame::Mutation(m), _)) => m.lsn > last,
+            Some((Frame::Move(_) | Frame::Mark { .. }, _)) => true,
+            None => false,
+        };
+        for from_ring in [false, true] {
+            bytes.resize(FRAME_LEN, 0);
+            if !self.copy(from_ring, at, bytes)? {
+                continue;
+            }
+            let Some(len) = format::frame_len(bytes) else { continue };
+            bytes.resize(len, 0);
+            if self.copy(from_ring, at, bytes)? && plausible(format::decode_frame(self.store, at, bytes)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The first frame after a place where none is.
+    fn frame_after(&mut self, at: u64, last: Lsn, bytes: &mut Vec<u8>) -> io::Result<Option<u64>> {
+        let limit = self.limit(at);
+        let mut at = at + 8;
+        while at < limit {
+            if self.frame_at(at, last, bytes)? {
+                return Ok(Some(at));
+            }
+            at += 8;
+        }
+        Ok(None)
+    }
+
+    /// The highest durable LSN that a mark states at or after `at`.
+    fn last_durable(&mut self, mut at: u64, last: Lsn) -> io::Result<Lsn> {
+        let mut durable = Lsn::ZERO;
+        let mut bytes = Vec::new();
+        while self.frame_at(at, last, &mut bytes)? {
+            if let Some((Frame::Mark { durable: stated, .. }, _)) = format::decode_frame(self.store, at, &bytes) {
+                durable = durable.max(stated);
+            }
+            at += bytes.len() as u64;
+        }
+        Ok(durable)
+    }
+
+    fn ring_size(&self) -> u64 {
+        self.ring.words().len() as u64 * 8
+    }
+
+    fn copy(&mut self, from_ring: bool, at: u64, buf: &mut [u8]) -> io::Result<bool> {
+        if from_ring {
+            crate::io::ring::copy(self.ring.words(), at, buf);
+            return Ok(true);
+        }
+        let (mut at, mut rest) = (at, buf);
+        while !rest.is_empty() {
+            let (number, offset) = (at / self.payload, at % self.payload);
+            let Some(held) = self.load(number, offset)? else { return Ok(false) };
+            let n = held.len().min(rest.len());
+            rest[..n].copy_from_slice(&held[..n]);
+            at += n as u64;
+            rest = &mut rest[n..];
+        }
+        Ok(true)
+    }
+
+    /// Bytes of file `number` from `offset` of its payload on, at least one. `None` if there is no such file.
+    fn load(&mut self, number: u64, offset: u64) -> io::Result<Option<&[u8]>> {
+        let offset = BLOCK as u64 + offset;
+        let holds = |(n, start, len): (u64, u64, usize)| n == number && (start..start + len as u64).contains(&offset);
+        if !self.held.is_some_and(holds) {
+            let Some(file) = self.files.get(&number) else { return Ok(None) };
+            let start = round_down(offset, SECTOR as u64);
+            let end = round_up((start + WINDOW as u64).min(file.len()), SECTOR as u64);
+            let len = (end - start) as usize;
+            self.held = None;
+            file.read_at(start, &mut self.window[..len])?;
+            self.held = Some((number, start, len));
+        }
+        let Some((_, start, len)) = self.held else { return Ok(None) };
+        Ok(Some(&self.window[(offset - start) as usize..len]))
+    }
+}

@@ -1,0 +1,148 @@
+//! Appends frames to the ring, and writes the ring out to a few recycled files.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use super::format::{self, FRAME_LEN, FileHeader, Frame};
+use crate::codec::round_up;
+use crate::id::StoreId;
+use crate::io::aligned::AlignedBuf;
+use crate::io::ring::Ring;
+use crate::io::{BLOCK, Disk, File};
+use crate::sync::lock;
+
+/// Names of WAL files begin with this; a number follows that says nothing about their order.
+pub(crate) const FILE_PREFIX: &str = "wal.";
+/// Files kept for reuse: their blocks are allocated and written, which makes syncs cheaper.
+const SPARE_MAX: usize = 2;
+
+/// The WAL of an open store.
+#[derive(Debug)]
+pub(crate) struct Wal {
+    disk: Arc<dyn Disk>,
+    store: StoreId,
+    ring: Ring,
+    payload: u64,
+    files: Mutex<Files>,
+}
+
+#[derive(Debug, Default)]
+struct Files {
+    /// In the order of their numbers.
+    active: VecDeque<Active>,
+    spare: Vec<(String, Arc<dyn File>)>,
+    names_used: u32,
+}
+
+#[derive(Debug)]
+struct Active {
+    number: u64,
+    name: String,
+    file: Arc<dyn File>,
+    dirty: bool,
+}
+
+impl Wal {
+    /// A WAL whose stream goes on at the start of `ring`. Files that exist hold nothing that is still needed: those of the right length are reused, others removed.
+    pub(crate) fn new(disk: Arc<dyn Disk>, store: StoreId, ring: Ring, payload: u64) -> io::Result<Self> {
+        let mut files = Files::default();
+        for (name, len) in disk.list()? {
+            let Some(number) = name.strip_prefix(FILE_PREFIX) else { continue };
+            files.names_used = files.names_used.max(number.parse().map_or(0, |n: u32| n + 1));
+            if len == payload + BLOCK as u64 && files.spare.len() < SPARE_MAX {
+                let file = disk.open(&name)?;
+                files.spare.push((name, file));
+            } else {
+                disk.remove(&name)?;
+            }
+        }
+        Ok(Self { disk, store, ring, payload, files: Mutex::new(files) })
+    }
+
+    /// Where a frame that is appended at `at` with `record_len` bytes of record would end.
+    pub(crate) fn end_of(at: u64, record_len: usize) -> u64 {
+        round_up(at + (FRAME_LEN + record_len) as u64, 8)
+    }
+
+    /// Whether frames up to `end` may be appended now.
+    pub(crate) fn has_room(&self, end: u64) -> bool {
+        self.ring.has_room(end)
+    }
+
+    /// Appends a frame at `at`, the end of the one before. Where it ends. One caller at a time.
+    pub(crate) fn append(&self, at: u64, frame: &Frame, record: &[&[u8]]) -> u64 {
+        let head = format::encode_frame(self.store, at, frame, record);
+        match record {
+            [] => self.ring.append(at, &[&head]),
+            [a, b, c, d] => self.ring.append(at, &[&head, a, b, c, d]),
+            other => unreachable!("a record has four parts, not {}", other.len()),
+        }
+        Self::end_of(at, record.iter().map(|p| p.len()).sum())
+    }
+
+    /// Writes everything below `to` to the files.
+    pub(crate) fn write_out(&self, to: u64) -> io::Result<u64> {
+        let mut bytes_written = 0;
+        self.ring.write_out(to, |mut at, mut bytes| {
+            while !bytes.is_empty() {
+                let (number, offset) = (at / self.payload, at % self.payload);
+                let len = bytes.len().min((self.payload - offset) as usize);
+                self.file(number)?.write_at(BLOCK as u64 + offset, &bytes[..len])?;
+                bytes_written += len as u64;
+                at += len as u64;
+                bytes = &bytes[len..];
+            }
+            Ok(())
+        })?;
+        Ok(bytes_written)
+    }
+
+    /// Makes durable what was written out.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        let dirty: Vec<_> = {
+            let mut files = lock(&self.files);
+            let dirty = files.active.iter_mut().filter(|f| f.dirty);
+            dirty.map(|f| (std::mem::take(&mut f.dirty), Arc::clone(&f.file))).collect()
+        };
+        dirty.iter().try_for_each(|(_, file)| file.sync())
+    }
+
+    /// The file with this number, to be written to: recycled or created if there is none yet.
+    fn file(&self, number: u64) -> io::Result<Arc<dyn File>> {
+        let mut files = lock(&self.files);
+        if let Some(active) = files.active.iter_mut().rev().find(|f| f.number == number) {
+            active.dirty = true;
+            return Ok(Arc::clone(&active.file));
+        }
+        let (name, file) = match files.spare.pop() {
+            Some(spare) => spare,
+            None => {
+                let name = format!("{FILE_PREFIX}{}", files.names_used);
+                let file = self.disk.create(&name, BLOCK as u64 + self.payload)?;
+                self.disk.sync_dir()?;
+                files.names_used += 1;
+                (name, file)
+            }
+        };
+        let mut header = AlignedBuf::zeroed(BLOCK);
+        FileHeader { number, payload: self.payload }.encode(self.store, &mut header);
+        file.write_at(0, &header)?;
+        files.active.push_back(Active { number, name, file: Arc::clone(&file), dirty: true });
+        Ok(file)
+    }
+
+    /// Gives up everything below `start`, which the durable manifest no longer needs.
+    pub(crate) fn trim(&self, start: u64) -> io::Result<()> {
+        let mut files = lock(&self.files);
+        while files.active.front().is_some_and(|f| (f.number + 1) * self.payload <= start) {
+            let Some(old) = files.active.pop_front() else { break };
+            if files.spare.len() < SPARE_MAX {
+                files.spare.push((old.name, old.file));
+            } else {
+                self.disk.remove(&old.name)?;
+            }
+        }
+        Ok(())
+    }
+}
