@@ -163,7 +163,8 @@ fn flash_smaller_than_the_data_evicts_the_oldest_and_never_lies() {
         assert!(kept > 1200, "{kept}");
         store.kill();
         let after = (0..3000u64).filter(|k| store.get(&k.to_le_bytes()) == Some(value(*k, round, 500))).count();
-        assert_eq!(after, kept, "round {round}: {:?}", store.engine().report);
+        // A segment that was emptied and not yet reused is read again: its entries are as true as they were.
+        assert!(after >= kept, "{after} of {kept} in round {round}: {:?}", store.engine().report);
     }
 }
 
