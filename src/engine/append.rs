@@ -91,14 +91,8 @@ impl Engine {
         let [head, key, value] = what.draft.parts();
         let parts = [&prefix, head, key, value];
         self.segment_ring.append(at.0, &parts);
-        let mutation = Mutation {
-            lsn,
-            hash: what.hash,
-            tombstone: what.tombstone,
-            supersedes: what.supersedes,
-            record: at,
-            record_len: len as u32,
-        };
+        let mutation =
+            Mutation { lsn, hash: what.hash, tombstone: what.tombstone, supersedes: what.supersedes, record: at, record_len: len as u32 };
         let frame = if what.version.is_some() { Frame::Move(mutation) } else { Frame::Mutation(mutation) };
         let inline: &[&[u8]] = if what.inline { &parts } else { &[] };
         log.wal_head = self.wal.append(log.wal_head, &frame, inline);
@@ -180,7 +174,7 @@ impl Engine {
 
     /// Records after which a checkpoint is due: few enough that replaying them is quick, many enough that checkpoints write little.
     pub(super) fn checkpoint_interval(&self) -> u64 {
-        (self.index.entries() / 3).max(250_000)
+        (self.index.entries() / 4).max(250_000)
     }
 
     /// Appends a mark that says what is durable. Does nothing if there is no room: the next sync says it.

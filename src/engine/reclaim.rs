@@ -12,9 +12,9 @@ use crate::id::{Location, Lsn, Position, SegmentId};
 use crate::io::BLOCK;
 use crate::io::aligned::AlignedBuf;
 use crate::manifest::{self, Manifest};
-use crate::segment::{footer, reader};
 use crate::segment::format::{self, Draft, Life};
 use crate::segment::table::{Row, State};
+use crate::segment::{footer, reader};
 use crate::sync::lock;
 
 /// Empty segments that are kept ready.

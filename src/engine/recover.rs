@@ -13,6 +13,7 @@ use super::flush::write_footer;
 use crate::codec::{round_down, round_up};
 use crate::config::{OnHostCrash, Settings};
 use crate::id::{Location, Lsn, Position, SegmentId, StoreId};
+use crate::index::batch::Batch;
 use crate::index::geometry::{Entry, Geometry};
 use crate::index::{self, Index};
 use crate::io::aligned::AlignedBuf;
@@ -24,6 +25,9 @@ use crate::segment::writer::Full;
 use crate::segment::{footer, reader};
 use crate::wal::format::Mutation;
 use crate::wal::replay::{Replay, Summary};
+
+/// Footers that are read ahead of being applied: enough to keep both threads busy.
+const FOOTERS_AHEAD: usize = 8;
 
 /// What kind of stop preceded an open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -87,6 +91,8 @@ struct Recovery<'a> {
     store: StoreId,
     rows: Vec<Row>,
     index: Index,
+    /// Changes that are not in the index yet.
+    batch: Batch,
     report: RecoveryReport,
     floor: Position,
     files: HashMap<SegmentId, Arc<dyn File>>,
@@ -121,12 +127,12 @@ pub(super) fn recover(
         store: manifest.store,
         rows: rows_of(&manifest.segments),
         index: Index::new(Geometry::new(count as u32, size_max)),
+        batch: Batch::default(),
         report,
         floor: manifest.floor,
         files: HashMap::new(),
     };
-    let start = recovery.load_checkpoint(manifest.checkpoint)?;
-    recovery.apply_footers(start, manifest.hash_seed)?;
+    recovery.load_sealed(manifest.checkpoint, manifest.hash_seed)?;
     let mut wal_limit = manifest.wal_start;
     if kind != Start::Clean {
         let (wal_ring, _) = disk.map(rings[1], manifest.wal_ring)?;
@@ -169,24 +175,59 @@ impl Recovery<'_> {
         if let Some(file) = self.files.get(&id) {
             return Ok(Arc::clone(file));
         }
-        let file = self.disk.open(&table::file_name(id))?;
-        if file.len() < self.rows[id.index()].size {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("segment {id} is shorter than it was")));
-        }
+        let file = open_segment(self.disk, &self.rows[id.index()])?;
         self.files.insert(id, Arc::clone(&file));
         Ok(file)
     }
 
-    /// Loads the checkpoint, if it is there and whole. The position from which it must be added to.
-    fn load_checkpoint(&mut self, named: Option<Checkpoint>) -> io::Result<Position> {
-        let Some(Checkpoint { sequence, start }) = named else { return Ok(Position(0)) };
+    /// Brings the index to where sealed segments say: the checkpoint, then the footers of what was sealed since. Without a checkpoint, all footers.
+    fn load_sealed(&mut self, named: Option<Checkpoint>, hash_seed: u64) -> io::Result<()> {
+        if let Some(checkpoint) = named {
+            let loaded = self.with_footers(checkpoint.start, hash_seed, |recovery| recovery.load_checkpoint(checkpoint.sequence))?;
+            if loaded {
+                return Ok(());
+            }
+            // Another geometry is as good a reason as damage: footers say everything.
+            self.report.damaged.push(format!("checkpoint {} does not load; rebuilt from segments", checkpoint.sequence));
+            self.index = Index::new(self.index.geometry());
+        }
+        self.with_footers(Position(0), hash_seed, |_| Ok(true)).map(drop)
+    }
+
+    /// Runs `first`, and if it says so applies the footers of sealed segments that end after `start`, oldest first. They are read by a thread of their own meanwhile.
+    fn with_footers(&mut self, start: Position, hash_seed: u64, first: impl FnOnce(&mut Self) -> io::Result<bool>) -> io::Result<bool> {
+        let after = |r: &&Row| r.state == State::Sealed && r.life.base.plus(r.size) > start;
+        let mut rows: Vec<Row> = self.rows.iter().filter(after).copied().collect();
+        rows.sort_by_key(|r| r.life.base);
+        let (disk, store) = (self.disk, self.store);
+        let (to, from) = crossbeam::channel::bounded(FOOTERS_AHEAD);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for row in rows {
+                    let read = open_segment(disk, &row).and_then(|file| reader::entries(store, &row, hash_seed, file.as_ref()));
+                    if to.send((row, read)).is_err() {
+                        return;
+                    }
+                }
+            });
+            if !first(self)? {
+                return Ok(false);
+            }
+            for (row, read) in from {
+                self.apply_footer(&row, read);
+            }
+            Ok(true)
+        })
+    }
+
+    /// Loads a checkpoint. False if it is not there, not whole, or of another geometry.
+    fn load_checkpoint(&mut self, sequence: u64) -> io::Result<bool> {
         let file = match self.disk.open(&checkpoint::file_name(sequence)) {
-            Ok(file) => Some(file),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(e) => return Err(e),
         };
-        let rows = self.rows.clone();
-        let floor = self.floor;
+        let (rows, floor) = (self.rows.clone(), self.floor);
         let keep = move |bases: &[u64]| -> Box<dyn Fn(Location) -> bool> {
             let same: Vec<Option<Position>> = rows
                 .iter()
@@ -198,59 +239,36 @@ impl Recovery<'_> {
                 _ => false,
             })
         };
-        let loaded = match &file {
-            Some(file) => index::checkpoint::load(self.store, sequence, file.as_ref(), &self.index, keep)?,
-            None => None,
-        };
-        match loaded {
-            Some(entries) => {
-                self.report.checkpoint_entries = entries;
-                Ok(start)
-            }
-            None => {
-                // Another geometry is as good a reason as damage: footers say everything.
-                self.index = Index::new(self.index.geometry());
-                self.report.damaged.push(format!("checkpoint {sequence} does not load; rebuilt from segments"));
-                Ok(Position(0))
-            }
-        }
+        let loaded = index::checkpoint::load(self.store, sequence, file.as_ref(), &self.index, keep)?;
+        self.report.checkpoint_entries = loaded.unwrap_or(0);
+        Ok(loaded.is_some())
     }
 
-    /// Applies the footers of sealed segments that end after `start`, oldest first.
-    fn apply_footers(&mut self, start: Position, hash_seed: u64) -> io::Result<()> {
-        let after = |r: &&Row| r.state == State::Sealed && r.life.base.plus(r.size) > start;
-        let mut rows: Vec<Row> = self.rows.iter().filter(after).copied().collect();
-        rows.sort_by_key(|r| r.life.base);
-        for row in rows {
-            let id = row.life.id;
-            let read = self.file(id).and_then(|file| reader::entries(self.store, &row, hash_seed, file.as_ref()));
-            let (entries, lost) = match read {
-                Ok(found) => found,
-                Err(error) => {
-                    self.report.damaged.push(format!("segment {id} cannot be read: {error}"));
-                    self.rows[id.index()].state = State::Free;
-                    (Vec::new(), 1)
-                }
-            };
-            if lost > 0 {
-                // What the lost stretch superseded or deleted is unknown, so nothing older is served.
-                self.report.damaged.push(format!("segment {id}: {lost} stretches lost; everything older is dropped"));
-                self.raise_floor(row.life.base);
-            }
-            for entry in &entries {
-                self.apply(&row, entry);
-            }
-            self.report.footer_entries += entries.len() as u64;
+    /// Applies what the footer of a sealed segment said.
+    fn apply_footer(&mut self, row: &Row, read: io::Result<(Vec<footer::Entry>, u64)>) {
+        let id = row.life.id;
+        let (entries, lost) = read.unwrap_or_else(|error| {
+            self.report.damaged.push(format!("segment {id} cannot be read: {error}"));
+            self.rows[id.index()].state = State::Free;
+            (Vec::new(), 1)
+        });
+        if lost > 0 {
+            // What the lost stretch superseded or deleted is unknown, so nothing older is served.
+            self.report.damaged.push(format!("segment {id}: {lost} stretches lost; everything older is dropped"));
+            self.raise_floor(row.life.base);
         }
-        Ok(())
+        for entry in &entries {
+            self.apply(row, entry);
+        }
+        self.report.footer_entries += entries.len() as u64;
     }
 
-    fn apply(&self, row: &Row, entry: &footer::Entry) {
+    fn apply(&mut self, row: &Row, entry: &footer::Entry) {
         if entry.tombstone {
-            self.index.remove(entry.hash);
+            self.batch.remove(&self.index, entry.hash);
         } else if row.life.base.plus(entry.offset.into()) >= self.floor {
             let location = Location { segment: row.life.id, offset: entry.offset };
-            self.index.insert(entry.hash, &Entry::new(location, entry.len as usize));
+            self.batch.insert(&self.index, entry.hash, &Entry::new(location, entry.len as usize));
         }
     }
 
@@ -260,6 +278,7 @@ impl Recovery<'_> {
             return;
         }
         self.floor = floor;
+        self.batch.apply(&self.index);
         let rows = &self.rows;
         self.index.retain(|entry| rows[entry.location.segment.index()].life.base.plus(entry.location.offset.into()) >= floor);
     }
@@ -278,6 +297,7 @@ impl Recovery<'_> {
             }
             Ok(())
         })?;
+        self.batch.apply(&self.index);
         self.report.wal_frames = summary.frames;
         self.report.torn_bytes = summary.torn_bytes;
         self.report.alive_until_ms = self.report.alive_until_ms.max(summary.time_ms);
@@ -378,6 +398,7 @@ impl Recovery<'_> {
     }
 
     fn finish(mut self, mut manifest: Manifest, wal_limit: u64) -> Recovered {
+        self.batch.apply(&self.index);
         for (segment, row) in manifest.segments.iter_mut().zip(&self.rows) {
             let below_floor = row.life.base.plus(row.size) <= self.floor;
             segment.last_lsn = row.last_lsn;
@@ -391,6 +412,15 @@ impl Recovery<'_> {
         self.report.entries = self.index.entries();
         Recovered { manifest, index: self.index, report: self.report, wal_limit }
     }
+}
+
+fn open_segment(disk: &dyn Disk, row: &Row) -> io::Result<Arc<dyn File>> {
+    let id = row.life.id;
+    let file = disk.open(&table::file_name(id))?;
+    if file.len() < row.size {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("segment {id} is shorter than it was")));
+    }
+    Ok(file)
 }
 
 fn contains(row: &Row, at: Position) -> bool {

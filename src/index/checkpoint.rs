@@ -96,13 +96,7 @@ pub(crate) fn file_len(index: &Index, bases: usize) -> u64 {
 
 /// Writes a checkpoint of `index` into `file`, whose length is [`file_len`], and syncs it. `bases` are the segments' base positions when it
 /// began. What was written, or `None` if the index outgrew the file.
-pub(crate) fn write(
-    store: StoreId,
-    sequence: u64,
-    index: &Index,
-    bases: &[u64],
-    file: &dyn File,
-) -> io::Result<Option<u64>> {
+pub(crate) fn write(store: StoreId, sequence: u64, index: &Index, bases: &[u64], file: &dyn File) -> io::Result<Option<u64>> {
     let mut out = Chunks { store, sequence, file, batch: AlignedBuf::zeroed(BATCH * CHUNK_LEN), number: 0, used: 0, full: false };
     for base in bases {
         out.push(&base.to_le_bytes())?;

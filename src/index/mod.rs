@@ -4,6 +4,7 @@
 //! take no lock. Two keys with the same fingerprint share a slot: the later one replaces the earlier, which is a miss from then on, never a wrong answer, since
 //! readers compare the whole key.
 
+pub(crate) mod batch;
 pub(crate) mod checkpoint;
 pub(crate) mod geometry;
 mod partition;
@@ -81,11 +82,10 @@ impl Index {
         let mut slots = Vec::new();
         for number in 0..self.partitions.len() {
             self.copy_partition(number, &mut slots);
-            let before = slots.len() as u64;
+            let before = slots.len();
             slots.retain(|slot| keep(&self.geometry.unpack(*slot)));
-            if slots.len() as u64 != before {
-                self.entries.fetch_sub(before, Ordering::Relaxed);
-                self.load_partition(number, &slots);
+            if slots.len() != before {
+                self.replace_partition(number, before, &slots);
             }
         }
     }
@@ -101,11 +101,16 @@ impl Index {
         self.partitions[number].copy(&epoch::pin(), out);
     }
 
-    /// Replaces the slots of partition `number`, which come from [`Index::copy_partition`] of an index of the same geometry. Only while nobody else uses the index.
+    /// Fills the empty partition `number` with slots from [`Index::copy_partition`] of an index of the same geometry. Only while nobody else uses the index.
     pub(crate) fn load_partition(&self, number: usize, slots: &[u64]) {
+        self.replace_partition(number, 0, slots);
+    }
+
+    /// Replaces the `before` slots of partition `number`. Only while nobody else uses the index.
+    fn replace_partition(&self, number: usize, before: usize, slots: &[u64]) {
         let grown = self.partitions[number].replace(slots);
         self.slots.fetch_add(grown as u64, Ordering::Relaxed);
-        self.entries.fetch_add(slots.len() as u64, Ordering::Relaxed);
+        self.entries.fetch_add((slots.len() as u64).wrapping_sub(before as u64), Ordering::Relaxed);
     }
 
     pub(crate) fn entries(&self) -> u64 {
@@ -151,6 +156,35 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_batch_does_what_its_changes_do_one_by_one(first in ops(), second in ops()) {
+            let (one_by_one, batched) = (Index::new(Geometry::new(8, 1 << 16)), Index::new(Geometry::new(8, 1 << 16)));
+            let mut batch = batch::Batch::default();
+            for (n, op) in first.iter().chain(&second).enumerate() {
+                match op {
+                    Op::Insert(k, o) => {
+                        one_by_one.insert(spread(*k), &at(*o));
+                        batch.insert(&batched, spread(*k), &at(*o));
+                    }
+                    Op::Remove(k) | Op::RemoveIfAt(k, _) => {
+                        one_by_one.remove(spread(*k));
+                        batch.remove(&batched, spread(*k));
+                    }
+                }
+                if n == first.len() {
+                    batch.apply(&batched);
+                }
+            }
+            batch.apply(&batched);
+            prop_assert_eq!(one_by_one.entries(), batched.entries());
+            let (mut a, mut b) = (Vec::new(), Vec::new());
+            for p in 0..batched.geometry().partitions() {
+                one_by_one.copy_partition(p, &mut a);
+                batched.copy_partition(p, &mut b);
+                prop_assert_eq!(&a, &b);
+            }
+        }
+
         #[test]
         fn the_index_agrees_with_a_map(ops in ops()) {
             let index = Index::new(Geometry::new(8, 1 << 16));

@@ -105,9 +105,7 @@ impl Partition {
         let backoff = Backoff::new();
         let before = loop {
             let version = self.version.load(Ordering::Relaxed);
-            if version & 1 == 0
-                && self.version.compare_exchange_weak(version, version + 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
-            {
+            if version & 1 == 0 && self.version.compare_exchange_weak(version, version + 1, Ordering::Acquire, Ordering::Relaxed).is_ok() {
                 break version;
             }
             backoff.snooze();
@@ -202,9 +200,15 @@ impl Partition {
 
     /// Replaces all slots. The change in capacity.
     pub(super) fn replace(&self, new: &[u64]) -> isize {
-        self.write(|guard, _, _| {
-            let used: Vec<AtomicU64> = new.iter().map(|s| AtomicU64::new(*s)).collect();
-            let grown = self.resize(guard, &used, capacity_for(new.len()));
+        self.write(|guard, slots, _| {
+            let (mut slots, mut grown) = (slots, 0);
+            if new.len() > slots.len() || capacity_for(new.len()) < slots.len() {
+                grown = self.resize(guard, &[], capacity_for(new.len()));
+                slots = view(self.slots.load(Ordering::Relaxed, guard));
+            }
+            for (to, from) in slots.iter().zip(new) {
+                to.store(*from, Ordering::Relaxed);
+            }
             (new.len(), grown)
         })
     }

@@ -41,9 +41,7 @@ impl PosixDisk {
         let mut options = Self::options();
         options.create(create).custom_flags(OFlags::DIRECT.bits() as i32);
         match options.open(path) {
-            Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
-                options.custom_flags(0).open(path)
-            }
+            Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => options.custom_flags(0).open(path),
             other => other,
         }
     }

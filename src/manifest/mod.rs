@@ -8,8 +8,8 @@ use std::sync::Arc;
 use crate::codec::round_up;
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, Disk};
-pub(crate) use format::{Checkpoint, Manifest, Segment, SegmentState};
 use format::Damage;
+pub(crate) use format::{Checkpoint, Manifest, Segment, SegmentState};
 
 /// Names of the two copies.
 pub(crate) const FILES: [&str; 2] = ["manifest.0", "manifest.1"];

@@ -61,7 +61,14 @@ fn first_footer_block(store: StoreId, row: &Row, file: &dyn File) -> io::Result<
 }
 
 /// Adds the records in `range`, one after the other. 1 if a record does not verify, which ends the scan.
-fn scan(store: StoreId, row: &Row, hash_seed: u64, file: &dyn File, range: std::ops::Range<u32>, entries: &mut Vec<Entry>) -> io::Result<u64> {
+fn scan(
+    store: StoreId,
+    row: &Row,
+    hash_seed: u64,
+    file: &dyn File,
+    range: std::ops::Range<u32>,
+    entries: &mut Vec<Entry>,
+) -> io::Result<u64> {
     if range.is_empty() {
         return Ok(0);
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use super::format::{self, FRAME_LEN, FRAME_LEN_MAX, FileHeader, Frame, Mutation};
+use super::format::{self, FRAME_LEN_MAX, FileHeader, Frame, Mutation};
 use super::writer::FILE_PREFIX;
 use crate::codec::{round_down, round_up};
 use crate::id::{Lsn, Position, StoreId};
@@ -148,7 +148,7 @@ impl Replay {
             None => false,
         };
         for from_ring in [false, true] {
-            bytes.resize(FRAME_LEN, 0);
+            bytes.resize(8, 0);
             if !self.copy(from_ring, at, bytes)? {
                 continue;
             }
