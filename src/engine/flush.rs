@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::Engine;
 use crate::config::Activity;
+use crate::codec::round_down;
 use crate::error::Result;
 use crate::id::SegmentId;
 use crate::io::BLOCK;
@@ -32,19 +33,18 @@ impl Engine {
     /// Seals what is full and writes out the open segment: whole blocks, or everything if `partial`.
     pub(super) fn flush(&self, dirty: &mut Dirty, partial: bool) -> io::Result<bool> {
         let mut busy = false;
-        while let Some((life, end)) = self.oldest_full() {
-            self.write_out(&life, end, dirty)?;
-            self.seal(dirty)?;
-            busy = true;
-        }
-        let open = lock(&self.log).open.as_ref().map(|open| (open.life, open.head().0));
-        if let Some((life, head)) = open {
-            let to = if partial { head } else { head / BLOCK as u64 * BLOCK as u64 };
+        while let Some((life, end, full)) = self.oldest_unwritten() {
+            let to = if partial || full { end } else { round_down(end, BLOCK as u64) };
+            // Everything before this segment was written, so its first record is where the ring goes on.
             self.segment_ring.skip_to(life.base.0 + u64::from(DATA_START));
             if to > self.segment_ring.written() {
                 self.write_out(&life, to, dirty)?;
                 busy = true;
             }
+            if !full {
+                break;
+            }
+            self.seal(dirty)?;
         }
         if busy {
             self.events.room.signal();
@@ -52,14 +52,16 @@ impl Engine {
         Ok(busy)
     }
 
-    /// The oldest segment that waits for its footer, and where its records end.
-    fn oldest_full(&self) -> Option<(Life, u64)> {
-        lock(&self.log).full.front().map(|full| (full.life, full.end().0))
+    /// The oldest segment that has not left the ring, where its records end, and whether it waits for its footer. One look at the log: between
+    /// two, the open segment could be retired, and its last records be taken for written.
+    fn oldest_unwritten(&self) -> Option<(Life, u64, bool)> {
+        let log = lock(&self.log);
+        let full = log.full.front().map(|full| (full.life, full.end().0, true));
+        full.or_else(|| log.open.as_ref().map(|open| (open.life, open.head().0, false)))
     }
 
     /// Writes the ring up to `to` into the segment with this life.
     fn write_out(&self, life: &Life, to: u64, dirty: &mut Dirty) -> io::Result<()> {
-        self.segment_ring.skip_to(life.base.0 + u64::from(DATA_START));
         let file = self.table.file(life.id)?;
         dirty.0.insert(life.id);
         let mut written = 0;

@@ -1,0 +1,92 @@
+//! Real threads on a real directory: what one test process can show of races between writers, readers and the background.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use everwarm::{Cache, Options};
+
+const KEYS_PER_WRITER: u64 = 500;
+const WRITERS: u64 = 4;
+
+fn key(writer: u64, k: u64) -> Vec<u8> {
+    format!("key-{writer}-{k}").into_bytes()
+}
+
+/// A value that names its key and version, of a length that varies with both.
+fn value(writer: u64, k: u64, version: u64) -> Vec<u8> {
+    let mut out = format!("{writer}:{k}:{version}:").into_bytes();
+    let len = (k * 37 + version * 101) % 1500;
+    out.resize(out.len() + len as usize, (writer ^ k ^ version) as u8);
+    out
+}
+
+fn version_of(bytes: &[u8]) -> u64 {
+    let text = String::from_utf8_lossy(bytes);
+    text.split(':').nth(2).and_then(|v| v.parse().ok()).expect("a version")
+}
+
+fn options(dir: &tempfile::TempDir) -> Options {
+    Options::new(dir.path().join("store"))
+}
+
+#[test]
+fn readers_never_see_an_older_version_than_was_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    // The whole set is rewritten many times over a small flash, so that segments are reused under the readers.
+    let cache = Cache::open(options(&dir).memory(1 << 20).flash(8 << 20).segment_size(64 << 10)).unwrap();
+    let acked: Vec<AtomicU64> = (0..WRITERS * KEYS_PER_WRITER).map(|_| AtomicU64::new(0)).collect();
+    std::thread::scope(|s| {
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|w| {
+                let (cache, acked) = (&cache, &acked);
+                s.spawn(move || {
+                    for version in 1..=60 {
+                        for k in 0..KEYS_PER_WRITER {
+                            cache.put(key(w, k), value(w, k, version)).unwrap();
+                            acked[(w * KEYS_PER_WRITER + k) as usize].store(version, Ordering::SeqCst);
+                        }
+                    }
+                })
+            })
+            .collect();
+        let mut n = 0u64;
+        while !writers.iter().all(|w| w.is_finished()) {
+            n = n.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let (w, k) = ((n >> 33) % WRITERS, (n >> 40) % KEYS_PER_WRITER);
+            let at_least = acked[(w * KEYS_PER_WRITER + k) as usize].load(Ordering::SeqCst);
+            if let Some(found) = cache.get(key(w, k)).unwrap() {
+                let version = version_of(&found);
+                assert!(version >= at_least, "key {w}-{k}: {version} after {at_least} was acknowledged");
+                assert_eq!(&found[..], value(w, k, version));
+            }
+        }
+    });
+    let stats = cache.stats();
+    assert!(stats.segments_reclaimed > 100, "{stats:?}");
+    assert_eq!(stats.damaged, 0, "{stats:?}");
+}
+
+#[test]
+fn nothing_is_lost_between_the_write_buffer_and_flash() {
+    let dir = tempfile::tempdir().unwrap();
+    let count = 40_000;
+    let cache = Cache::open(options(&dir).memory(1 << 20).flash(128 << 20).segment_size(64 << 10)).unwrap();
+    std::thread::scope(|s| {
+        for w in 0..WRITERS {
+            let cache = &cache;
+            s.spawn(move || (0..count / WRITERS).for_each(|k| assert!(cache.put(key(w, k), value(w, k, 7)).is_ok())));
+        }
+    });
+    let check = |cache: &Cache| {
+        for w in 0..WRITERS {
+            for k in 0..count / WRITERS {
+                let found = cache.get(key(w, k)).unwrap();
+                assert_eq!(found.as_deref(), Some(&value(w, k, 7)[..]), "key {w}-{k}");
+            }
+        }
+    };
+    check(&cache);
+    cache.close().unwrap();
+    let cache = Cache::open(options(&dir)).unwrap();
+    check(&cache);
+    assert_eq!(cache.stats().damaged, 0);
+}
