@@ -11,6 +11,7 @@ mod io;
 mod manifest;
 mod segment;
 mod sync;
+mod tier;
 mod wal;
 
 mod cache;

@@ -5,8 +5,8 @@ use std::io;
 use std::sync::atomic::Ordering;
 
 use super::Engine;
-use crate::config::Activity;
 use crate::codec::round_down;
+use crate::config::Activity;
 use crate::error::Result;
 use crate::id::SegmentId;
 use crate::io::BLOCK;

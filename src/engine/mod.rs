@@ -31,6 +31,7 @@ use crate::io::{Disk, DiskLock};
 use crate::manifest::Manifest;
 use crate::segment::table::Table;
 use crate::sync::Event;
+use crate::tier::memory::MemoryTier;
 use crate::wal::writer::Wal;
 use append::Log;
 pub(crate) use open::open;
@@ -54,6 +55,7 @@ pub(crate) struct Engine {
     time: StoreTime,
     index: Index,
     table: Table,
+    memory: MemoryTier,
     segment_ring: Ring,
     wal: Wal,
     log: Mutex<Log>,

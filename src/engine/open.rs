@@ -23,6 +23,7 @@ use crate::io::{Disk, DiskLock, LockError, Mapping};
 use crate::manifest::{self, LoadError, Manifest, Segment};
 use crate::segment::table::{self, Table};
 use crate::sync::Event;
+use crate::tier::memory::MemoryTier;
 use crate::wal::writer::{self, Wal};
 
 const SEGMENT_RING: &str = "ring.segments";
@@ -218,6 +219,7 @@ fn build(
         wal_head: wal_start,
         last_by_reference: Lsn::ZERO,
     };
+    let memory = MemoryTier::new(settings.memory.saturating_sub(settings.segment_ring + settings.wal_ring + index.allocated()));
     Ok(Engine {
         store: manifest.store,
         hash_seed: manifest.hash_seed,
@@ -226,6 +228,7 @@ fn build(
         disk,
         time,
         index,
+        memory,
         segment_ring,
         wal,
         log: Mutex::new(log),

@@ -13,6 +13,7 @@ use crate::io::SECTOR;
 use crate::io::aligned::AlignedBuf;
 use crate::segment::format::{self, Kind, Life, Record};
 use crate::segment::table::State;
+use crate::tier::memory::Item;
 
 /// A value that fills at least this much of its read buffer keeps the buffer; a smaller one is copied, so that a kept handle pins nothing else.
 const SHARE_LEN_MIN: usize = 16 << 10;
@@ -93,9 +94,7 @@ impl Engine {
         if self.closing.load(Ordering::Acquire) {
             return Err(Error::Closed);
         }
-        let hash = self.hash(key);
-        let found = self.find(hash)?.and_then(|(entry, found)| self.accept(key, hash, &entry, found).transpose());
-        let value = found.transpose()?;
+        let value = self.look_up(key, promote)?;
         if promote {
             let counter = match value.as_ref().map(Value::tier) {
                 Some(Tier::Memory) => &self.counters.hits_memory,
@@ -108,19 +107,49 @@ impl Engine {
         Ok(value)
     }
 
+    fn look_up(&self, key: &[u8], promote: bool) -> Result<Option<Value>> {
+        let hash = self.hash(key);
+        if let Some((entry, at)) = self.index.get(hash).and_then(|entry| Some((entry, self.position(&entry)?)))
+            && let Some(item) = self.memory.get(at)
+        {
+            return Ok(self.accept(key, &entry, &item).then(|| Value { bytes: item.value(), version: item.lsn, tier: Tier::Memory }));
+        }
+        let Some((entry, at, found)) = self.find(hash)? else { return Ok(None) };
+        let tier = found.tier;
+        let Some(item) = self.take_apart(hash, &entry, found) else { return Ok(None) };
+        if !self.accept(key, &entry, &item) {
+            return Ok(None);
+        }
+        let value = Value { bytes: item.value(), version: item.lsn, tier };
+        if promote {
+            if tier == Tier::Flash {
+                self.index.warm(hash, entry.location);
+            }
+            // Under its position: if a mutation came meanwhile, the index names another one, and nobody will ask for this.
+            self.memory.insert(at, item);
+        }
+        Ok(Some(value))
+    }
+
+    /// The position of the record that an entry names now. `None` if its segment has no life.
+    pub(super) fn position(&self, entry: &Entry) -> Option<Position> {
+        let life = self.table.life(entry.location.segment)?;
+        Some(life.base.plus(entry.location.offset.into()))
+    }
+
     /// Whether the index knows a key with this fingerprint.
     pub(crate) fn may_contain(&self, key: &[u8]) -> bool {
         self.index.get(self.hash(key)).is_some()
     }
 
-    /// The record that the index names for `hash`, verified.
-    pub(super) fn find(&self, hash: KeyHash) -> Result<Option<(Entry, Found)>> {
+    /// The record that the index names for `hash`, verified, and its position.
+    pub(super) fn find(&self, hash: KeyHash) -> Result<Option<(Entry, Position, Found)>> {
         while let Some(entry) = self.index.get(hash) {
             let life = self.table.life(entry.location.segment);
             if let Some(life) = life
                 && let Some(found) = self.read(&entry, &life)?
             {
-                return Ok(Some((entry, found)));
+                return Ok(Some((entry, life.base.plus(entry.location.offset.into()), found)));
             }
             let same_entry = self.index.get(hash).is_some_and(|now| now.location == entry.location);
             if same_entry && self.table.life(entry.location.segment) == life {
@@ -179,35 +208,35 @@ impl Engine {
         Some(Found { buf, start: 0, record, tier: Tier::Buffer })
     }
 
-    /// Turns a record into the value of `key`: not if it is another key's, or has expired.
-    fn accept(&self, key: &[u8], hash: KeyHash, entry: &Entry, found: Found) -> Result<Option<Value>> {
-        let Kind::Put { key: stored, value, raw_len, expires_ms } = &found.record.kind else { return Ok(None) };
-        if &found.bytes()[stored.clone()] != key {
+    /// Whether a record is the one of `key` and has not expired.
+    fn accept(&self, key: &[u8], entry: &Entry, item: &Item) -> bool {
+        if item.key() != key {
             self.counters.collisions.fetch_add(1, Ordering::Relaxed);
-            return Ok(None);
+            return false;
         }
-        if expires_ms.is_some_and(|at| at <= self.time.now_ms()) {
-            if self.index.remove_if_at(hash, entry.location) {
-                self.counters.expired.fetch_add(1, Ordering::Relaxed);
-            }
-            return Ok(None);
+        let expired = item.expires_ms.is_some_and(|at| at <= self.time.now_ms());
+        if expired && self.index.remove_if_at(item.hash, entry.location) {
+            self.counters.expired.fetch_add(1, Ordering::Relaxed);
         }
-        if found.tier == Tier::Flash {
-            self.index.warm(hash, entry.location);
-        }
-        let (version, tier) = (found.record.lsn, found.tier);
+        !expired
+    }
+
+    /// Key and value of a record, the value as the user gave it. `None` for a tombstone, and for what cannot be decompressed.
+    fn take_apart(&self, hash: KeyHash, entry: &Entry, found: Found) -> Option<Item> {
+        let Kind::Put { key, value, raw_len, expires_ms } = found.record.kind.clone() else { return None };
+        let (lsn, key_len) = (found.record.lsn, key.len());
         let bytes = match raw_len {
-            None => share(found.start, value.clone(), found.buf),
-            Some(raw_len) => match zstd::bulk::decompress(&found.bytes()[value.clone()], *raw_len) {
-                Ok(plain) if plain.len() == *raw_len => Bytes::from(plain),
-                Ok(_) | Err(_) => {
+            None => share(found.start, key.start..value.end, found.buf),
+            Some(raw_len) => match unpack(&found.bytes()[key], &found.bytes()[value], raw_len) {
+                Some(bytes) => bytes,
+                None => {
                     // The checksum held, so this was written wrong: treat it as damage all the same.
                     self.note_damage(hash, entry, None);
-                    return Ok(None);
+                    return None;
                 }
             },
         };
-        Ok(Some(Value { bytes, version, tier }))
+        Some(Item { hash, lsn, expires_ms, key_len, bytes })
     }
 
     /// The size of the segments that exist, for statistics.
@@ -216,12 +245,18 @@ impl Engine {
     }
 }
 
-/// The value at `value` after `start` in `buf`: the buffer itself if it is mostly that, else a copy of exactly that.
-fn share(start: usize, value: Range<usize>, buf: AlignedBuf) -> Bytes {
-    let range = start + value.start..start + value.end;
+/// The bytes of `range` after `start` in `buf`: the buffer itself if it is mostly that, else a copy of exactly that.
+fn share(start: usize, range: Range<usize>, buf: AlignedBuf) -> Bytes {
+    let range = start + range.start..start + range.end;
     if range.len() >= SHARE_LEN_MIN && range.len() * 4 >= buf.len() * 3 {
         Bytes::from_owner(buf).slice(range)
     } else {
         Bytes::copy_from_slice(&buf[range])
     }
+}
+
+/// The key, and the value decompressed to `raw_len` bytes, in one piece.
+fn unpack(key: &[u8], packed: &[u8], raw_len: usize) -> Option<Bytes> {
+    let plain = zstd::bulk::decompress(packed, raw_len).ok().filter(|plain| plain.len() == raw_len)?;
+    Some([key, &plain].concat().into())
 }

@@ -29,6 +29,7 @@ impl Engine {
         if self.failure.get().is_some() || self.closing.load(Ordering::Acquire) {
             return Ok(false);
         }
+        self.balance_memory();
         let free = self.free_segment();
         if lock(&self.log).ready.len() >= READY {
             // One ahead, so that what is hot in the oldest segment finds a ready one to go to.
@@ -91,7 +92,8 @@ impl Engine {
     fn drop_or_reinsert(&self, id: SegmentId, entry: &footer::Entry, budget: &mut u64) {
         let location = Location { segment: id, offset: entry.offset };
         let Some(current) = self.index.get(entry.hash).filter(|now| now.location == location) else { return };
-        if current.hot && u64::from(entry.len) <= *budget && self.reinsert(entry, location) {
+        let hot = current.hot || self.position(&current).is_some_and(|at| self.memory.holds(at));
+        if hot && u64::from(entry.len) <= *budget && self.reinsert(entry, location) {
             *budget -= u64::from(entry.len);
             return;
         }
@@ -100,7 +102,7 @@ impl Engine {
 
     /// Appends the record again under its old version, if the index still names it.
     fn reinsert(&self, entry: &footer::Entry, location: Location) -> bool {
-        let Ok(Some((_, found))) = self.find(entry.hash) else { return false };
+        let Ok(Some((_, at, found))) = self.find(entry.hash) else { return false };
         let Some(draft) = Draft::of_record(found.bytes(), &found.record) else { return false };
         let _in_order = lock(self.stripe(entry.hash));
         if self.index.get(entry.hash).is_none_or(|now| now.location != location) {
@@ -110,6 +112,9 @@ impl Engine {
         let what = Append { hash: entry.hash, draft: &draft, tombstone: false, supersedes: true, inline: false, version };
         let Ok(placed) = self.append(&what) else { return false };
         self.index.insert(entry.hash, &placed.entry);
+        if let Some(moved_to) = self.position(&placed.entry) {
+            self.memory.rename(at, moved_to);
+        }
         self.counters.reinserted.fetch_add(1, Ordering::Relaxed);
         true
     }

@@ -61,9 +61,9 @@ stats! {
     /// Bytes of DRAM accounted for: index, rings, footers under construction, memory tier.
     memory_bytes: u64 = |e: &Engine| e.memory_bytes(),
     /// Entries in the memory tier.
-    memory_tier_entries: u64 = |_: &Engine| 0,
+    memory_tier_entries: u64 = |e: &Engine| e.memory.entries(),
     /// Bytes in the memory tier.
-    memory_tier_bytes: u64 = |_: &Engine| 0,
+    memory_tier_bytes: u64 = |e: &Engine| e.memory.bytes(),
     /// Gets answered by the memory tier.
     hits_memory: u64 = |e: &Engine| count(&e.counters.hits_memory),
     /// Gets answered by the write buffer.
@@ -122,9 +122,19 @@ stats! {
 
 impl Engine {
     fn memory_bytes(&self) -> u64 {
+        self.memory_besides_tier() + self.memory.allocated()
+    }
+
+    /// Bytes of DRAM that are not the memory tier's.
+    fn memory_besides_tier(&self) -> u64 {
         let log = crate::sync::lock(&self.log);
         let open = log.open.as_ref().map_or(0, |open| open.allocated());
         let full: usize = log.full.iter().map(|full| full.footer.allocated()).sum();
         self.index.allocated() + self.segment_ring.size() + self.settings.wal_ring + (open + full) as u64
+    }
+
+    /// Gives the memory tier what the rest leaves of the budget now.
+    pub(super) fn balance_memory(&self) {
+        self.memory.set_budget(self.settings.memory.saturating_sub(self.memory_besides_tier()));
     }
 }

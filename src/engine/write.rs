@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::append::{Append, NoRoom, Placed};
+use super::append::{Append, Placed};
 use super::{Engine, Value};
 use crate::config::{Ack, Compression, INLINE_LEN_MAX, KEY_LEN_MAX, WalValues};
 use crate::error::{Error, Result};
@@ -11,6 +11,7 @@ use crate::id::{KeyHash, Lsn};
 use crate::segment::format::{self, Content, Draft};
 use crate::segment::writer::record_len_max;
 use crate::sync::lock;
+use crate::tier::memory::Item;
 
 /// Shortest value that is worth compressing.
 const COMPRESS_LEN_MIN: usize = 128;
@@ -85,6 +86,16 @@ impl PutOptions {
     }
 }
 
+/// One mutation on its way.
+struct Request<'a> {
+    hash: KeyHash,
+    draft: &'a Draft<'a>,
+    /// Key, value and expiry of a put. None for a delete.
+    put: Option<(&'a [u8], &'a [u8], Option<u64>)>,
+    ack: Ack,
+    wait: Wait,
+}
+
 impl Engine {
     /// Sets the value of `key`. Its version, or `None` if the condition did not hold.
     pub(crate) fn put(&self, key: &[u8], value: &[u8], options: &PutOptions) -> Result<Option<Lsn>> {
@@ -100,8 +111,8 @@ impl Engine {
         let hash = self.hash(key);
         let draft = Draft::put(key, content, expires_ms);
         let ack = options.ack.unwrap_or(self.settings.ack);
-        let holds = || self.holds(key, options.condition);
-        let placed = self.mutate(hash, &draft, false, ack, options.wait, holds)?;
+        let request = Request { hash, draft: &draft, put: Some((key, value, expires_ms)), ack, wait: options.wait };
+        let placed = self.mutate(&request, || self.holds(key, options.condition))?;
         self.counters.puts.fetch_add(1, Ordering::Relaxed);
         placed.map(|p| self.wait_for(ack, p.lsn).map(|()| p.lsn)).transpose()
     }
@@ -112,7 +123,8 @@ impl Engine {
         let ack = ack.unwrap_or(self.settings.ack);
         let hash = self.hash(key);
         let draft = Draft::tombstone(hash);
-        let placed = self.mutate(hash, &draft, true, ack, Wait::Forever, || Ok(true))?;
+        let request = Request { hash, draft: &draft, put: None, ack, wait: Wait::Forever };
+        let placed = self.mutate(&request, || Ok(true))?;
         self.counters.deletes.fetch_add(1, Ordering::Relaxed);
         let lsn = placed.map_or(Lsn::ZERO, |p| p.lsn);
         self.wait_for(ack, lsn)?;
@@ -127,23 +139,16 @@ impl Engine {
         }
     }
 
-    /// Appends `draft` and points the index at it, as one step in the order of the key's mutations.
-    fn mutate(
-        &self,
-        hash: KeyHash,
-        draft: &Draft<'_>,
-        tombstone: bool,
-        ack: Ack,
-        wait: Wait,
-        holds: impl Fn() -> Result<bool>,
-    ) -> Result<Option<Placed>> {
+    /// Appends a record and points the index at it, as one step in the order of the key's mutations. `None` if `holds` says no.
+    fn mutate(&self, request: &Request<'_>, holds: impl Fn() -> Result<bool>) -> Result<Option<Placed>> {
+        let (hash, draft, tombstone) = (request.hash, request.draft, request.put.is_none());
         let inline = draft.len() <= INLINE_LEN_MAX
             && match self.settings.wal_values {
                 WalValues::Never => false,
-                WalValues::Host => ack == Ack::Host,
+                WalValues::Host => request.ack == Ack::Host,
                 WalValues::Always => true,
             };
-        let deadline = match wait {
+        let deadline = match request.wait {
             Wait::UpTo(time) => Some(self.time.monotonic() + time),
             Wait::Forever | Wait::No => None,
         };
@@ -157,24 +162,32 @@ impl Engine {
                 }
                 let supersedes = tombstone || self.index.get(hash).is_some();
                 let what = Append { hash, draft, tombstone, supersedes, inline, version: None };
-                match self.append(&what) {
-                    Ok(placed) if tombstone => {
-                        self.index.remove(hash);
-                        return Ok(Some(placed));
-                    }
-                    Ok(placed) => {
-                        self.index.insert(hash, &placed.entry);
-                        return Ok(Some(placed));
-                    }
-                    Err(NoRoom) => {}
+                if let Ok(placed) = self.append(&what) {
+                    self.point_at(request, &placed);
+                    return Ok(Some(placed));
                 }
             }
+            // Refused for want of room, or because the cache has closed: the next look tells.
             let left = deadline.map(|at| at.saturating_sub(self.time.monotonic()));
-            match (wait, left) {
+            match (request.wait, left) {
                 (Wait::No, _) => return Err(Error::WouldBlock),
                 (_, Some(Duration::ZERO)) => return Err(Error::TimedOut),
                 _ => self.wait(&self.events.room, seen, left),
             }
+        }
+    }
+
+    /// Makes the index name the new record, and the memory tier forget the one before: if it was there, its successor takes its place.
+    fn point_at(&self, request: &Request<'_>, placed: &Placed) {
+        let hash = request.hash;
+        let old = match request.put {
+            Some(_) => self.index.insert(hash, &placed.entry),
+            None => self.index.remove(hash),
+        };
+        let was_in_memory = old.and_then(|old| self.position(&old)).is_some_and(|at| self.memory.remove(at));
+        if let (true, Some((key, value, expires_ms)), Some(at)) = (was_in_memory, request.put, self.position(&placed.entry)) {
+            let bytes = [key, value].concat().into();
+            self.memory.insert(at, Item { hash, lsn: placed.lsn, expires_ms, key_len: key.len(), bytes });
         }
     }
 
