@@ -30,7 +30,7 @@ pub(super) struct Log {
     pub(super) last_by_reference: Lsn,
 }
 
-/// There is no room in a ring or a segment right now; nothing was changed.
+/// There is no room in a ring or a segment right now, or the cache has closed; nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NoRoom;
 
@@ -67,6 +67,10 @@ impl Engine {
     pub(super) fn append(&self, what: &Append<'_>) -> Result<Placed, NoRoom> {
         let len = what.draft.len();
         let mut log = lock(&self.log);
+        if self.closing.load(Ordering::Acquire) {
+            // Under the lock: what comes before is retired, sealed and in the last checkpoint; nothing comes after.
+            return Err(NoRoom);
+        }
         if !log.open.as_ref().is_some_and(|open| open.fits(len)) {
             self.rotate(&mut log)?;
         }

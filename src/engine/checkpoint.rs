@@ -8,7 +8,7 @@ use crate::config::Activity;
 use crate::error::Result;
 use crate::id::Position;
 use crate::index::checkpoint;
-use crate::manifest::{Checkpoint, Manifest};
+use crate::manifest::Checkpoint;
 use crate::sync::lock;
 
 /// Names of the two checkpoint files begin with this; the parity of the checkpoint's sequence follows.
@@ -29,24 +29,36 @@ impl Engine {
         }
         let _one_at_a_time = lock(&self.checkpointing);
         let _during = self.during(Activity::Checkpoint);
-        match self.checkpoint() {
-            Ok(()) => Ok(true),
+        self.checkpoint()
+    }
+
+    fn checkpoint(&self) -> Result<bool> {
+        let sequence = lock(&self.manifest).checkpoint.map_or(0, |c| c.sequence) + 1;
+        let start = match self.write_checkpoint(sequence) {
+            Ok(start) => start,
             Err(e) if e.kind() == io::ErrorKind::StorageFull => {
                 // A store without a fresh checkpoint is slower to open, nothing else.
                 self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(dir = %self.dir.display(), "the disk is full: no room for a checkpoint");
-                Ok(false)
+                return Ok(false);
             }
-            Err(e) => Err(self.fail("writing a checkpoint", &e)),
-        }
+            Err(e) => return Err(self.fail("writing a checkpoint", &e)),
+        };
+        // The copy may show mutations that are not synced yet. Named before they are, it could outlive them: a selection of mutations, not a prefix.
+        self.step_sync()?;
+        let mut manifest = lock(&self.manifest);
+        manifest.checkpoint = Some(Checkpoint { sequence, start });
+        self.write_manifest(&mut manifest).map_err(|e| self.fail("writing the manifest", &e))?;
+        self.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
+        Ok(true)
     }
 
-    fn checkpoint(&self) -> io::Result<()> {
+    /// Writes the checkpoint file. The position from which it must be added to.
+    fn write_checkpoint(&self, sequence: u64) -> io::Result<Position> {
         self.marks.since_checkpoint.store(0, Ordering::Relaxed);
         let start = self.quiesced_position();
         // Taken before the copy: an entry of a life that begins later fails the comparison at load, and is replayed instead.
         let bases = self.table.bases();
-        let sequence = lock(&self.manifest).checkpoint.map_or(0, |c| c.sequence) + 1;
         loop {
             let len = checkpoint::file_len(&self.index, bases.len());
             let name = file_name(sequence);
@@ -54,14 +66,9 @@ impl Engine {
             self.disk.sync_dir()?;
             if let Some(written) = checkpoint::write(self.store, sequence, &self.index, &bases, file.as_ref())? {
                 self.counters.checkpoint_bytes.fetch_add(written, Ordering::Relaxed);
-                break;
+                return Ok(start);
             }
         }
-        let mut manifest: std::sync::MutexGuard<'_, Manifest> = lock(&self.manifest);
-        manifest.checkpoint = Some(Checkpoint { sequence, start });
-        self.write_manifest(&mut manifest)?;
-        self.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
-        Ok(())
     }
 
     /// A position such that every mutation before it is in the index: whoever had chosen one held a stripe, and all were free once since.

@@ -9,6 +9,9 @@ use super::Engine;
 use crate::error::Result;
 use crate::sync::Event;
 
+/// How often a full disk is asked whether it has room again.
+const STARVED_RETRY: Duration = Duration::from_millis(200);
+
 /// How background work gets done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -27,7 +30,7 @@ impl Threads {
     pub(crate) fn start(engine: &Arc<Engine>) -> std::io::Result<Self> {
         let mut threads = Self(Vec::new());
         let flush: fn(&Engine) = |e| e.run(&e.events.flush, Engine::step_flush, |_| None);
-        let prepare: fn(&Engine) = |e| e.run(&e.events.prepare, Engine::step_prepare, |_| None);
+        let prepare: fn(&Engine) = |e| e.run(&e.events.prepare, Engine::step_prepare, Engine::until_prepare);
         let checkpoint: fn(&Engine) = |e| e.run(&e.events.checkpoint, |e| e.step_checkpoint(false), |_| None);
         let sync: fn(&Engine) = |e| e.run(&e.events.sync, Engine::step_sync_when_due, Engine::until_sync);
         for (name, body) in [("flush", flush), ("sync", sync), ("prepare", prepare), ("checkpoint", checkpoint)] {
@@ -87,6 +90,11 @@ impl Engine {
     fn until_sync(&self) -> Option<Duration> {
         let since = self.marks.unsynced_since_ms.load(Ordering::Acquire);
         (since > 0).then(|| self.settings.sync_interval.saturating_sub(self.unsynced_age()))
+    }
+
+    /// Time until room is looked for again, if the disk was full.
+    fn until_prepare(&self) -> Option<Duration> {
+        self.starved.load(Ordering::Acquire).then_some(STARVED_RETRY)
     }
 
     /// Waits for `event`, or does the work that will bring it about.

@@ -76,6 +76,8 @@ pub(crate) struct Engine {
     closing: AtomicBool,
     /// Somebody waits for a sync.
     sync_now: AtomicBool,
+    /// The disk had no room for the next segment.
+    starved: AtomicBool,
     driver: driver::Mode,
     report: RecoveryReport,
     /// Released last: field order is drop order.

@@ -48,6 +48,8 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
     let loaded = match manifest::load(disk.as_ref()) {
         Ok(loaded) => Some(loaded),
         Err(LoadError::Missing) if options.create => None,
+        // The first manifest is whole before the first segment exists: its writing was interrupted, and nothing was ever stored.
+        Err(LoadError::Corrupt) if options.create && !has_segments(disk.as_ref(), options)? => None,
         Err(LoadError::Missing) => return Err(Error::NotFound { path: dir.clone() }),
         Err(LoadError::Newer { found }) => {
             let path = dir.join(manifest::FILES[0]);
@@ -111,6 +113,11 @@ fn check_contents(disk: &dyn Disk, options: &Options) -> Result<()> {
         return Err(Error::NotFound { path: options.dir.clone() });
     }
     Ok(())
+}
+
+fn has_segments(disk: &dyn Disk, options: &Options) -> Result<bool> {
+    let files = disk.list().map_err(Error::io("list the directory", &options.dir))?;
+    Ok(files.iter().any(|(name, _)| name.starts_with(table::FILE_PREFIX)))
 }
 
 /// Takes the directory. A holder that has died is waited for, since its last writes may still be landing.
@@ -243,6 +250,7 @@ fn build(
         failure: Default::default(),
         closing: false.into(),
         sync_now: false.into(),
+        starved: false.into(),
         driver,
         report,
         settings,

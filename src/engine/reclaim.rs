@@ -36,10 +36,12 @@ impl Engine {
             return Ok(free.is_none() && self.drain_oldest());
         }
         let Some(id) = free else { return Ok(self.drain_oldest()) };
-        match self.prepare(id, &mut manifest) {
+        let prepared = self.prepare(id, &mut manifest);
+        self.starved.store(prepared.is_err(), Ordering::Release);
+        match prepared {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::StorageFull => {
-                // Back-pressure: writers wait until space returns; the next signal tries again.
+                // Back-pressure: writers wait until space returns.
                 self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(dir = %self.dir.display(), "the disk is full: no room for the next segment");
                 Ok(false)
@@ -72,9 +74,9 @@ impl Engine {
         let mut budget = row.size / REINSERT_SHARE;
         let entries = self.table.file(id).and_then(|file| reader::entries(self.store, row, self.hash_seed, file.as_ref()));
         match entries {
-            Ok((entries, damaged)) => {
-                self.counters.damaged.fetch_add(damaged, Ordering::Relaxed);
-                for entry in entries.iter().filter(|e| !e.tombstone) {
+            Ok(contents) => {
+                self.counters.damaged.fetch_add(contents.lost, Ordering::Relaxed);
+                for entry in contents.entries.iter().filter(|e| !e.tombstone) {
                     self.drop_or_reinsert(id, entry, &mut budget);
                 }
             }
@@ -136,7 +138,10 @@ impl Engine {
             *row = Row { state: State::Ready, size, life, last_lsn: Lsn::ZERO, wal_start: 0 };
         });
         manifest.next_base = base.plus(size);
-        self.write_manifest(manifest)?;
+        if let Err(e) = self.write_manifest(manifest) {
+            self.table.change(id, &[State::Ready], |row| row.state = State::Free);
+            return Err(e);
+        }
         self.table.publish(&life);
         lock(&self.log).ready.push_back((life, size));
         self.events.room.signal();

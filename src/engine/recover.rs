@@ -19,10 +19,11 @@ use crate::index::{self, Index};
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, Disk, File, Mapping, SECTOR};
 use crate::manifest::{Checkpoint, Manifest, Segment, SegmentState};
+use crate::segment::footer;
 use crate::segment::format::{self, Life};
+use crate::segment::reader::{self, Contents};
 use crate::segment::table::{self, Row, State};
 use crate::segment::writer::Full;
-use crate::segment::{footer, reader};
 use crate::wal::format::Mutation;
 use crate::wal::replay::{Replay, Summary};
 
@@ -51,6 +52,8 @@ pub struct RecoveryReport {
     pub kind: Start,
     /// Entries loaded from the checkpoint.
     pub checkpoint_entries: u64,
+    /// Whether the checkpoint was missing, damaged or of another geometry, so that the index was rebuilt from footers alone.
+    pub rebuilt: bool,
     /// Entries applied from footers of segments that the checkpoint does not cover.
     pub footer_entries: u64,
     /// WAL frames read.
@@ -59,10 +62,12 @@ pub struct RecoveryReport {
     pub entries: u64,
     /// Bytes of WAL above the durable watermark that were not whole and were cut.
     pub torn_bytes: u64,
+    /// Whether one copy of the manifest was missing or not whole: its writing was interrupted, or it rotted. The other copy says everything.
+    pub manifest_repaired: bool,
     /// What was found damaged, one line each.
     pub damaged: Vec<String>,
-    /// Mutations after the first and up to the second LSN may be missing, because the host went down before they were synced. Larger LSNs than the second were never acknowledged as durable either.
-    pub maybe_lost: Option<(Lsn, Lsn)>,
+    /// The host went down: mutations after this LSN may be missing, since they were not synced. Everything up to it is there.
+    pub maybe_lost_after: Option<Lsn>,
     /// The store was alive at least until this store time, in ms since 1970.
     pub alive_until_ms: u64,
     /// From the call of open until the cache could serve.
@@ -83,7 +88,15 @@ pub(super) struct Recovered {
 #[derive(Debug)]
 struct Unsealed {
     row: Row,
-    entries: Vec<footer::Entry>,
+    entries: Vec<Pending>,
+}
+
+/// An entry of a footer that is yet to be written.
+#[derive(Debug)]
+struct Pending {
+    entry: footer::Entry,
+    /// The record is an old version in a new place, so its LSN does not tell whether it was synced there.
+    moved: bool,
 }
 
 struct Recovery<'a> {
@@ -112,9 +125,7 @@ pub(super) fn recover(
         false => Start::Host,
     };
     let mut report = RecoveryReport { kind, alive_until_ms: manifest.time_ms, ..RecoveryReport::default() };
-    if manifest_damaged {
-        report.damaged.push("one copy of the manifest is missing or damaged".to_owned());
-    }
+    report.manifest_repaired = manifest_damaged;
     if kind == Start::Host && settings.on_host_crash == OnHostCrash::Cold {
         forget_all(&mut manifest);
     }
@@ -188,7 +199,7 @@ impl Recovery<'_> {
                 return Ok(());
             }
             // Another geometry is as good a reason as damage: footers say everything.
-            self.report.damaged.push(format!("checkpoint {} does not load; rebuilt from segments", checkpoint.sequence));
+            self.report.rebuilt = true;
             self.index = Index::new(self.index.geometry());
         }
         self.with_footers(Position(0), hash_seed, |_| Ok(true)).map(drop)
@@ -245,22 +256,22 @@ impl Recovery<'_> {
     }
 
     /// Applies what the footer of a sealed segment said.
-    fn apply_footer(&mut self, row: &Row, read: io::Result<(Vec<footer::Entry>, u64)>) {
+    fn apply_footer(&mut self, row: &Row, read: io::Result<Contents>) {
         let id = row.life.id;
-        let (entries, lost) = read.unwrap_or_else(|error| {
+        let contents = read.unwrap_or_else(|error| {
             self.report.damaged.push(format!("segment {id} cannot be read: {error}"));
             self.rows[id.index()].state = State::Free;
-            (Vec::new(), 1)
+            Contents { lost: 1, lost_to: row.size as u32, ..Contents::default() }
         });
-        if lost > 0 {
-            // What the lost stretch superseded or deleted is unknown, so nothing older is served.
-            self.report.damaged.push(format!("segment {id}: {lost} stretches lost; everything older is dropped"));
-            self.raise_floor(row.life.base);
+        if contents.lost > 0 {
+            // What the lost stretch superseded or deleted is unknown, so nothing before its end is served.
+            self.report.damaged.push(format!("segment {id}: {} stretches lost; everything older is dropped", contents.lost));
+            self.raise_floor(row.life.base.plus(contents.lost_to.into()));
         }
-        for entry in &entries {
+        for entry in &contents.entries {
             self.apply(row, entry);
         }
-        self.report.footer_entries += entries.len() as u64;
+        self.report.footer_entries += contents.entries.len() as u64;
     }
 
     fn apply(&mut self, row: &Row, entry: &footer::Entry) {
@@ -287,11 +298,18 @@ impl Recovery<'_> {
     fn replay(&mut self, replay: &mut Replay, manifest: &Manifest, kind: Start, ring: &dyn Mapping) -> io::Result<Summary> {
         let mut unsealed = self.unsealed();
         let mut inline = Vec::new();
-        let summary = replay.run(manifest.wal_start, kind == Start::Process, |mutation, bytes| {
-            let Some(i) = unsealed.iter().position(|u| contains(&u.row, mutation.record)) else { return Ok(()) };
+        let mut unknown = Position(0);
+        let summary = replay.run(manifest.wal_start, manifest.durable, kind == Start::Process, |mutation, moved, bytes| {
+            let Some(i) = unsealed.iter().position(|u| contains(&u.row, mutation.record)) else {
+                // Sealed segments speak for themselves. One that the manifest does not know can only be a lost manifest's.
+                if !self.rows.iter().any(|row| row.state == State::Sealed && contains(row, mutation.record)) {
+                    unknown = unknown.max(mutation.record);
+                }
+                return Ok(());
+            };
             let entry = entry_of(&unsealed[i].row, mutation);
             self.apply(&unsealed[i].row, &entry);
-            unsealed[i].entries.push(entry);
+            unsealed[i].entries.push(Pending { entry, moved });
             if !bytes.is_empty() {
                 inline.push((i, entry, bytes.to_vec()));
             }
@@ -303,7 +321,11 @@ impl Recovery<'_> {
         self.report.alive_until_ms = self.report.alive_until_ms.max(summary.time_ms);
         let durable = summary.durable.max(manifest.durable);
         if kind == Start::Host {
-            self.report.maybe_lost = Some((durable, Lsn(summary.last.0.max(durable.0))));
+            self.report.maybe_lost_after = Some(durable);
+        }
+        if unknown > Position(0) {
+            self.report.damaged.push("the WAL names a segment that the manifest does not know; everything older is dropped".to_owned());
+            self.raise_floor(unknown);
         }
         for hole in &summary.holes {
             let (from, to) = (hole.from, hole.to);
@@ -332,7 +354,7 @@ impl Recovery<'_> {
         verify_after: Option<Lsn>,
     ) -> io::Result<()> {
         let mut held: HashMap<(usize, u32), &[u8]> = inline.iter().map(|(i, e, bytes)| ((*i, e.offset), &bytes[..])).collect();
-        let end_of = |u: &Unsealed| u.entries.last().map(|e| u.row.life.base.0 + u64::from(e.offset + e.len));
+        let end_of = |u: &Unsealed| u.entries.last().map(|p| u.row.life.base.0 + u64::from(p.entry.offset + p.entry.len));
         let head = unsealed.iter().filter_map(end_of).max().unwrap_or(0);
         let low = head.saturating_sub(ring.words().len() as u64 * 8);
         for (i, segment) in unsealed.iter_mut().enumerate() {
@@ -344,7 +366,7 @@ impl Recovery<'_> {
             let mut patch = Patch::new(file.as_ref());
             let mut from_ring = Vec::new();
             let mut lost = Vec::new();
-            for (n, entry) in segment.entries.iter().enumerate() {
+            for (n, Pending { entry, moved }) in segment.entries.iter().enumerate() {
                 let at = row.life.base.plus(entry.offset.into());
                 let verifies = |bytes: &[u8]| format::decode_record(store, at, row.life.base_lsn, bytes).is_some();
                 from_ring.resize(entry.len as usize, 0);
@@ -359,7 +381,7 @@ impl Recovery<'_> {
                         continue;
                     }
                 }
-                let certain = verify_after.is_none_or(|durable| entry.lsn <= durable);
+                let certain = verify_after.is_none_or(|durable| entry.lsn <= durable && !moved);
                 if !certain && !verifies_in_file(store, &row, entry, file.as_ref())? {
                     lost.push(n);
                 }
@@ -367,7 +389,7 @@ impl Recovery<'_> {
             patch.flush()?;
             for n in lost {
                 // Its frame is there, its bytes are not: the key misses, and no older version of it is served.
-                let entry = &mut segment.entries[n];
+                let entry = &mut segment.entries[n].entry;
                 let location = Location { segment: row.life.id, offset: entry.offset };
                 self.index.remove_if_at(entry.hash, location);
                 entry.tombstone = true;
@@ -384,9 +406,9 @@ impl Recovery<'_> {
             return Ok(());
         };
         let mut builder = footer::Builder::default();
-        segment.entries.iter().for_each(|entry| builder.push(entry));
-        let last_lsn = segment.entries.iter().map(|e| e.lsn).max().unwrap_or(Lsn::ZERO);
-        let data_end = last.offset + last.len;
+        segment.entries.iter().for_each(|pending| builder.push(&pending.entry));
+        let last_lsn = segment.entries.iter().map(|p| p.entry.lsn).max().unwrap_or(Lsn::ZERO);
+        let data_end = last.entry.offset + last.entry.len;
         let full = Full { life: segment.row.life, size: segment.row.size, data_end, footer: builder, last_lsn };
         let file = self.file(id)?;
         write_footer(self.store, full, file.as_ref())?;

@@ -30,7 +30,11 @@ impl Engine {
         if by_reference {
             self.sync_segments(&mut dirty)?;
         }
-        let written = self.wal.write_out(wal_head).map_err(|e| self.fail("writing the WAL", &e))?;
+        let written = match self.wal.write_out(wal_head) {
+            Ok(written) => written,
+            Err(e) if e.kind() == std::io::ErrorKind::StorageFull => return Ok(self.postpone_sync()),
+            Err(e) => return Err(self.fail("writing the WAL", &e)),
+        };
         self.counters.wal_bytes.fetch_add(written, Ordering::Relaxed);
         self.marks.written.fetch_max(appended, Ordering::AcqRel);
         self.wal.sync().map_err(|e| self.fail("syncing the WAL", &e))?;
@@ -41,6 +45,15 @@ impl Engine {
         self.events.durable.signal();
         self.events.room.signal();
         Ok(true)
+    }
+
+    /// There is no room for another WAL file: whoever waits goes on waiting, and the next interval tries again. False: nothing was synced.
+    fn postpone_sync(&self) -> bool {
+        self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(dir = %self.dir.display(), "the disk is full: no room for the WAL");
+        let now = self.time.monotonic().as_millis() as u64 + 1;
+        self.marks.unsynced_since_ms.store(now, Ordering::Release);
+        false
     }
 
     /// Writes out and syncs the segment stream. Before the frames that name its records; the other order would be as true, since nothing is acknowledged in between.

@@ -3,7 +3,7 @@
 //! ```text
 //!   0  u32  magic            EWMF
 //!   4  u32  version
-//!   8  u32  check            over the manifest after it; seeded with store, EWMF, sequence
+//!   8  u32  check            over everything else; seeded with store, EWMF, sequence. Stays where it is in every version
 //!  12  u32  length           of the manifest
 //!  16  u64  store id
 //!  24  u64  sequence         of this manifest
@@ -141,30 +141,22 @@ impl Manifest {
             out.put_u32(segment.size.max(1).ilog2());
             out.put_u32(segment.state as u32);
         }
-        let check = codec::checksum(self.store, MAGIC, self.sequence, &[&out[12..]]);
+        let check = codec::checksum(self.store, MAGIC, self.sequence, &[&out[..8], &out[12..]]);
         out[8..12].copy_from_slice(&check.to_le_bytes());
         out
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Damage> {
-        let mut r = Reader::new(bytes);
-        let (Some(MAGIC), Some(version)) = (r.u32(), r.u32()) else { return Err(Damage::Broken) };
-        match version {
-            VERSION => {}
-            0 => return Err(Damage::Broken),
-            newer => return Err(Damage::Newer(newer)),
+        let (head, r) = Head::decode(bytes).ok_or(Damage::Broken)?;
+        match head.version {
+            VERSION => Self::decode_body(&head, r).ok_or(Damage::Broken),
+            0 => Err(Damage::Broken),
+            newer => Err(Damage::Newer(newer)),
         }
-        Self::decode_body(bytes, r).ok_or(Damage::Broken)
     }
 
-    fn decode_body(bytes: &[u8], mut r: Reader<'_>) -> Option<Self> {
-        let check = r.u32()?;
-        let len = r.u32()? as usize;
-        let store = StoreId(r.u64()?);
-        let sequence = r.u64()?;
-        if check != codec::checksum(store, MAGIC, sequence, &[bytes.get(12..len)?]) {
-            return None;
-        }
+    fn decode_body(head: &Head, mut r: Reader<'_>) -> Option<Self> {
+        let Head { store, sequence, len, .. } = *head;
         let hash_seed = r.u64()?;
         let boot_id = r.u64()?;
         let clean = r.u32()? == 1;
@@ -200,6 +192,27 @@ impl Manifest {
     fn plausible(&self) -> bool {
         let ring = |n: u64| n.is_power_of_two() && (1 << 12..=1 << 30).contains(&n);
         ring(self.wal_ring) && ring(self.segment_ring) && ring(self.wal_payload) && self.segment_size.is_power_of_two()
+    }
+}
+
+/// The part that every version has, verified.
+struct Head {
+    version: u32,
+    len: usize,
+    store: StoreId,
+    sequence: u64,
+}
+
+impl Head {
+    fn decode(bytes: &[u8]) -> Option<(Self, Reader<'_>)> {
+        let mut r = Reader::new(bytes);
+        if r.u32()? != MAGIC {
+            return None;
+        }
+        let (version, check, len) = (r.u32()?, r.u32()?, r.u32()? as usize);
+        let (store, sequence) = (StoreId(r.u64()?), r.u64()?);
+        let whole = check == codec::checksum(store, MAGIC, sequence, &[bytes.get(..8)?, bytes.get(12..len)?]);
+        whole.then_some((Self { version, len, store, sequence }, r))
     }
 }
 
@@ -274,6 +287,9 @@ mod tests {
     fn a_newer_version_is_named() {
         let mut bytes = sample().encode();
         bytes[4] = 2;
+        assert_eq!(Manifest::decode(&bytes), Err(Damage::Broken), "a flipped bit is not a newer version");
+        let check = codec::checksum(sample().store, MAGIC, sample().sequence, &[&bytes[..8], &bytes[12..]]);
+        bytes[8..12].copy_from_slice(&check.to_le_bytes());
         assert_eq!(Manifest::decode(&bytes), Err(Damage::Newer(2)));
     }
 }

@@ -1,4 +1,4 @@
-//! What a store is: identity, geometry, segment table, watermarks. Two copies, written alternately.
+//! What a store is: identity, geometry, segment table, watermarks. In two copies.
 
 pub(crate) mod format;
 
@@ -27,59 +27,60 @@ pub(crate) enum LoadError {
     Io(io::Error),
 }
 
-/// Loads the newer of the copies that are whole, and says whether the other one was damaged.
+/// Loads the newer of the copies that are whole, and says whether the other one was not.
 pub(crate) fn load(disk: &dyn Disk) -> Result<(Manifest, bool), LoadError> {
-    let mut best: Option<Manifest> = None;
-    let (mut missing, mut newer) = (0, None);
+    let (mut best, mut newer, mut missing, mut broken, mut failure) = (None::<Manifest>, None, 0, 0, None);
     for name in FILES {
-        let file = match disk.open(name) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                missing += 1;
-                continue;
-            }
-            Err(e) => return Err(LoadError::Io(e)),
-        };
-        if file.len() == 0 || !file.len().is_multiple_of(BLOCK as u64) || file.len() > format::LEN_MAX {
-            continue;
-        }
-        let mut bytes = AlignedBuf::zeroed(file.len() as usize);
-        file.read_at(0, &mut bytes).map_err(LoadError::Io)?;
-        match Manifest::decode(&bytes) {
-            Ok(found) if best.as_ref().is_none_or(|b| found.sequence > b.sequence) => best = Some(found),
-            Ok(_) | Err(Damage::Broken) => {}
-            Err(Damage::Newer(version)) => newer = Some(version),
+        match read(disk, name) {
+            Ok(Ok(found)) if best.as_ref().is_none_or(|b| found.sequence > b.sequence) => best = Some(found),
+            Ok(Ok(_)) => {}
+            Ok(Err(Damage::Newer(version))) => newer = Some(version),
+            Ok(Err(Damage::Broken)) => broken += 1,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => missing += 1,
+            Err(e) => failure = Some(e),
         }
     }
     if let Some(found) = newer {
         return Err(LoadError::Newer { found });
     }
-    match best {
-        // The very first write makes one copy only.
-        Some(manifest) => Ok((manifest, false)).map(|(m, _)| {
-            let single = m.sequence == 1;
-            let damaged = missing > 0 && !single;
-            (m, damaged)
-        }),
-        None if missing == FILES.len() => Err(LoadError::Missing),
-        None => Err(LoadError::Corrupt),
+    let damaged = broken > 0 || failure.is_some();
+    match (best, failure) {
+        (Some(manifest), _) => Ok((manifest, damaged || missing > 0)),
+        (None, Some(e)) => Err(LoadError::Io(e)),
+        (None, None) if broken > 0 => Err(LoadError::Corrupt),
+        (None, None) => Err(LoadError::Missing),
     }
 }
 
-/// Writes the next manifest over the older copy, durably. The other copy stands until this one is synced.
+fn read(disk: &dyn Disk, name: &str) -> io::Result<Result<Manifest, Damage>> {
+    let file = disk.open(name)?;
+    if file.len() == 0 || !file.len().is_multiple_of(BLOCK as u64) || file.len() > format::LEN_MAX {
+        return Ok(Err(Damage::Broken));
+    }
+    let mut bytes = AlignedBuf::zeroed(file.len() as usize);
+    file.read_at(0, &mut bytes)?;
+    Ok(Manifest::decode(&bytes))
+}
+
+/// Writes the next manifest, durably, over both copies, one after the other. A crash between them leaves the newer one whole, or the older one that nobody has gone
+/// beyond yet; afterwards either copy alone says everything.
 pub(crate) fn store(disk: &Arc<dyn Disk>, manifest: &mut Manifest) -> io::Result<u64> {
     manifest.sequence += 1;
     let encoded = manifest.encode();
     let len = round_up(encoded.len() as u64, BLOCK as u64);
     let mut bytes = AlignedBuf::zeroed(len as usize);
     bytes[..encoded.len()].copy_from_slice(&encoded);
-    let name = FILES[(manifest.sequence % 2) as usize];
-    let new_name = manifest.sequence <= 2;
-    let file = disk.create(name, len)?;
-    file.write_at(0, &bytes)?;
-    file.sync()?;
-    if new_name {
-        disk.sync_dir()?;
+    for name in FILES {
+        let file = match disk.open(name) {
+            Ok(file) if file.len() == len => file,
+            _ => {
+                let file = disk.create(name, len)?;
+                disk.sync_dir()?;
+                file
+            }
+        };
+        file.write_at(0, &bytes)?;
+        file.sync()?;
     }
-    Ok(len)
+    Ok(len * FILES.len() as u64)
 }

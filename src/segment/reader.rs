@@ -10,8 +10,19 @@ use crate::id::{KeyHash, StoreId};
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, File, SECTOR};
 
-/// All entries of a sealed segment in the order of their positions, and how many stretches of it are lost: neither a footer block nor the records it described verify.
-pub(crate) fn entries(store: StoreId, row: &Row, hash_seed: u64, file: &dyn File) -> io::Result<(Vec<Entry>, u64)> {
+/// What a sealed segment holds.
+#[derive(Debug, Default)]
+pub(crate) struct Contents {
+    /// In the order of their positions.
+    pub(crate) entries: Vec<Entry>,
+    /// Stretches of which neither the footer block nor the records verify.
+    pub(crate) lost: u64,
+    /// Where the last of them ends.
+    pub(crate) lost_to: u32,
+}
+
+/// Everything that can be known of a sealed segment.
+pub(crate) fn entries(store: StoreId, row: &Row, hash_seed: u64, file: &dyn File) -> io::Result<Contents> {
     let block = BLOCK as u64;
     let trailer_at = row.size - block;
     let mut trailer = AlignedBuf::zeroed(BLOCK);
@@ -26,7 +37,10 @@ pub(crate) fn entries(store: StoreId, row: &Row, hash_seed: u64, file: &dyn File
     if footer_at < trailer_at {
         file.read_at(footer_at, &mut bytes)?;
     }
-    let (mut entries, mut lost, mut known_to, mut gap) = (Vec::new(), 0, DATA_START, false);
+    let mut contents = Contents::default();
+    let mut known_to = DATA_START;
+    // Blocks before the ones that were found may be missing if the trailer does not say how many there are.
+    let mut gap = stated.is_none();
     for (i, chunk) in bytes[..(trailer_at - footer_at) as usize].chunks_exact(BLOCK).enumerate() {
         let at = row.life.base.plus(footer_at + (i * BLOCK) as u64);
         let Some(block_entries) = footer::decode_block(store, at, chunk) else {
@@ -34,16 +48,16 @@ pub(crate) fn entries(store: StoreId, row: &Row, hash_seed: u64, file: &dyn File
             continue;
         };
         if let (true, Some(first)) = (gap, block_entries.first()) {
-            lost += scan(store, row, hash_seed, file, known_to..first.offset, &mut entries)?;
+            scan(store, row, hash_seed, file, known_to..first.offset, &mut contents)?;
             gap = false;
         }
         known_to = block_entries.last().map_or(known_to, |e| e.offset + e.len);
-        entries.extend(block_entries);
+        contents.entries.extend(block_entries);
     }
-    if gap || (stated.is_none() && footer_at == trailer_at) {
-        lost += scan(store, row, hash_seed, file, known_to..data_end, &mut entries)?;
+    if gap {
+        scan(store, row, hash_seed, file, known_to..data_end, &mut contents)?;
     }
-    Ok((entries, lost))
+    Ok(contents)
 }
 
 /// Where the footer begins, found without a trailer: before the last block, as far as blocks verify.
@@ -60,17 +74,17 @@ fn first_footer_block(store: StoreId, row: &Row, file: &dyn File) -> io::Result<
     Ok(at)
 }
 
-/// Adds the records in `range`, one after the other. 1 if a record does not verify, which ends the scan.
+/// Adds the records in `range`, one after the other. One that does not verify ends the scan: the rest of the range is lost.
 fn scan(
     store: StoreId,
     row: &Row,
     hash_seed: u64,
     file: &dyn File,
     range: std::ops::Range<u32>,
-    entries: &mut Vec<Entry>,
-) -> io::Result<u64> {
+    contents: &mut Contents,
+) -> io::Result<()> {
     if range.is_empty() {
-        return Ok(0);
+        return Ok(());
     }
     let start = round_down(range.start.into(), SECTOR as u64);
     let end = round_up(range.end.into(), SECTOR as u64).min(row.size);
@@ -80,13 +94,17 @@ fn scan(
     while offset < range.end {
         let here = &bytes[(u64::from(offset) - start) as usize..];
         let at = row.life.base.plus(offset.into());
-        let Some(record) = format::decode_record(store, at, row.life.base_lsn, here) else { return Ok(1) };
+        let Some(record) = format::decode_record(store, at, row.life.base_lsn, here) else {
+            contents.lost += 1;
+            contents.lost_to = range.end;
+            return Ok(());
+        };
         let (hash, tombstone) = match &record.kind {
             Kind::Put { key, .. } => (KeyHash::of(hash_seed, &here[key.clone()]), false),
             Kind::Tombstone(hash) => (*hash, true),
         };
-        entries.push(Entry { hash, offset, len: record.len as u32, lsn: record.lsn, tombstone });
+        contents.entries.push(Entry { hash, offset, len: record.len as u32, lsn: record.lsn, tombstone });
         offset += record.len as u32;
     }
-    Ok(0)
+    Ok(())
 }

@@ -11,7 +11,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::format::Life;
 use crate::id::{Lsn, Position, SegmentId};
@@ -55,7 +55,7 @@ struct Seat {
     /// 0 if nothing of it may be read.
     base: AtomicU64,
     base_lsn: AtomicU64,
-    file: OnceLock<Arc<dyn File>>,
+    file: RwLock<Option<Arc<dyn File>>>,
 }
 
 /// See the module.
@@ -151,7 +151,7 @@ impl Table {
         seat.base.store(life.base.0, Ordering::Release);
     }
 
-    /// Takes the segment away from readers. Those that already read find another base or bytes that do not verify.
+    /// Takes the segment away from readers. Those that already read find another base, or bytes that do not verify.
     pub(crate) fn withdraw(&self, id: SegmentId) {
         self.seats[id.index()].base.store(0, Ordering::Release);
     }
@@ -165,18 +165,17 @@ impl Table {
     }
 
     /// The segment's file, which must exist.
-    pub(crate) fn file(&self, id: SegmentId) -> io::Result<&Arc<dyn File>> {
+    pub(crate) fn file(&self, id: SegmentId) -> io::Result<Arc<dyn File>> {
         let seat = &self.seats[id.index()];
-        match seat.file.get() {
-            Some(file) => Ok(file),
-            None => {
-                let file = self.disk.open(&file_name(id))?;
-                Ok(seat.file.get_or_init(|| file))
-            }
+        if let Some(file) = seat.file.read().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            return Ok(Arc::clone(file));
         }
+        let file = self.disk.open(&file_name(id))?;
+        *seat.file.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&file));
+        Ok(file)
     }
 
-    /// The segment's file, brought to `size` if it does not exist or has another size. Says whether the directory must be synced.
+    /// Makes sure that the segment's file exists and has `size` bytes. Says whether the directory must be synced. Only for a segment without a life.
     pub(crate) fn allocate(&self, id: SegmentId, size: u64) -> io::Result<bool> {
         match self.file(id) {
             Ok(file) if file.len() == size => return Ok(false),
@@ -184,11 +183,9 @@ impl Table {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),
         }
-        let file = self.disk.create(&file_name(id), size)?;
-        let kept = self.seats[id.index()].file.get_or_init(|| Arc::clone(&file));
-        if kept.len() != size {
-            return Err(io::Error::other("a segment file changed its size while it was open"));
-        }
+        // A handle that is kept states the length it was opened with, so it goes first: creation may fail.
+        *self.seats[id.index()].file.write().unwrap_or_else(PoisonError::into_inner) = None;
+        self.disk.create(&file_name(id), size)?;
         Ok(true)
     }
 }

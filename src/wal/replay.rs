@@ -79,14 +79,16 @@ impl Replay {
     }
 
     /// Visits every mutation from `start` on, with the record's bytes if the WAL holds them. `page_cache_whole` says that nothing above the
-    /// durable watermark can be missing either, since the host did not crash.
+    /// durable watermark can be missing either, since the host did not crash; `durable` is what is known of it elsewhere. The visitor is also told whether a record
+    /// was moved.
     pub(crate) fn run(
         &mut self,
         start: u64,
+        durable: Lsn,
         page_cache_whole: bool,
-        mut visit: impl FnMut(&Mutation, &[u8]) -> io::Result<()>,
+        mut visit: impl FnMut(&Mutation, bool, &[u8]) -> io::Result<()>,
     ) -> io::Result<Summary> {
-        let mut summary = Summary { end: start, ..Summary::default() };
+        let mut summary = Summary { end: start, durable, ..Summary::default() };
         let mut bytes = Vec::with_capacity(FRAME_LEN_MAX);
         loop {
             if !self.frame_at(summary.end, summary.last, &mut bytes)? {
@@ -109,10 +111,10 @@ impl Replay {
             let Some((frame, record)) = format::decode_frame(self.store, summary.end, &bytes) else { break };
             match frame {
                 Frame::Mutation(mutation) => {
-                    visit(&mutation, record)?;
+                    visit(&mutation, false, record)?;
                     summary.last = mutation.lsn;
                 }
-                Frame::Move(mutation) => visit(&mutation, record)?,
+                Frame::Move(mutation) => visit(&mutation, true, record)?,
                 Frame::Mark { durable, time_ms } => {
                     summary.durable = summary.durable.max(durable);
                     summary.time_ms = summary.time_ms.max(time_ms);

@@ -1,5 +1,7 @@
 //! The engine on the simulated disk, one thread, against a model.
 
+mod crash;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;

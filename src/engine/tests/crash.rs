@@ -1,0 +1,204 @@
+//! Every place where a machine can stop in a scenario, several damages each; then recovery, the oracle, and stops inside recovery.
+
+use super::*;
+use crate::error::Error;
+
+/// One mutation of a scenario.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Put(u8, usize, Ack),
+    Delete(u8, Ack),
+    Checkpoint,
+    Sync,
+    Work,
+}
+
+/// What a key was set to, in order: a version, or a removal.
+#[derive(Clone, Copy, Debug)]
+struct Mutation {
+    key: u8,
+    version: Option<u64>,
+}
+
+/// What a run had done when its machine stopped.
+#[derive(Default)]
+struct History {
+    /// In order; the last one may be in doubt.
+    mutations: Vec<Mutation>,
+    /// How many of them returned.
+    returned: usize,
+    /// How many of them a power cut must not take away.
+    durable: usize,
+}
+
+impl History {
+    fn apply(&mut self, engine: &Engine, step: Step) -> Result<(), Error> {
+        let n = self.mutations.len() as u64;
+        match step {
+            Step::Put(key, len, ack) => {
+                self.mutations.push(Mutation { key, version: Some(n) });
+                engine.put(&[key], &value(key.into(), n, len), &PutOptions::new().ack(ack))?;
+                self.mutation_returned(ack);
+            }
+            Step::Delete(key, ack) => {
+                self.mutations.push(Mutation { key, version: None });
+                engine.delete(&[key], Some(ack))?;
+                self.mutation_returned(ack);
+            }
+            Step::Checkpoint => drop(engine.step_checkpoint(true)?),
+            Step::Sync => {
+                engine.persist(Ack::Host)?;
+                self.durable = self.returned;
+            }
+            Step::Work => engine.step_all()?,
+        }
+        Ok(())
+    }
+
+    fn mutation_returned(&mut self, ack: Ack) {
+        self.returned = self.mutations.len();
+        if ack == Ack::Host {
+            self.durable = self.returned;
+        }
+    }
+
+    /// Checks that what `engine` serves is the outcome of some prefix of the history that is at least `floor` long. Nothing may miss that had to survive, unless it was evicted.
+    fn check(&self, engine: &Engine, floor: usize, what: &str) {
+        let evicted = engine.stats().reclaimed;
+        let (mut low, mut high) = (floor, self.mutations.len());
+        for key in 0..KEYS {
+            let found = engine.get(&[key], false).unwrap();
+            let of_key: Vec<(usize, Option<u64>)> =
+                self.mutations.iter().enumerate().filter(|(_, m)| m.key == key).map(|(i, m)| (i, m.version)).collect();
+            let Some(found) = found else {
+                let must = of_key.iter().rev().find(|(i, _)| *i < floor).and_then(|(_, version)| *version);
+                let superseded_later = of_key.iter().any(|(i, _)| *i >= floor);
+                assert!(must.is_none() || superseded_later || evicted.0 > 0, "{what}: key {key} is lost: {of_key:?}, floor {floor}");
+                continue;
+            };
+            let text = String::from_utf8_lossy(&found);
+            let version: u64 = text.split(':').nth(1).unwrap().parse().unwrap();
+            let len = found.len() - format!("{key}:{version}:").len();
+            assert_eq!(&found[..], value(key.into(), version, len), "{what}: key {key} is torn");
+            let at = of_key.iter().position(|(_, v)| *v == Some(version));
+            let at = at.unwrap_or_else(|| panic!("{what}: key {key} has version {version} of nobody"));
+            low = low.max(of_key[at].0 + 1);
+            high = high.min(of_key.get(at + 1).map_or(self.mutations.len(), |(next, _)| *next));
+            assert!(low <= high, "{what}: key {key} at version {version} fits no prefix: {of_key:?}, floor {floor}");
+        }
+    }
+}
+
+const KEYS: u8 = 24;
+
+/// A run of `steps` on a disk that stops at operation `stop`. Whether it stopped, what had happened, and the disk.
+fn run(options: &Options, steps: &[Step], stop: u64) -> (bool, History, SimDisk) {
+    let disk = SimDisk::new(stop);
+    disk.stop_at(stop);
+    let mut history = History::default();
+    let opened = open(options, Some(Arc::new(disk.clone())), Arc::new(SimClock::new(2)), Mode::Inline);
+    let Ok(engine) = opened else { return (true, history, disk) };
+    for step in steps {
+        if history.apply(&engine, *step).is_err() {
+            return (true, history, disk);
+        }
+    }
+    engine.begin_close();
+    let stopped = engine.finish().is_err();
+    (stopped, history, disk)
+}
+
+fn reopen(options: &Options, disk: &SimDisk) -> Result<Arc<Engine>, Error> {
+    open(options, Some(Arc::new(disk.clone())), Arc::new(SimClock::new(3)), Mode::Inline)
+}
+
+/// Recovers `image`, then stops recovery at some operations and recovers again.
+fn recover_and_check(options: &Options, image: &SimDisk, history: &History, floor: usize, power: bool, what: &str) {
+    // Each engine writes to its disk, so each look gets an image of its own.
+    let first = image.after_kill();
+    let engine = reopen(options, &first).unwrap_or_else(|e| panic!("{what}: {e}"));
+    if !power {
+        assert!(engine.report.damaged.is_empty(), "{what}: {:?}", engine.report);
+    }
+    history.check(&engine, floor, what);
+    drop(engine);
+    let again = reopen(options, &first.after_kill()).unwrap_or_else(|e| panic!("{what}, again: {e}"));
+    history.check(&again, floor, &format!("{what}, again"));
+    for stop in [2, 5, 9, 14] {
+        let interrupted = image.after_kill();
+        interrupted.stop_at(interrupted.operations() + stop);
+        drop(reopen(options, &interrupted));
+        let engine = reopen(options, &interrupted.after_kill()).unwrap_or_else(|e| panic!("{what}, recovery stopped at {stop}: {e}"));
+        history.check(&engine, floor, &format!("{what}, recovery stopped at {stop}"));
+        drop(engine);
+        if power {
+            let image = interrupted.after_power_cut(stop, PowerCut::Random);
+            let engine = reopen(options, &image).unwrap_or_else(|e| panic!("{what}, recovery cut at {stop}: {e}"));
+            history.check(&engine, floor, &format!("{what}, recovery cut at {stop}"));
+        }
+    }
+}
+
+fn explore(options: &Options, steps: &[Step]) {
+    let mut images = std::collections::HashSet::new();
+    let mut stop = 1;
+    loop {
+        let (stopped, history, disk) = run(options, steps, stop);
+        let killed = disk.after_kill();
+        if images.insert(killed.image_hash()) {
+            recover_and_check(options, &killed, &history, history.returned, false, &format!("stop {stop}, kill"));
+        }
+        for (seed, damage) in [(0, PowerCut::LoseAll), (0, PowerCut::KeepAll), (1, PowerCut::Random), (2, PowerCut::Random)] {
+            let cut = disk.after_power_cut(seed, damage);
+            if images.insert(cut.image_hash()) {
+                let what = format!("stop {stop}, power cut {damage:?} {seed}");
+                recover_and_check(options, &cut, &history, history.durable, true, &what);
+            }
+        }
+        if !stopped {
+            break;
+        }
+        stop += 1;
+    }
+    println!("{stop} stops, {} distinct images", images.len());
+    assert!(stop > 50, "the scenario is long enough to mean something");
+}
+
+/// Puts and deletes drawn from `seed`.
+fn mixed(seed: u64, count: u64, len_max: u64, host_every: u64) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for n in 0..count {
+        let r = xxhash_rust::xxh3::xxh3_64_with_seed(&n.to_le_bytes(), seed);
+        let key = (r >> 8) as u8 % KEYS;
+        let ack = if host_every > 0 && r.is_multiple_of(host_every) { Ack::Host } else { Ack::Process };
+        steps.push(match (r >> 32) % 16 {
+            0 | 1 => Step::Delete(key, ack),
+            2 => Step::Work,
+            3 if r & 3 == 0 => Step::Checkpoint,
+            4 if r & 3 == 0 => Step::Sync,
+            _ => Step::Put(key, ((r >> 16) % len_max) as usize, ack),
+        });
+    }
+    steps
+}
+
+#[test]
+fn stops_while_small_entries_are_put_and_deleted() {
+    explore(&small(), &mixed(1, 120, 300, 6));
+}
+
+#[test]
+fn stops_while_segments_fill_and_are_reused() {
+    explore(&small().flash(512 << 10), &mixed(2, 260, 12_000, 9));
+}
+
+#[test]
+fn stops_with_values_in_the_wal() {
+    explore(&small().wal_values(WalValues::Always), &mixed(3, 120, 3_000, 5));
+    explore(&small().wal_values(WalValues::Never), &mixed(4, 60, 3_000, 3));
+}
+
+#[test]
+fn stops_while_everything_is_acknowledged_at_host() {
+    explore(&small().ack(Ack::Host), &mixed(5, 60, 6_000, 1));
+}
