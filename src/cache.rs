@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use crate::clock::SystemClock;
 use crate::config::{Ack, Options};
 use crate::engine::driver::{Mode, Threads};
-use crate::engine::{self, Engine, PutOptions, RecoveryReport, Stats, Value};
+use crate::engine::{self, Engine, Entry, PutOptions, RecoveryReport, Scan, Stats, Value};
 use crate::error::Result;
 use crate::id::Lsn;
 use crate::sync::lock;
@@ -117,6 +117,11 @@ impl Cache {
         self.engine().delete(key.as_ref(), Some(level))
     }
 
+    /// Everything that is live, in no order. What changes meanwhile may be seen or not.
+    pub fn entries(&self) -> Entries<'_> {
+        Entries { cache: self, scan: Scan::default() }
+    }
+
     /// Makes everything acknowledged so far as durable as `level` says.
     ///
     /// # Errors
@@ -150,6 +155,21 @@ impl Cache {
     pub fn close(self) -> Result<()> {
         self.running.stop();
         self.engine().finish()
+    }
+}
+
+/// See [`Cache::entries`].
+#[derive(Debug)]
+pub struct Entries<'a> {
+    cache: &'a Cache,
+    scan: Scan,
+}
+
+impl Iterator for Entries<'_> {
+    type Item = Result<Entry>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.cache.engine().scan_next(&mut self.scan).transpose()
     }
 }
 

@@ -7,6 +7,7 @@ mod engine;
 mod error;
 mod id;
 mod index;
+mod inspect;
 mod io;
 mod manifest;
 mod segment;
@@ -16,8 +17,9 @@ mod wal;
 
 mod cache;
 
-pub use cache::Cache;
+pub use cache::{Cache, Entries};
 pub use config::{Ack, Activity, Compression, KEY_LEN_MAX, OnHostCrash, Options, WalValues};
-pub use engine::{Condition, PutOptions, RecoveryReport, Start, Stats, Tier, Value, Wait};
+pub use engine::{Condition, Entry, PutOptions, RecoveryReport, Start, Stats, Tier, Value, Wait};
 pub use error::{Error, Result};
 pub use id::Lsn;
+pub use inspect::{Inspection, LAYOUT, SegmentInspection, inspect};

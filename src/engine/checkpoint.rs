@@ -3,20 +3,13 @@
 use std::io;
 use std::sync::atomic::Ordering;
 
-use super::Engine;
+use super::{Engine, files};
 use crate::config::Activity;
 use crate::error::Result;
 use crate::id::Position;
 use crate::index::checkpoint;
 use crate::manifest::Checkpoint;
 use crate::sync::lock;
-
-/// Names of the two checkpoint files begin with this; the parity of the checkpoint's sequence follows.
-pub(crate) const FILE_PREFIX: &str = "checkpoint.";
-
-pub(crate) fn file_name(sequence: u64) -> String {
-    format!("{FILE_PREFIX}{}", sequence % 2)
-}
 
 impl Engine {
     /// Takes a checkpoint if one is due, or if `force` says so. Says whether it did.
@@ -61,7 +54,7 @@ impl Engine {
         let bases = self.table.bases();
         loop {
             let len = checkpoint::file_len(&self.index, bases.len());
-            let name = file_name(sequence);
+            let name = files::checkpoint(sequence);
             let file = self.disk.create(&name, len)?;
             self.disk.sync_dir()?;
             if let Some(written) = checkpoint::write(self.store, sequence, &self.index, &bases, file.as_ref())? {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::Engine;
+use super::{Engine, heat};
 use crate::error::Result;
 use crate::sync::Event;
 
@@ -33,7 +33,9 @@ impl Threads {
         let prepare: fn(&Engine) = |e| e.run(&e.events.prepare, Engine::step_prepare, Engine::until_prepare);
         let checkpoint: fn(&Engine) = |e| e.run(&e.events.checkpoint, |e| e.step_checkpoint(false), |_| None);
         let sync: fn(&Engine) = |e| e.run(&e.events.sync, Engine::step_sync_when_due, Engine::until_sync);
-        for (name, body) in [("flush", flush), ("sync", sync), ("prepare", prepare), ("checkpoint", checkpoint)] {
+        let heat: fn(&Engine) = |e| e.run(&e.events.heat, |e| Ok(e.step_refill()? || e.step_heat()?), |_| Some(heat::INTERVAL));
+        let bodies = [("flush", flush), ("sync", sync), ("prepare", prepare), ("checkpoint", checkpoint), ("heat", heat)];
+        for (name, body) in bodies {
             let engine = Arc::clone(engine);
             let thread = thread::Builder::new().name(format!("everwarm-{name}")).spawn(move || body(&engine))?;
             threads.0.push(thread);
@@ -71,7 +73,8 @@ impl Engine {
     /// Tells the threads to end.
     pub(super) fn stop(&self) {
         self.closing.store(true, Ordering::Release);
-        for event in [&self.events.flush, &self.events.sync, &self.events.prepare, &self.events.checkpoint] {
+        let events = &self.events;
+        for event in [&events.flush, &events.sync, &events.prepare, &events.checkpoint, &events.heat] {
             event.signal();
         }
         self.events.room.signal();

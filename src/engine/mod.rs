@@ -5,11 +5,14 @@
 mod append;
 mod checkpoint;
 pub(crate) mod driver;
+pub(crate) mod files;
 mod flush;
+mod heat;
 mod open;
 mod read;
 mod reclaim;
 mod recover;
+mod scan;
 pub(crate) mod stats;
 mod sync;
 mod write;
@@ -37,6 +40,8 @@ use append::Log;
 pub(crate) use open::open;
 pub use read::{Tier, Value};
 pub use recover::{RecoveryReport, Start};
+pub use scan::Entry;
+pub(crate) use scan::Scan;
 use stats::Counters;
 pub use stats::Stats;
 pub use write::{Condition, PutOptions, Wait};
@@ -67,6 +72,7 @@ pub(crate) struct Engine {
     manifest: Mutex<Manifest>,
     /// One checkpoint at a time. Before every other lock.
     checkpointing: Mutex<()>,
+    heat: Mutex<heat::HeatState>,
     marks: Marks,
     events: Events,
     counters: Counters,
@@ -111,6 +117,7 @@ struct Events {
     sync: Event,
     prepare: Event,
     checkpoint: Event,
+    heat: Event,
 }
 
 impl Engine {

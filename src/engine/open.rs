@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use super::append::Log;
 use super::driver::Mode;
+use super::heat::HeatState;
 use super::recover::{self, Recovered, RecoveryReport, Start};
-use super::{Engine, Marks, STRIPES};
+use super::{Engine, Marks, STRIPES, files};
 use crate::clock::{Clock, StoreTime};
 use crate::codec::round_up;
 use crate::config::{Activity, Observer, Options, Settings, Stored};
@@ -26,8 +27,6 @@ use crate::sync::Event;
 use crate::tier::memory::MemoryTier;
 use crate::wal::writer::{self, Wal};
 
-const SEGMENT_RING: &str = "ring.segments";
-const WAL_RING: &str = "ring.wal";
 /// How long a live holder may take to go away before it is named.
 const GRACE: Duration = Duration::from_millis(200);
 /// LSNs that are skipped after a stop that was not clean: more than can have been assigned and then lost, so that none is used twice.
@@ -67,7 +66,7 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
         Some((manifest, damaged)) => {
             let flash = manifest.flash;
             let settings = options.validate(Some(Stored { flash, segment_size: manifest.segment_size }))?;
-            recover::recover(disk.as_ref(), &settings, manifest, damaged, &rings()).map(|r| (settings, r))
+            recover::recover(disk.as_ref(), &settings, manifest, damaged).map(|r| (settings, r))
         }
     };
     let (settings, mut recovered) = recovered.map_err(io_error)?;
@@ -76,11 +75,6 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
     let engine = Arc::new(built.map_err(Error::io("start the store in", dir))?);
     tracing::info!(dir = %dir.display(), report = ?engine.report, "open");
     Ok(engine)
-}
-
-/// Names of the ring files: segment stream, WAL.
-fn rings() -> [&'static str; 2] {
-    [SEGMENT_RING, WAL_RING]
 }
 
 fn prepare_directory(options: &Options) -> Result<&Path> {
@@ -104,8 +98,8 @@ fn check_contents(disk: &dyn Disk, options: &Options) -> Result<()> {
     if files.iter().any(|(name, _)| manifest::FILES.contains(&name.as_str())) {
         return Ok(());
     }
-    let prefixes = [table::FILE_PREFIX, writer::FILE_PREFIX, super::checkpoint::FILE_PREFIX];
-    let ours = |name: &str| name == LOCK_FILE || rings().contains(&name) || prefixes.iter().any(|p| name.starts_with(p));
+    let prefixes = [table::FILE_PREFIX, writer::FILE_PREFIX, files::CHECKPOINT_PREFIX, files::HEAT_PREFIX];
+    let ours = |name: &str| name == LOCK_FILE || files::RINGS.contains(&name) || prefixes.iter().any(|p| name.starts_with(p));
     if let Some((found, _)) = files.iter().find(|(name, _)| !ours(name)) {
         return Err(Error::NotAStore { path: options.dir.clone(), found: found.clone() });
     }
@@ -208,8 +202,8 @@ fn build(
     manifest.segment_size = settings.segment_size;
     manifest.flash = settings.flash;
     manifest::store(&disk, &mut manifest)?;
-    let segment_ring = Ring::new(map(disk.as_ref(), SEGMENT_RING, settings.segment_ring)?, ring_start);
-    let wal_ring = Ring::new(map(disk.as_ref(), WAL_RING, settings.wal_ring)?, wal_start);
+    let segment_ring = Ring::new(map(disk.as_ref(), files::RINGS[0], settings.segment_ring)?, ring_start);
+    let wal_ring = Ring::new(map(disk.as_ref(), files::RINGS[1], settings.wal_ring)?, wal_start);
     let wal = Wal::new(Arc::clone(&disk), manifest.store, wal_ring, settings.wal_payload)?;
     let marks = Marks::default();
     let last = manifest.next_lsn.0 - 1;
@@ -226,6 +220,7 @@ fn build(
         wal_head: wal_start,
         last_by_reference: Lsn::ZERO,
     };
+    let heat = HeatState::load(disk.as_ref(), manifest.store);
     let memory = MemoryTier::new(settings.memory.saturating_sub(settings.segment_ring + settings.wal_ring + index.allocated()));
     Ok(Engine {
         store: manifest.store,
@@ -243,6 +238,7 @@ fn build(
         flushing: Mutex::default(),
         manifest: Mutex::new(manifest),
         checkpointing: Mutex::default(),
+        heat: Mutex::new(heat),
         marks,
         events: Default::default(),
         counters: Default::default(),
@@ -268,6 +264,7 @@ impl Engine {
         self.step_flush()?;
         self.step_sync()?;
         self.step_checkpoint(true)?;
+        self.step_heat()?;
         let mut manifest = crate::sync::lock(&self.manifest);
         manifest.clean = true;
         self.write_manifest(&mut manifest).map_err(|e| self.fail("writing the manifest", &e))

@@ -1,6 +1,6 @@
 //! Get: the index says where, the rings or one device read say what, the checksum and the key say whether.
 
-use std::ops::{Deref, Range};
+use std::ops::Deref;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -89,6 +89,16 @@ impl Found {
 }
 
 impl Engine {
+    /// Key and value of a verified record that starts at the front of `bytes`, copied. `None` for a tombstone, and for what cannot be decompressed.
+    pub(super) fn item_of(hash: KeyHash, bytes: &[u8], record: &Record) -> Option<Item> {
+        let Kind::Put { key, value, raw_len, expires_ms } = &record.kind else { return None };
+        let both = match raw_len {
+            None => Bytes::copy_from_slice(&bytes[key.start..value.end]),
+            Some(raw_len) => unpack(&bytes[key.clone()], &bytes[value.clone()], *raw_len)?,
+        };
+        Some(Item { hash, lsn: record.lsn, expires_ms: *expires_ms, key_len: key.len(), bytes: both })
+    }
+
     /// The value of `key`, if it has one. `promote` says that it counts as a use.
     pub(crate) fn get(&self, key: &[u8], promote: bool) -> Result<Option<Value>> {
         if self.closing.load(Ordering::Acquire) {
@@ -170,7 +180,7 @@ impl Engine {
     }
 
     /// Reads and verifies the record at `entry` in this life of its segment. `None` if what lies there is not that record.
-    fn read(&self, entry: &Entry, life: &Life) -> Result<Option<Found>> {
+    pub(super) fn read(&self, entry: &Entry, life: &Life) -> Result<Option<Found>> {
         let offset = entry.location.offset;
         let at = life.base.plus(offset.into());
         if let Some(found) = self.read_ring(entry, life, at) {
@@ -221,37 +231,27 @@ impl Engine {
         !expired
     }
 
-    /// Key and value of a record, the value as the user gave it. `None` for a tombstone, and for what cannot be decompressed.
+    /// Key and value of a record, the value as the user gave it: in the read buffer itself if they fill most of it. `None` for a tombstone, and for what cannot be decompressed.
     fn take_apart(&self, hash: KeyHash, entry: &Entry, found: Found) -> Option<Item> {
-        let Kind::Put { key, value, raw_len, expires_ms } = found.record.kind.clone() else { return None };
-        let (lsn, key_len) = (found.record.lsn, key.len());
-        let bytes = match raw_len {
-            None => share(found.start, key.start..value.end, found.buf),
-            Some(raw_len) => match unpack(&found.bytes()[key], &found.bytes()[value], raw_len) {
-                Some(bytes) => bytes,
-                None => {
-                    // The checksum held, so this was written wrong: treat it as damage all the same.
-                    self.note_damage(hash, entry, None);
-                    return None;
-                }
-            },
-        };
-        Some(Item { hash, lsn, expires_ms, key_len, bytes })
+        if let Kind::Put { key, value, raw_len: None, expires_ms } = &found.record.kind
+            && value.end - key.start >= SHARE_LEN_MIN
+            && (value.end - key.start) * 4 >= found.buf.len() * 3
+        {
+            let range = found.start + key.start..found.start + value.end;
+            let (lsn, expires_ms, key_len) = (found.record.lsn, *expires_ms, key.len());
+            return Some(Item { hash, lsn, expires_ms, key_len, bytes: Bytes::from_owner(found.buf).slice(range) });
+        }
+        let item = Self::item_of(hash, found.bytes(), &found.record);
+        if item.is_none() && matches!(found.record.kind, Kind::Put { .. }) {
+            // The checksum held, so this was written wrong: treat it as damage all the same.
+            self.note_damage(hash, entry, None);
+        }
+        item
     }
 
     /// The size of the segments that exist, for statistics.
     pub(super) fn segments(&self, state: State) -> u64 {
         self.table.count(state) as u64
-    }
-}
-
-/// The bytes of `range` after `start` in `buf`: the buffer itself if it is mostly that, else a copy of exactly that.
-fn share(start: usize, range: Range<usize>, buf: AlignedBuf) -> Bytes {
-    let range = start + range.start..start + range.end;
-    if range.len() >= SHARE_LEN_MIN && range.len() * 4 >= buf.len() * 3 {
-        Bytes::from_owner(buf).slice(range)
-    } else {
-        Bytes::copy_from_slice(&buf[range])
     }
 }
 

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::checkpoint;
+use super::files;
 use super::flush::write_footer;
 use crate::codec::{round_down, round_up};
 use crate::config::{OnHostCrash, Settings};
@@ -111,14 +111,8 @@ struct Recovery<'a> {
     files: HashMap<SegmentId, Arc<dyn File>>,
 }
 
-/// Brings back the store that `manifest` describes. `rings` are the names of the segment ring and the WAL ring.
-pub(super) fn recover(
-    disk: &dyn Disk,
-    settings: &Settings,
-    mut manifest: Manifest,
-    manifest_damaged: bool,
-    rings: &[&str; 2],
-) -> io::Result<Recovered> {
+/// Brings back the store that `manifest` describes.
+pub(super) fn recover(disk: &dyn Disk, settings: &Settings, mut manifest: Manifest, manifest_damaged: bool) -> io::Result<Recovered> {
     let kind = match manifest.clean {
         true => Start::Clean,
         false if manifest.boot_id == disk.boot_id() => Start::Process,
@@ -146,8 +140,8 @@ pub(super) fn recover(
     recovery.load_sealed(manifest.checkpoint, manifest.hash_seed)?;
     let mut wal_limit = manifest.wal_start;
     if kind != Start::Clean {
-        let (wal_ring, _) = disk.map(rings[1], manifest.wal_ring)?;
-        let (segment_ring, _) = disk.map(rings[0], manifest.segment_ring)?;
+        let (wal_ring, _) = disk.map(files::RINGS[1], manifest.wal_ring)?;
+        let (segment_ring, _) = disk.map(files::RINGS[0], manifest.segment_ring)?;
         let mut replay = Replay::open(disk, manifest.store, wal_ring, manifest.wal_payload)?;
         wal_limit = replay.limit(manifest.wal_start);
         let summary = recovery.replay(&mut replay, &manifest, kind, segment_ring.as_ref())?;
@@ -233,7 +227,7 @@ impl Recovery<'_> {
 
     /// Loads a checkpoint. False if it is not there, not whole, or of another geometry.
     fn load_checkpoint(&mut self, sequence: u64) -> io::Result<bool> {
-        let file = match self.disk.open(&checkpoint::file_name(sequence)) {
+        let file = match self.disk.open(&files::checkpoint(sequence)) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(e) => return Err(e),

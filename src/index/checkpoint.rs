@@ -1,24 +1,6 @@
 //! The bytes of a checkpoint: every slot of the index, in order, so that loading is reading. `docs/FORMAT.md` explains them.
 //!
-//! ```text
-//! header (one block)
-//!   0  u32  magic           EWCP
-//!   4  u32  version
-//!   8  u32  check           over the block after it; seeded with store, EWCP, sequence
-//!  12  u32  chunks
-//!  16  u64  store id
-//!  24  u64  sequence
-//!  32  u32  partition bits
-//!  36  u32  segment bits
-//!  40  u32  offset bits
-//!  44  u32  bases           segments in the table of bases
-//!  48  u64  entries
-//!
-//! chunk (64 KiB, from 4096 on)
-//!   0  u32  check           over the chunk after it; seeded with store, EWCC, sequence + number of the chunk << 40
-//!   4  u32  bytes used      after these eight
-//!   8  payload
-//! ```
+#![doc = concat!("```text\n", include_str!("checkpoint.layout.txt"), "```")]
 //! The payloads together: the base position of each segment (u64), then for each partition the number of its slots (u32) and the slots (u64).
 
 use std::io;
@@ -30,6 +12,8 @@ use crate::id::{Location, StoreId};
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, File};
 
+/// The table above, as `inspect layout` prints it.
+pub(crate) const LAYOUT: &str = include_str!("checkpoint.layout.txt");
 const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"EWCP");
 const CHUNK_MAGIC: u32 = u32::from_le_bytes(*b"EWCC");
 pub(crate) const VERSION: u32 = 1;

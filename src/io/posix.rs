@@ -22,23 +22,29 @@ pub(crate) const LOCK_FILE: &str = "LOCK";
 #[derive(Debug)]
 pub(crate) struct PosixDisk {
     dir: PathBuf,
+    writable: bool,
 }
 
 impl PosixDisk {
     /// `dir` exists.
     pub(crate) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+        Self { dir: dir.to_owned(), writable: true }
     }
 
-    fn options() -> OpenOptions {
+    /// As [`PosixDisk::new`], for one who only reads.
+    pub(crate) fn read_only(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), writable: false }
+    }
+
+    fn options(&self) -> OpenOptions {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).mode(0o600);
+        options.read(true).write(self.writable).mode(0o600);
         options
     }
 
     /// Opens with `O_DIRECT`, or without it where the file system refuses (tmpfs).
-    fn open_direct(path: &Path, create: bool) -> io::Result<fs::File> {
-        let mut options = Self::options();
+    fn open_direct(&self, path: &Path, create: bool) -> io::Result<fs::File> {
+        let mut options = self.options();
         options.create(create).custom_flags(OFlags::DIRECT.bits() as i32);
         match options.open(path) {
             Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => options.custom_flags(0).open(path),
@@ -69,13 +75,13 @@ fn fill_with_zeros(file: &fs::File, len: u64) -> io::Result<()> {
 
 impl Disk for PosixDisk {
     fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        let file = Self::open_direct(&self.dir.join(name), false)?;
+        let file = self.open_direct(&self.dir.join(name), false)?;
         let len = file.metadata()?.len();
         Ok(Arc::new(PosixFile { file, len }))
     }
 
     fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn File>> {
-        let file = Self::open_direct(&self.dir.join(name), true)?;
+        let file = self.open_direct(&self.dir.join(name), true)?;
         if file.metadata()?.len() > len {
             file.set_len(len)?;
         }
@@ -85,7 +91,7 @@ impl Disk for PosixDisk {
 
     fn map(&self, name: &str, len: u64) -> io::Result<(Arc<dyn Mapping>, bool)> {
         let path = self.dir.join(name);
-        let file = Self::options().create(true).truncate(false).open(&path)?;
+        let file = self.options().create(true).truncate(false).open(&path)?;
         let fresh = file.metadata()?.len() != len;
         if fresh {
             // Written, not only allocated: a store into an unwritten extent would have to convert it, and could find the disk full.
@@ -116,7 +122,7 @@ impl Disk for PosixDisk {
     }
 
     fn lock(&self) -> Result<Box<dyn DiskLock>, LockError> {
-        let open = Self::options().create(true).truncate(false).open(self.dir.join(LOCK_FILE));
+        let open = self.options().create(true).truncate(false).open(self.dir.join(LOCK_FILE));
         let mut file = open.map_err(LockError::Io)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}

@@ -1,41 +1,12 @@
 //! The bytes of the manifest. `docs/FORMAT.md` explains them.
 //!
-//! ```text
-//!   0  u32  magic            EWMF
-//!   4  u32  version
-//!   8  u32  check            over everything else; seeded with store, EWMF, sequence. Stays where it is in every version
-//!  12  u32  length           of the manifest
-//!  16  u64  store id
-//!  24  u64  sequence         of this manifest
-//!  32  u64  hash seed
-//!  40  u64  boot id          of the host when the store was opened
-//!  48  u32  clean            1 after an orderly close
-//!  52  u32  segments         in the table
-//!  56  u64  next LSN         no LSN at or above it was used before this manifest
-//!  64  u64  durable LSN
-//!  72  u64  reclaimed LSN
-//!  80  u64  store time, ms
-//!  88  u64  next base        no stream position at or above it was used before this manifest
-//!  96  u64  floor            records below this position are not served
-//! 104  u64  WAL start        where replay begins
-//! 112  u64  WAL payload      bytes of stream in each WAL file
-//! 120  u64  WAL ring         bytes
-//! 128  u64  segment ring     bytes
-//! 136  u64  segment size     of segments that begin a life from now on
-//! 144  u64  flash            bytes that segments may take
-//! 152  u64  checkpoint       sequence, 0 if there is none; the file is its parity
-//! 160  u64  checkpoint start position from which footers and the WAL add to it
-//! 168  segments, 32 B each
-//!        0  u64  base        0 if the segment never had a life
-//!        8  u64  base LSN
-//!       16  u64  last LSN    0 until it is sealed
-//!       24  u32  log2 of the size
-//!       28  u32  state       0 free, 1 open, 2 sealed, 3 quarantined
-//! ```
+#![doc = concat!("```text\n", include_str!("format.layout.txt"), "```")]
 
 use crate::codec::{self, Put, Reader};
 use crate::id::{Lsn, Position, StoreId};
 
+/// The table above, as `inspect layout` prints it.
+pub(crate) const LAYOUT: &str = include_str!("format.layout.txt");
 const MAGIC: u32 = u32::from_le_bytes(*b"EWMF");
 pub(crate) const VERSION: u32 = 1;
 const HEAD_LEN: usize = 168;

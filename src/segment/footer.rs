@@ -1,21 +1,14 @@
 //! The footer: what a segment holds, without its values. Written when the segment is sealed; it lets the index be rebuilt, and serves as the incremental checkpoint.
 //!
-//! ```text
-//! footer block (4096 B)
-//!   0  u32  check          over the block after it; seeded with store, EWSF, position of the block
-//!   4  u16  entries
-//!   6  u16  bytes used
-//!   8  u32  first offset   of the record that the first entry describes
-//!  12  u32  0
-//!  16  u64  first LSN      what the first entry's LSN is relative to
-//!  24  entries: var (record length / 8) x 2 + tombstone, var zigzag(LSN - previous LSN), u64 key hash
-//! ```
+#![doc = concat!("```text\n", include_str!("footer.layout.txt"), "```")]
 //! The records of one block lie one after the other, so an entry's offset is the sum of the lengths before it. Each block stands alone: a damaged one costs the entries it describes.
 
 use crate::codec::{self, Put, Reader, unzigzag, varint_len, zigzag};
 use crate::id::{KeyHash, Lsn, Position, StoreId, UNIT};
 use crate::io::BLOCK;
 
+/// The table above, as `inspect layout` prints it.
+pub(crate) const LAYOUT: &str = include_str!("footer.layout.txt");
 const FOOTER_MAGIC: u32 = u32::from_le_bytes(*b"EWSF");
 const HEAD_LEN: usize = 24;
 

@@ -1,30 +1,6 @@
 //! The bytes of a segment file. `docs/FORMAT.md` explains them.
 //!
-//! ```text
-//! segment   header block | records, packed at 8 B | unused | footer blocks | trailer block
-//!
-//! header and trailer (one block each)
-//!   0  u32  magic            EWSH or EWST
-//!   4  u32  version
-//!   8  u32  check            over the block after it; seeded with store, magic, base
-//!  12  u32  segment id
-//!  16  u64  store id
-//!  24  u64  base             position of the segment's first byte in the stream
-//!  32  u64  base LSN         what record LSNs are relative to
-//!  40  u32  footer blocks    trailer only
-//!  44  u32  data end         trailer only: offset after the last record
-//!  48  u64  entries          trailer only
-//!
-//! record
-//!   0  u32  check            over LSN and the CRC-32 of all that follows the LSN; seeded with store, EWSR, position
-//!   4  i32  LSN - base LSN
-//!   8  u8   flags            1 tombstone, 2 zstd, 4 expires
-//!   9  var  key length
-//!      var  stored value length
-//!      var  value length     if zstd
-//!      u64  expiry           if expires: store time, ms
-//!      key, stored value, zeros to a multiple of 8
-//! ```
+#![doc = concat!("```text\n", include_str!("format.layout.txt"), "```")]
 //! A tombstone has no key; its value is the 8-byte key hash.
 
 use std::ops::Range;
@@ -33,6 +9,8 @@ use crate::codec::{self, Put, Reader, varint_len};
 use crate::id::{KeyHash, Lsn, Position, SegmentId, StoreId, UNIT};
 use crate::io::{BLOCK, SECTOR};
 
+/// The table above, as `inspect layout` prints it.
+pub(crate) const LAYOUT: &str = include_str!("format.layout.txt");
 const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"EWSH");
 const TRAILER_MAGIC: u32 = u32::from_le_bytes(*b"EWST");
 const RECORD_MAGIC: u32 = u32::from_le_bytes(*b"EWSR");

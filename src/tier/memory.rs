@@ -170,6 +170,11 @@ impl MemoryTier {
 
     /// Takes in the record at `position`, and evicts others until it fits. False if it is too large for that.
     pub(crate) fn insert(&self, position: Position, item: Item) -> bool {
+        self.insert_as(position, item, false)
+    }
+
+    /// As [`MemoryTier::insert`]. `proved` says that it was used often before.
+    pub(crate) fn insert_as(&self, position: Position, item: Item, proved: bool) -> bool {
         let budget = self.budget.load(Ordering::Relaxed);
         let charge = item.charge();
         if charge > budget / 4 {
@@ -186,7 +191,7 @@ impl MemoryTier {
         node.next.store(head, Ordering::Relaxed);
         // Pairs with the acquire loads in `find`.
         self.buckets[bucket].store(node, Ordering::Release);
-        shard.enter(position.0, hash, charge);
+        shard.enter(position.0, hash, charge, proved);
         self.bytes.fetch_add(charge, Ordering::Relaxed);
         self.entries.fetch_add(1, Ordering::Relaxed);
         self.inserts.fetch_add(1, Ordering::Relaxed);
@@ -287,10 +292,10 @@ impl MemoryTier {
         shard.small_bytes = small_bytes;
     }
 
-    /// Hashes of what is here, hottest first, at most `max`.
-    pub(crate) fn hottest(&self, max: usize) -> Vec<KeyHash> {
+    /// Hashes of what is here, hottest first, and how many of them have proved themselves.
+    pub(crate) fn hottest(&self) -> (Vec<KeyHash>, usize) {
         let guard = epoch::pin();
-        let mut found = Vec::new();
+        let mut found = Vec::with_capacity(self.entries() as usize);
         for shard in &self.shards {
             let shard = lock(shard);
             for (proved, queue) in [(true, &shard.main), (false, &shard.small)] {
@@ -299,8 +304,14 @@ impl MemoryTier {
             }
         }
         found.sort_by_key(|(heat, _)| std::cmp::Reverse(*heat));
-        found.truncate(max);
-        found.into_iter().map(|(_, hash)| hash).collect()
+        let proved = found.partition_point(|((proved, _), _)| *proved);
+        (found.into_iter().map(|(_, hash)| hash).collect(), proved)
+    }
+
+    /// Whether the tier holds about as much as it may.
+    pub(crate) fn is_full(&self) -> bool {
+        let budget = self.budget.load(Ordering::Relaxed) * self.shards.len() as u64;
+        self.bytes() >= budget - budget / 16
     }
 }
 
@@ -317,10 +328,10 @@ impl Drop for MemoryTier {
 }
 
 impl Shard {
-    fn enter(&mut self, position: u64, hash: KeyHash, charge: u64) {
+    fn enter(&mut self, position: u64, hash: KeyHash, charge: u64, proved: bool) {
         self.bytes += charge;
         self.entries += 1;
-        if self.ghost_set.contains(&ghost(hash)) {
+        if proved || self.ghost_set.contains(&ghost(hash)) {
             self.main.push_back(position);
         } else {
             self.small.push_back(position);
@@ -433,9 +444,10 @@ mod tests {
         }
         let kept = (0..500).filter(|n| tier.holds(at(*n))).count();
         assert!(kept > 450, "{kept}");
-        let hottest = tier.hottest(400);
+        let (hottest, proved) = tier.hottest();
         let hot: HashSet<KeyHash> = (0..500).map(|n| item(n, 0).hash).collect();
-        assert!(hottest.iter().filter(|h| hot.contains(h)).count() > 380);
+        assert!(proved >= kept, "{proved} proved");
+        assert!(hottest[..400].iter().filter(|h| hot.contains(h)).count() > 380);
     }
 
     #[test]

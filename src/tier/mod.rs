@@ -1,3 +1,4 @@
 //! Where values live besides flash. Policies are pure and testable without a disk.
 
+pub(crate) mod heat;
 pub(crate) mod memory;

@@ -1,34 +1,13 @@
 //! The bytes of the WAL. `docs/FORMAT.md` explains them.
 //!
-//! ```text
-//! file    header block | payload: the stream's bytes [number x payload, (number + 1) x payload)
-//!
-//! header (one block)
-//!   0  u32  magic       EWWH
-//!   4  u32  version
-//!   8  u32  check       over the block after it; seeded with store, EWWH, number
-//!  12  u32  0
-//!  16  u64  store id
-//!  24  u64  number
-//!  32  u64  payload     bytes of stream in each file
-//!
-//! frame (at a multiple of 8 in the stream; may lie across files)
-//!   0  u32  check       over the frame after it; seeded with store, EWWF, position of the frame in the stream
-//!   4  u32  length      of the frame, a multiple of 8
-//!   8  u8   kind        1 put, 2 delete, 3 mark, 4 move: a record was given another place
-//!   9  u8   flags       1 the record's bytes follow, 2 an entry with this fingerprint existed
-//!  10  u16  0
-//!  12  u32  record length
-//!  16  u64  LSN         of the mutation; mark: durable LSN
-//!  24  u64  key hash    mark: store time, ms
-//!  32  u64  record position    mark: this frame's position
-//!  40       the record's bytes, if flags say so
-//! ```
+#![doc = concat!("```text\n", include_str!("format.layout.txt"), "```")]
 
 use crate::codec::{self, Put, Reader};
 use crate::id::{KeyHash, Lsn, Position, StoreId};
 use crate::io::BLOCK;
 
+/// The table above, as `inspect layout` prints it.
+pub(crate) const LAYOUT: &str = include_str!("format.layout.txt");
 const FILE_MAGIC: u32 = u32::from_le_bytes(*b"EWWH");
 const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"EWWF");
 pub(crate) const VERSION: u32 = 1;

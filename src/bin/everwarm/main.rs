@@ -1,9 +1,11 @@
 //! The `everwarm` program: one file for each verb, on the public API of the crate.
 #![allow(clippy::disallowed_methods, reason = "a program outside the engine measures real time")]
 
+mod compact;
 mod delete;
 mod drill;
 mod get;
+mod inspect;
 mod put;
 mod size;
 mod stats;
@@ -34,6 +36,10 @@ enum Verb {
     Delete(delete::Args),
     /// Show the counters and sizes of a store.
     Stats(stats::Args),
+    /// Decode a store's files without changing them; exit 1 if something does not verify.
+    Inspect(inspect::Args),
+    /// Copy what is live into a new store.
+    Compact(compact::Args),
     /// The process that `drill` kills.
     #[command(hide = true)]
     DrillChild { config: PathBuf },
@@ -46,6 +52,8 @@ fn main() -> ExitCode {
         Verb::Put(args) => put::run(&args),
         Verb::Delete(args) => delete::run(&args),
         Verb::Stats(args) => stats::run(&args),
+        Verb::Inspect(args) => inspect::run(&args),
+        Verb::Compact(args) => compact::run(&args),
         Verb::DrillChild { config } => drill::run_child(&config),
     };
     result.unwrap_or_else(|error| {

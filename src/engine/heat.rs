@@ -1,0 +1,148 @@
+//! What was hot in DRAM: recorded now and then, and brought back after a restart, hottest first, in the background.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::{Engine, files};
+use crate::codec::{round_down, round_up};
+use crate::error::Result;
+use crate::id::StoreId;
+use crate::id::{KeyHash, SegmentId};
+use crate::index::geometry::Entry;
+use crate::io::aligned::AlignedBuf;
+use crate::io::{Disk, SECTOR};
+use crate::segment::format;
+use crate::sync::lock;
+use crate::tier::heat::Heat;
+
+/// How often the memory tier's content is recorded while it changes.
+pub(super) const INTERVAL: Duration = Duration::from_secs(2);
+/// Keys that are brought back in one step, in the order of their places.
+const REFILL_KEYS: usize = 8192;
+/// Records that are this close are read at once, up to that many bytes.
+const REFILL_GAP: u64 = 16 << 10;
+const REFILL_SPAN: u64 = 256 << 10;
+
+/// Where recording and refilling stand.
+#[derive(Debug, Default)]
+pub(super) struct HeatState {
+    /// The newest file's sequence.
+    sequence: u64,
+    /// Inserts into the memory tier when it was recorded last.
+    recorded_inserts: u64,
+    /// What is still to be brought back, coldest first.
+    refill: Vec<KeyHash>,
+    /// How many of those, from the end, have proved themselves.
+    refill_proved: usize,
+}
+
+impl HeatState {
+    /// The newest heat file that is whole. None at all is no loss but warmth.
+    pub(super) fn load(disk: &dyn Disk, store: StoreId) -> Self {
+        let read = |parity: u64| -> io::Result<Option<Heat>> {
+            let file = disk.open(&files::heat(parity))?;
+            let mut bytes = AlignedBuf::zeroed(file.len().max(1) as usize);
+            file.read_at(0, &mut bytes[..file.len() as usize])?;
+            Ok(Heat::decode(store, &bytes))
+        };
+        let newest = [0, 1].into_iter().filter_map(|parity| read(parity).ok().flatten()).max_by_key(|heat| heat.sequence);
+        let Some(mut heat) = newest else { return Self::default() };
+        heat.hashes.reverse();
+        Self { sequence: heat.sequence, recorded_inserts: 0, refill: heat.hashes, refill_proved: heat.proved }
+    }
+}
+
+impl Engine {
+    /// Records what is in the memory tier, if that changed. A failure costs warmth only, so it is logged and no more.
+    pub(crate) fn step_heat(&self) -> Result<bool> {
+        let mut state = lock(&self.heat);
+        let inserts = self.memory.inserts();
+        // Not while it is being brought back: the old list is the better one.
+        if inserts == state.recorded_inserts || !state.refill.is_empty() {
+            return Ok(false);
+        }
+        match self.record_heat(state.sequence + 1) {
+            Ok(()) => {
+                state.sequence += 1;
+                state.recorded_inserts = inserts;
+            }
+            Err(error) => tracing::warn!(dir = %self.dir.display(), %error, "what is hot was not recorded"),
+        }
+        Ok(false)
+    }
+
+    fn record_heat(&self, sequence: u64) -> io::Result<()> {
+        let (hashes, proved) = self.memory.hottest();
+        let encoded = Heat { sequence, hashes, proved }.encode(self.store);
+        let mut bytes = AlignedBuf::zeroed(encoded.len());
+        bytes.copy_from_slice(&encoded);
+        let file = self.disk.create(&files::heat(sequence), bytes.len() as u64)?;
+        file.write_at(0, &bytes)
+    }
+
+    /// Brings back the next keys of the recorded ones. Says whether there may be more.
+    pub(crate) fn step_refill(&self) -> Result<bool> {
+        let (mut keys, proved) = {
+            let mut state = lock(&self.heat);
+            if self.memory.is_full() {
+                state.refill = Vec::new();
+            }
+            let keep = state.refill.len().saturating_sub(REFILL_KEYS);
+            let keys = state.refill.split_off(keep);
+            let proved = state.refill_proved.min(keys.len());
+            state.refill_proved -= proved;
+            (keys, proved)
+        };
+        // Coldest first, so those that have proved themselves are the last ones.
+        let hot = keys.split_off(keys.len() - proved);
+        for (hashes, proved) in [(&hot, true), (&keys, false)] {
+            self.refill(hashes, proved);
+        }
+        Ok(!hot.is_empty() || !keys.is_empty())
+    }
+
+    fn refill(&self, hashes: &[KeyHash], proved: bool) {
+        let mut wanted: Vec<(Entry, KeyHash)> = hashes.iter().filter_map(|hash| Some((self.index.get(*hash)?, *hash))).collect();
+        wanted.sort_by_key(|(entry, _)| entry.location);
+        let end_of = |entry: &Entry| round_down(entry.location.offset.into(), SECTOR as u64) + entry.sectors * SECTOR as u64;
+        let mut rest = &wanted[..];
+        while let Some((first, _)) = rest.first() {
+            if self.closing.load(Ordering::Acquire) {
+                return;
+            }
+            let (segment, start) = (first.location.segment, round_down(first.location.offset.into(), SECTOR as u64));
+            let mut end = end_of(first);
+            let together = rest.iter().take_while(|(entry, _)| {
+                let near = entry.location.segment == segment && u64::from(entry.location.offset) <= end + REFILL_GAP;
+                let fits = near && (end_of(entry) - start <= REFILL_SPAN || u64::from(entry.location.offset) - start < SECTOR as u64);
+                end = if fits { end.max(end_of(entry)) } else { end };
+                fits
+            });
+            let count = together.count();
+            self.refill_span(segment, start, end, &rest[..count], proved);
+            rest = &rest[count..];
+        }
+    }
+
+    /// Reads `[start, end)` of a segment and takes in the records of `wanted`.
+    fn refill_span(&self, segment: SegmentId, start: u64, end: u64, wanted: &[(Entry, KeyHash)], proved: bool) {
+        let Some(life) = self.table.life(segment) else { return };
+        let end = round_up(end, SECTOR as u64).min(self.table.row(segment).size);
+        let mut buf = AlignedBuf::zeroed((end - start) as usize);
+        let read = self.table.file(segment).and_then(|file| file.read_at(start, &mut buf));
+        if read.is_err() {
+            // Whoever asks for these entries reads them again, and says so.
+            return;
+        }
+        for (entry, hash) in wanted {
+            let at = life.base.plus(entry.location.offset.into());
+            let here = &buf[(u64::from(entry.location.offset) - start) as usize..];
+            if let Some(record) = format::decode_record(self.store, at, life.base_lsn, here)
+                && let Some(item) = Self::item_of(*hash, here, &record)
+            {
+                self.memory.insert_as(at, item, proved);
+            }
+        }
+    }
+}

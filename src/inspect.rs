@@ -1,0 +1,189 @@
+//! Read-only decoding of a store's files, beside a live owner or after a crash.
+
+use std::path::{Path, PathBuf};
+
+use crate::engine::files;
+use crate::error::{Error, Result};
+use crate::id::SegmentId;
+use crate::io::aligned::AlignedBuf;
+use crate::io::posix::PosixDisk;
+use crate::io::{BLOCK, Disk};
+use crate::manifest::{self, LoadError, Manifest, SegmentState};
+use crate::segment::format::{self, Life};
+use crate::segment::reader;
+use crate::segment::table::{self, Row, State};
+use crate::wal::format::FileHeader;
+use crate::wal::writer;
+use crate::{index, segment, tier, wal};
+
+/// The byte tables of every file kind, as the code that reads them states them.
+pub const LAYOUT: [(&str, &str); 6] = [
+    ("manifest", manifest::format::LAYOUT),
+    ("segment", segment::format::LAYOUT),
+    ("footer", segment::footer::LAYOUT),
+    ("wal", wal::format::LAYOUT),
+    ("checkpoint", index::checkpoint::LAYOUT),
+    ("heat", tier::heat::LAYOUT),
+];
+
+/// What a store's directory holds.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Inspection {
+    /// The directory.
+    pub dir: PathBuf,
+    /// Identity of the store, drawn at creation.
+    pub store_id: String,
+    /// Number of the newest manifest.
+    pub manifest_sequence: u64,
+    /// Whether both copies of the manifest are whole.
+    pub manifest_whole: bool,
+    /// Whether the last stop was an orderly close. False also while the store is open.
+    pub clean: bool,
+    /// The newest mutation that the manifest knows to be synced.
+    pub durable: u64,
+    /// Entries up to this version may have been evicted.
+    pub reclaimed: u64,
+    /// Store time of the manifest, ms since 1970.
+    pub time_ms: u64,
+    /// Bytes that segments may take.
+    pub flash: u64,
+    /// Bytes of a segment.
+    pub segment_size: u64,
+    /// All segments that have a life.
+    pub segments: Vec<SegmentInspection>,
+    /// Segments without a life.
+    pub segments_free: usize,
+    /// Numbers of the WAL files, and their names.
+    pub wal_files: Vec<(u64, String)>,
+    /// Sequence and entries of the checkpoint that counts, if it is there.
+    pub checkpoint: Option<(u64, u64)>,
+    /// What does not verify, one line each. Beside a live owner, what it is just writing may be among it.
+    pub problems: Vec<String>,
+}
+
+/// What one segment holds.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SegmentInspection {
+    /// Number of its file.
+    pub id: u32,
+    /// `open`, `sealed` or `quarantined`.
+    pub state: &'static str,
+    /// Stream position of its first byte.
+    pub base: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Puts that its footer describes; 0 before it is sealed.
+    pub puts: u64,
+    /// Tombstones that its footer describes.
+    pub tombstones: u64,
+    /// Bytes of records.
+    pub data_bytes: u64,
+    /// Stretches of which neither footer nor records verify.
+    pub lost: u64,
+}
+
+/// Reads what `dir` holds, changing nothing.
+///
+/// # Errors
+/// [`Error::NotFound`], [`Error::NewerVersion`], [`Error::Corrupt`], [`Error::Io`].
+pub fn inspect(dir: impl AsRef<Path>) -> Result<Inspection> {
+    let dir = dir.as_ref();
+    let disk = PosixDisk::read_only(dir);
+    let path = || dir.join(manifest::FILES[0]);
+    let (manifest, damaged) = manifest::load(&disk).map_err(|e| match e {
+        LoadError::Missing => Error::NotFound { path: dir.to_owned() },
+        LoadError::Newer { found } => Error::NewerVersion { path: path(), found, supported: manifest::format::VERSION },
+        LoadError::Corrupt => Error::Corrupt { path: path(), what: "neither copy of the manifest is whole".to_owned() },
+        LoadError::Io(source) => Error::Io { action: "read", path: path(), source },
+    })?;
+    let mut out = Inspection {
+        dir: dir.to_owned(),
+        store_id: manifest.store.to_string(),
+        manifest_sequence: manifest.sequence,
+        manifest_whole: !damaged,
+        clean: manifest.clean,
+        durable: manifest.durable.0,
+        reclaimed: manifest.reclaimed.0,
+        time_ms: manifest.time_ms,
+        flash: manifest.flash,
+        segment_size: manifest.segment_size,
+        segments: Vec::new(),
+        segments_free: manifest.segments.iter().filter(|s| s.state == SegmentState::Free).count(),
+        wal_files: Vec::new(),
+        checkpoint: None,
+        problems: Vec::new(),
+    };
+    if damaged {
+        out.problems.push("one copy of the manifest is missing or not whole".to_owned());
+    }
+    inspect_segments(&disk, &manifest, &mut out);
+    inspect_wal(&disk, &manifest, &mut out).map_err(Error::io("read the WAL in", dir))?;
+    inspect_checkpoint(&disk, &manifest, &mut out);
+    Ok(out)
+}
+
+fn inspect_segments(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) {
+    for (i, segment) in manifest.segments.iter().enumerate().filter(|(_, s)| s.state != SegmentState::Free) {
+        let id = SegmentId(i as u32);
+        let life = Life { id, base: segment.base, base_lsn: segment.base_lsn };
+        let row = Row { state: State::Sealed, size: segment.size, life, last_lsn: segment.last_lsn, wal_start: 0 };
+        let state = match segment.state {
+            SegmentState::Free | SegmentState::Open => "open",
+            SegmentState::Sealed => "sealed",
+            SegmentState::Quarantined => "quarantined",
+        };
+        let mut found =
+            SegmentInspection { id: id.0, state, base: segment.base.0, size: segment.size, puts: 0, tombstones: 0, data_bytes: 0, lost: 0 };
+        let read = disk.open(&table::file_name(id)).and_then(|file| {
+            let mut block = AlignedBuf::zeroed(BLOCK);
+            file.read_at(0, &mut block)?;
+            if format::decode_header(manifest.store, &block) != Some(life) {
+                out.problems.push(format!("segment {id}: its header is not the one of the life that the manifest states"));
+            }
+            if segment.state != SegmentState::Sealed {
+                return Ok(());
+            }
+            let contents = reader::entries(manifest.store, &row, manifest.hash_seed, file.as_ref())?;
+            found.tombstones = contents.entries.iter().filter(|e| e.tombstone).count() as u64;
+            found.puts = contents.entries.len() as u64 - found.tombstones;
+            found.data_bytes = contents.entries.iter().map(|e| u64::from(e.len)).sum();
+            found.lost = contents.lost;
+            Ok(())
+        });
+        if let Err(error) = read {
+            out.problems.push(format!("segment {id}: {error}"));
+        }
+        if found.lost > 0 {
+            out.problems.push(format!("segment {id}: {} stretches do not verify", found.lost));
+        }
+        out.segments.push(found);
+    }
+}
+
+fn inspect_wal(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) -> std::io::Result<()> {
+    let mut block = AlignedBuf::zeroed(BLOCK);
+    for (name, len) in disk.list()? {
+        if !name.starts_with(writer::FILE_PREFIX) || len < BLOCK as u64 {
+            continue;
+        }
+        disk.open(&name)?.read_at(0, &mut block)?;
+        // A spare file has no header of this store, or an old one.
+        let header = FileHeader::decode(manifest.store, &block);
+        out.wal_files.extend(header.filter(|h| (h.number + 1) * h.payload > manifest.wal_start).map(|h| (h.number, name)));
+    }
+    out.wal_files.sort();
+    Ok(())
+}
+
+fn inspect_checkpoint(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) {
+    let Some(named) = manifest.checkpoint else { return };
+    let mut block = AlignedBuf::zeroed(BLOCK);
+    let read = disk.open(&files::checkpoint(named.sequence)).and_then(|file| file.read_at(0, &mut block));
+    match read.map(|()| index::checkpoint::Header::decode(manifest.store, &block)) {
+        Ok(Some(header)) if header.sequence == named.sequence => out.checkpoint = Some((header.sequence, header.entries)),
+        Ok(_) => out.problems.push(format!("checkpoint {} is not whole; the next open rebuilds from footers", named.sequence)),
+        Err(error) => out.problems.push(format!("checkpoint {}: {error}", named.sequence)),
+    }
+}
