@@ -11,7 +11,7 @@ use crate::io::{BLOCK, Disk};
 use crate::manifest::{self, LoadError, Manifest, SegmentState};
 use crate::segment::format::{self, Life};
 use crate::segment::reader;
-use crate::segment::table::{self, Row, State};
+use crate::segment::table::{self, Row, State, WalStart};
 use crate::wal::format::FileHeader;
 use crate::wal::writer;
 use crate::{index, segment, tier, wal};
@@ -128,7 +128,7 @@ fn inspect_segments(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) 
     for (i, segment) in manifest.segments.iter().enumerate().filter(|(_, s)| s.state != SegmentState::Free) {
         let id = SegmentId(i as u32);
         let life = Life { id, base: segment.base, base_lsn: segment.base_lsn };
-        let row = Row { state: State::Sealed, size: segment.size, life, last_lsn: segment.last_lsn, wal_start: 0 };
+        let row = Row { state: State::Sealed, size: segment.size, life, last_lsn: segment.last_lsn, wal_start: WalStart::default() };
         let state = match segment.state {
             SegmentState::Free | SegmentState::Open => "open",
             SegmentState::Sealed => "sealed",

@@ -9,8 +9,8 @@ use crate::id::{KeyHash, Location, Lsn, Position};
 use crate::index::geometry::Entry;
 use crate::segment::footer;
 use crate::segment::format::{DATA_START, Draft, Life};
-use crate::segment::table::State;
-use crate::segment::writer::{Full, Open};
+use crate::segment::table::{State, WalStart};
+use crate::segment::writer::{Full, Open, record_len_max};
 use crate::sync::lock;
 use crate::wal::format::{Frame, Mutation};
 use crate::wal::writer::Wal;
@@ -72,10 +72,14 @@ impl Engine {
             return Err(NoRoom);
         }
         if !log.open.as_ref().is_some_and(|open| open.fits(len)) {
-            self.rotate(&mut log)?;
+            if len > record_len_max(self.settings.segment_size) {
+                // A record that is moved may come from a time of larger segments.
+                return Err(NoRoom);
+            }
+            self.rotate(&mut log, what.version.is_some())?;
         }
         let log = &mut *log;
-        let Some(open) = log.open.as_mut() else { return Err(NoRoom) };
+        let Some(open) = log.open.as_mut().filter(|open| open.fits(len)) else { return Err(NoRoom) };
         let at = open.head();
         let frame_end = Wal::end_of(log.wal_head, if what.inline { len } else { 0 });
         let bytes = len as u64 + frame_end - log.wal_head;
@@ -116,13 +120,14 @@ impl Engine {
         Ok(Placed { lsn, entry: Entry::new(Location { segment, offset }, len) })
     }
 
-    /// Opens the next ready segment, and retires the open one.
-    fn rotate(&self, log: &mut Log) -> Result<(), NoRoom> {
-        let Some((life, size)) = log.ready.pop_front() else {
+    /// Opens the next ready segment, and retires the open one. The last ready one is for records that are moved: emptying the next segment depends on it.
+    fn rotate(&self, log: &mut Log, moved: bool) -> Result<(), NoRoom> {
+        let next = if moved || log.ready.len() > 1 { log.ready.pop_front() } else { None };
+        let Some((life, size)) = next else {
             self.events.prepare.signal();
             return Err(NoRoom);
         };
-        let wal_start = log.wal_head;
+        let wal_start = WalStart { position: log.wal_head, lsn: log.next_lsn };
         self.table.change(life.id, &[State::Ready], |row| {
             row.state = State::Open;
             row.wal_start = wal_start;
@@ -159,7 +164,8 @@ impl Engine {
         if unwritten > piece && (unwritten / piece) != ((unwritten - bytes.min(unwritten)) / piece) {
             self.events.flush.signal();
         }
-        if self.marks.since_checkpoint.fetch_add(1, Ordering::Relaxed) + 1 == self.checkpoint_interval() {
+        let since = self.marks.since_checkpoint.fetch_add(1, Ordering::Relaxed);
+        if since >= self.checkpoint_interval() && !self.checkpoint_asked.swap(true, Ordering::Relaxed) {
             self.events.checkpoint.signal();
         }
     }
@@ -186,7 +192,8 @@ impl Engine {
         let mut log = lock(&self.log);
         let end = Wal::end_of(log.wal_head, 0);
         if self.wal.has_room(end) {
-            let mark = Frame::Mark { durable: self.durable(), time_ms: self.time.now_ms() };
+            let appended = Lsn(log.next_lsn.0 - 1);
+            let mark = Frame::Mark { durable: self.durable(), time_ms: self.time.now_ms(), appended };
             log.wal_head = self.wal.append(log.wal_head, &mark, &[]);
         }
     }

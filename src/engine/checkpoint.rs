@@ -38,7 +38,11 @@ impl Engine {
             Err(e) => return Err(self.fail("writing a checkpoint", &e)),
         };
         // The copy may show mutations that are not synced yet. Named before they are, it could outlive them: a selection of mutations, not a prefix.
+        let shown = self.marks.appended.load(Ordering::Acquire);
         self.step_sync()?;
+        if self.durable().0 < shown {
+            return Ok(false);
+        }
         let mut manifest = lock(&self.manifest);
         manifest.checkpoint = Some(Checkpoint { sequence, start });
         self.write_manifest(&mut manifest).map_err(|e| self.fail("writing the manifest", &e))?;
@@ -49,6 +53,7 @@ impl Engine {
     /// Writes the checkpoint file. The position from which it must be added to.
     fn write_checkpoint(&self, sequence: u64) -> io::Result<Position> {
         self.marks.since_checkpoint.store(0, Ordering::Relaxed);
+        self.checkpoint_asked.store(false, Ordering::Relaxed);
         let start = self.quiesced_position();
         // Taken before the copy: an entry of a life that begins later fails the comparison at load, and is replayed instead.
         let bases = self.table.bases();
@@ -67,13 +72,15 @@ impl Engine {
     /// A position such that every mutation before it is in the index: whoever had chosen one held a stripe, and all were free once since.
     fn quiesced_position(&self) -> Position {
         let start = {
+            // Under the manifest, so that no segment becomes ready between a look at the log and the answer.
+            let manifest = lock(&self.manifest);
             let log = lock(&self.log);
-            let next_life = || log.ready.front().map(|(life, _)| life.base);
-            log.head().or_else(next_life)
+            let next_life = log.ready.front().map(|(life, _)| life.base);
+            log.head().or(next_life).unwrap_or(manifest.next_base)
         };
         for stripe in &self.stripes {
             drop(lock(stripe));
         }
-        start.unwrap_or_else(|| lock(&self.manifest).next_base)
+        start
     }
 }

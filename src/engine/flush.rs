@@ -36,7 +36,7 @@ impl Engine {
         while let Some((life, end, full)) = self.oldest_unwritten() {
             let to = if partial || full { end } else { round_down(end, BLOCK as u64) };
             // Everything before this segment was written, so its first record is where the ring goes on.
-            self.segment_ring.skip_to(life.base.0 + u64::from(DATA_START));
+            busy |= self.segment_ring.skip_to(life.base.0 + u64::from(DATA_START));
             if to > self.segment_ring.written() {
                 self.write_out(&life, to, dirty)?;
                 busy = true;
@@ -45,6 +45,7 @@ impl Engine {
                 break;
             }
             self.seal(dirty)?;
+            busy = true;
         }
         if busy {
             self.events.room.signal();

@@ -84,6 +84,8 @@ pub(crate) struct Engine {
     sync_now: AtomicBool,
     /// The disk had no room for the next segment.
     starved: AtomicBool,
+    /// A checkpoint was asked for since the last one began.
+    checkpoint_asked: AtomicBool,
     driver: driver::Mode,
     report: RecoveryReport,
     /// Released last: field order is drop order.

@@ -152,6 +152,7 @@ fn create(settings: &Settings, disk: &dyn Disk, clock: &dyn Clock) -> std::io::R
         next_base: Position(settings.segment_size),
         floor: Position(0),
         wal_start: 0,
+        wal_lsn: Lsn(1),
         wal_payload: settings.wal_payload,
         wal_ring: settings.wal_ring,
         segment_ring: settings.segment_ring,
@@ -196,6 +197,7 @@ fn build(
     manifest.time_ms = time.now_ms();
     manifest.next_base = Position(ring_start);
     manifest.wal_start = wal_start;
+    manifest.wal_lsn = manifest.next_lsn;
     manifest.wal_payload = settings.wal_payload;
     manifest.wal_ring = settings.wal_ring;
     manifest.segment_ring = settings.segment_ring;
@@ -247,6 +249,7 @@ fn build(
         closing: false.into(),
         sync_now: false.into(),
         starved: false.into(),
+        checkpoint_asked: false.into(),
         driver,
         report,
         settings,

@@ -96,7 +96,7 @@ impl Engine {
             None => Bytes::copy_from_slice(&bytes[key.start..value.end]),
             Some(raw_len) => unpack(&bytes[key.clone()], &bytes[value.clone()], *raw_len)?,
         };
-        Some(Item { hash, lsn: record.lsn, expires_ms: *expires_ms, key_len: key.len(), bytes: both })
+        Some(Item { hash, lsn: record.lsn, expires_ms: *expires_ms, key_len: key.len(), held: both.len(), bytes: both })
     }
 
     /// The value of `key`, if it has one. `promote` says that it counts as a use.
@@ -239,7 +239,8 @@ impl Engine {
         {
             let range = found.start + key.start..found.start + value.end;
             let (lsn, expires_ms, key_len) = (found.record.lsn, *expires_ms, key.len());
-            return Some(Item { hash, lsn, expires_ms, key_len, bytes: Bytes::from_owner(found.buf).slice(range) });
+            let held = found.buf.len();
+            return Some(Item { hash, lsn, expires_ms, key_len, held, bytes: Bytes::from_owner(found.buf).slice(range) });
         }
         let item = Self::item_of(hash, found.bytes(), &found.record);
         if item.is_none() && matches!(found.record.kind, Kind::Put { .. }) {

@@ -4,27 +4,33 @@ use std::io;
 use std::sync::atomic::Ordering;
 
 use super::Engine;
-use super::append::Append;
-use crate::codec::round_up;
+use super::append::{Append, NoRoom};
+use crate::codec::{round_down, round_up};
 use crate::config::Activity;
-use crate::error::Result;
+use crate::error::Error;
 use crate::id::{Location, Lsn, Position, SegmentId};
-use crate::io::BLOCK;
 use crate::io::aligned::AlignedBuf;
+use crate::io::{BLOCK, File, SECTOR};
 use crate::manifest::{self, Manifest};
 use crate::segment::format::{self, Draft, Life};
-use crate::segment::table::{Row, State};
+use crate::segment::table::{Row, State, WalStart};
 use crate::segment::{footer, reader};
 use crate::sync::lock;
 
-/// Empty segments that are kept ready.
+/// Empty segments that are kept ready. Puts leave one of them to reinsertion.
 const READY: usize = 2;
-/// At most one in this many bytes of a drained segment is reinserted, so that reclaiming always wins room.
+/// While live entries take up to this share of flash (in percent), all of them are kept: there is garbage enough to win room from.
+const KEEP_ALL_PERCENT: u64 = 75;
+/// Segments that hold no sealed records at any time: ready, free, open, and waiting for their footer.
+const SEGMENTS_IN_FLIGHT: u64 = READY as u64 + 4;
+/// Beyond that, at most one in this many bytes of a drained segment is reinserted, what is hot, so that reclaiming always wins room.
 const REINSERT_SHARE: u64 = 4;
+/// Bytes that are read at once while a segment is drained.
+const WINDOW: usize = 1 << 20;
 
 impl Engine {
     /// Prepares one segment if fewer than two are ready, or empties the oldest if none is free. Says whether it did either.
-    pub(crate) fn step_prepare(&self) -> Result<bool> {
+    pub(crate) fn step_prepare(&self) -> Result<bool, Error> {
         let mut manifest = lock(&self.manifest);
         if self.failure.get().is_some() || self.closing.load(Ordering::Acquire) {
             return Ok(false);
@@ -64,26 +70,22 @@ impl Engine {
         oldest.inspect(|row| self.drain(row)).is_some()
     }
 
-    /// Empties a sealed segment: what is hot is appended again, the rest is forgotten.
+    /// Empties a sealed segment: what is to be kept is appended again, the rest is forgotten.
     fn drain(&self, row: &Row) {
         let _during = self.during(Activity::Reclaim);
         let id = row.life.id;
         self.table.change(id, &[State::Sealed], |row| row.state = State::Draining);
         // Said before the first entry goes, so that whoever misses one can know why.
         self.marks.reclaimed.fetch_max(row.last_lsn.0, Ordering::AcqRel);
-        let mut budget = row.size / REINSERT_SHARE;
-        let entries = self.table.file(id).and_then(|file| reader::entries(self.store, row, self.hash_seed, file.as_ref()));
-        match entries {
-            Ok(contents) => {
-                self.counters.damaged.fetch_add(contents.lost, Ordering::Relaxed);
-                for entry in contents.entries.iter().filter(|e| !e.tombstone) {
-                    self.drop_or_reinsert(id, entry, &mut budget);
-                }
-            }
-            Err(error) => {
-                self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(dir = %self.dir.display(), segment = %id, %error, "a footer cannot be read; its entries will miss one by one");
-            }
+        let moved_before = self.counters.reinserted.load(Ordering::Relaxed);
+        if let Err(error) = self.drain_entries(row) {
+            self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(dir = %self.dir.display(), segment = %id, %error, "a segment cannot be read; its entries are forgotten");
+            self.index.remove_segment(id);
+        }
+        if self.counters.reinserted.load(Ordering::Relaxed) > moved_before {
+            // What was durable in its old place must be durable in the new one before the old one is reused.
+            let _recorded = self.step_sync();
         }
         self.table.withdraw(id);
         self.table.change(id, &[State::Draining], |row| row.state = State::Free);
@@ -91,34 +93,73 @@ impl Engine {
         self.events.prepare.signal();
     }
 
-    fn drop_or_reinsert(&self, id: SegmentId, entry: &footer::Entry, budget: &mut u64) {
-        let location = Location { segment: id, offset: entry.offset };
-        let Some(current) = self.index.get(entry.hash).filter(|now| now.location == location) else { return };
-        let hot = current.hot || self.position(&current).is_some_and(|at| self.memory.holds(at));
-        if hot && u64::from(entry.len) <= *budget && self.reinsert(entry, location) {
-            *budget -= u64::from(entry.len);
-            return;
+    fn drain_entries(&self, row: &Row) -> io::Result<()> {
+        let file = self.table.file(row.life.id)?;
+        let contents = reader::entries(self.store, row, self.hash_seed, file.as_ref())?;
+        self.counters.damaged.fetch_add(contents.lost, Ordering::Relaxed);
+        let location = |entry: &footer::Entry| Location { segment: row.life.id, offset: entry.offset };
+        let is_live = |e: &&footer::Entry| !e.tombstone && self.index.get(e.hash).is_some_and(|now| now.location == location(e));
+        let live: Vec<&footer::Entry> = contents.entries.iter().filter(is_live).collect();
+        let live_bytes: u64 = live.iter().map(|e| u64::from(e.len)).sum();
+        let keep_all = self.room_for_all(live_bytes, live.len() as u64);
+        let mut budget = if keep_all { row.size } else { row.size / REINSERT_SHARE };
+        let mut window = Window::new(file.as_ref(), row.size);
+        for entry in live {
+            let at = row.life.base.plus(entry.offset.into());
+            let keep = u64::from(entry.len) <= budget && (keep_all || self.is_hot(entry, location(entry)));
+            if keep && self.try_reinsert(row, entry, at, window.bytes(entry.offset, entry.len)?) {
+                budget -= u64::from(entry.len);
+            } else {
+                self.index.remove_if_at(entry.hash, location(entry));
+            }
         }
-        self.index.remove_if_at(entry.hash, location);
+        if contents.lost > 0 {
+            self.index.remove_segment(row.life.id);
+        }
+        Ok(())
     }
 
-    /// Appends the record again under its old version, if the index still names it.
-    fn reinsert(&self, entry: &footer::Entry, location: Location) -> bool {
-        let Ok(Some((_, at, found))) = self.find(entry.hash) else { return false };
-        let Some(draft) = Draft::of_record(found.bytes(), &found.record) else { return false };
+    /// Reinserts, and if a ring is full writes it out and tries once more: nobody else may be about to.
+    fn try_reinsert(&self, row: &Row, entry: &footer::Entry, at: Position, bytes: &[u8]) -> bool {
+        let again = |NoRoom| {
+            let _recorded = self.step_flush().and_then(|_| self.step_sync());
+            self.reinsert(row, entry, at, bytes)
+        };
+        self.reinsert(row, entry, at, bytes).or_else(again) == Ok(true)
+    }
+
+    /// Whether flash has room for every live entry, going by the mean length of those at hand.
+    fn room_for_all(&self, live_bytes: u64, live: u64) -> bool {
+        let mean = live_bytes.div_ceil(live.max(1));
+        let usable = self.settings.flash.saturating_sub(SEGMENTS_IN_FLIGHT * self.settings.segment_size);
+        self.index.entries() * mean <= usable / 100 * KEEP_ALL_PERCENT
+    }
+
+    fn is_hot(&self, entry: &footer::Entry, location: Location) -> bool {
+        let Some(current) = self.index.get(entry.hash).filter(|now| now.location == location) else { return false };
+        current.hot || self.position(&current).is_some_and(|at| self.memory.holds(at))
+    }
+
+    /// Appends the record again under its old version, if the index still names it. `bytes` are what lies at its place. Says whether it did.
+    fn reinsert(&self, row: &Row, entry: &footer::Entry, at: Position, bytes: &[u8]) -> Result<bool, NoRoom> {
+        let Some(record) = format::decode_record(self.store, at, row.life.base_lsn, bytes) else {
+            self.counters.damaged.fetch_add(1, Ordering::Relaxed);
+            return Ok(false);
+        };
+        let Some(draft) = Draft::of_record(bytes, &record) else { return Ok(false) };
+        let location = Location { segment: row.life.id, offset: entry.offset };
         let _in_order = lock(self.stripe(entry.hash));
         if self.index.get(entry.hash).is_none_or(|now| now.location != location) {
-            return false;
+            return Ok(false);
         }
-        let version = Some(found.record.lsn);
-        let what = Append { hash: entry.hash, draft: &draft, tombstone: false, supersedes: true, inline: false, version };
-        let Ok(placed) = self.append(&what) else { return false };
+        let what = Append { hash: entry.hash, draft: &draft, tombstone: false, supersedes: true, inline: false, version: Some(record.lsn) };
+        let placed = self.append(&what)?;
         self.index.insert(entry.hash, &placed.entry);
         if let Some(moved_to) = self.position(&placed.entry) {
             self.memory.rename(at, moved_to);
         }
         self.counters.reinserted.fetch_add(1, Ordering::Relaxed);
-        true
+        Ok(true)
     }
 
     /// Gives a free segment a new life: its file, its header, and the manifest that says so, durable before the first record.
@@ -135,7 +176,7 @@ impl Engine {
         file.write_at(0, &block)?;
         file.sync()?;
         self.table.change(id, &[State::Free], |row| {
-            *row = Row { state: State::Ready, size, life, last_lsn: Lsn::ZERO, wal_start: 0 };
+            *row = Row { state: State::Ready, size, life, last_lsn: Lsn::ZERO, wal_start: WalStart::default() };
         });
         manifest.next_base = base.plus(size);
         if let Err(e) = self.write_manifest(manifest) {
@@ -152,18 +193,52 @@ impl Engine {
     pub(super) fn write_manifest(&self, manifest: &mut Manifest) -> io::Result<()> {
         let (next_lsn, wal_head) = {
             let log = lock(&self.log);
-            (log.next_lsn, log.wal_head)
+            (log.next_lsn, WalStart { position: log.wal_head, lsn: log.next_lsn })
         };
         // The head was read first: if no segment is open now, everything before it is in sealed segments.
         let (segments, wal_start) = self.table.describe(wal_head);
         manifest.segments = segments;
-        manifest.wal_start = wal_start;
+        manifest.wal_start = wal_start.position;
+        manifest.wal_lsn = wal_start.lsn;
         manifest.next_lsn = next_lsn;
         manifest.durable = self.durable();
         manifest.reclaimed = Lsn(self.marks.reclaimed.load(Ordering::Acquire));
         manifest.time_ms = self.time.now_ms();
         let written = manifest::store(&self.disk, manifest)?;
         self.counters.manifest_bytes.fetch_add(written, Ordering::Relaxed);
-        self.wal.trim(wal_start)
+        self.wal.trim(wal_start.position)
+    }
+}
+
+/// A sliding view of a segment file for reading it from front to back.
+struct Window<'a> {
+    file: &'a dyn File,
+    size: u64,
+    buf: AlignedBuf,
+    /// Offsets in the file that `buf` holds.
+    held: std::ops::Range<u64>,
+}
+
+impl<'a> Window<'a> {
+    fn new(file: &'a dyn File, size: u64) -> Self {
+        Self { file, size, buf: AlignedBuf::zeroed(WINDOW.min(size as usize)), held: 0..0 }
+    }
+
+    /// `len` bytes at `offset`.
+    fn bytes(&mut self, offset: u32, len: u32) -> io::Result<&[u8]> {
+        let (start, end) = (u64::from(offset), u64::from(offset) + u64::from(len));
+        if start < self.held.start || end > self.held.end {
+            let from = round_down(start, SECTOR as u64);
+            let need = (round_up(end, SECTOR as u64) - from) as usize;
+            if need > self.buf.len() {
+                self.buf = AlignedBuf::zeroed(need);
+            }
+            let to = (from + self.buf.len() as u64).min(self.size);
+            self.held = 0..0;
+            self.file.read_at(from, &mut self.buf[..(to - from) as usize])?;
+            self.held = from..to;
+        }
+        let at = (start - self.held.start) as usize;
+        Ok(&self.buf[at..at + len as usize])
     }
 }

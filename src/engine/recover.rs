@@ -22,7 +22,7 @@ use crate::manifest::{Checkpoint, Manifest, Segment, SegmentState};
 use crate::segment::footer;
 use crate::segment::format::{self, Life};
 use crate::segment::reader::{self, Contents};
-use crate::segment::table::{self, Row, State};
+use crate::segment::table::{self, Row, State, WalStart};
 use crate::segment::writer::Full;
 use crate::wal::format::Mutation;
 use crate::wal::replay::{Replay, Summary};
@@ -88,15 +88,7 @@ pub(super) struct Recovered {
 #[derive(Debug)]
 struct Unsealed {
     row: Row,
-    entries: Vec<Pending>,
-}
-
-/// An entry of a footer that is yet to be written.
-#[derive(Debug)]
-struct Pending {
-    entry: footer::Entry,
-    /// The record is an old version in a new place, so its LSN does not tell whether it was synced there.
-    moved: bool,
+    entries: Vec<footer::Entry>,
 }
 
 struct Recovery<'a> {
@@ -120,7 +112,8 @@ pub(super) fn recover(disk: &dyn Disk, settings: &Settings, mut manifest: Manife
     };
     let mut report = RecoveryReport { kind, alive_until_ms: manifest.time_ms, ..RecoveryReport::default() };
     report.manifest_repaired = manifest_damaged;
-    if kind == Start::Host && settings.on_host_crash == OnHostCrash::Cold {
+    let cold = kind == Start::Host && settings.on_host_crash == OnHostCrash::Cold;
+    if cold {
         forget_all(&mut manifest);
     }
     let fresh = Segment { size: settings.segment_size, ..Segment::default() };
@@ -144,7 +137,10 @@ pub(super) fn recover(disk: &dyn Disk, settings: &Settings, mut manifest: Manife
         let (segment_ring, _) = disk.map(files::RINGS[0], manifest.segment_ring)?;
         let mut replay = Replay::open(disk, manifest.store, wal_ring, manifest.wal_payload)?;
         wal_limit = replay.limit(manifest.wal_start);
-        let summary = recovery.replay(&mut replay, &manifest, kind, segment_ring.as_ref())?;
+        let summary = match cold {
+            true => Summary { end: manifest.wal_start, ..Summary::default() },
+            false => recovery.replay(&mut replay, &manifest, kind, segment_ring.as_ref())?,
+        };
         manifest.next_lsn = manifest.next_lsn.max(summary.last.next());
         manifest.time_ms = manifest.time_ms.max(summary.time_ms);
         wal_limit = wal_limit.max(replay.limit(summary.end));
@@ -170,7 +166,7 @@ fn rows_of(segments: &[Segment]) -> Vec<Row> {
         size: s.size,
         life: Life { id: SegmentId(i as u32), base: s.base, base_lsn: s.base_lsn },
         last_lsn: s.last_lsn,
-        wal_start: 0,
+        wal_start: WalStart::default(),
     };
     segments.iter().enumerate().map(row).collect()
 }
@@ -230,7 +226,7 @@ impl Recovery<'_> {
         let file = match self.disk.open(&files::checkpoint(sequence)) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(e) => return Err(e),
+            Err(e) => return Ok(self.checkpoint_unreadable(&e)),
         };
         let (rows, floor) = (self.rows.clone(), self.floor);
         let keep = move |bases: &[u64]| -> Box<dyn Fn(Location) -> bool> {
@@ -244,9 +240,18 @@ impl Recovery<'_> {
                 _ => false,
             })
         };
-        let loaded = index::checkpoint::load(self.store, sequence, file.as_ref(), &self.index, keep)?;
+        let loaded = match index::checkpoint::load(self.store, sequence, file.as_ref(), &self.index, keep) {
+            Ok(loaded) => loaded,
+            Err(e) => return Ok(self.checkpoint_unreadable(&e)),
+        };
         self.report.checkpoint_entries = loaded.unwrap_or(0);
         Ok(loaded.is_some())
+    }
+
+    /// A checkpoint that cannot be read costs time only.
+    fn checkpoint_unreadable(&mut self, error: &io::Error) -> bool {
+        self.report.damaged.push(format!("the checkpoint cannot be read: {error}"));
+        false
     }
 
     /// Applies what the footer of a sealed segment said.
@@ -293,22 +298,27 @@ impl Recovery<'_> {
         let mut unsealed = self.unsealed();
         let mut inline = Vec::new();
         let mut unknown = Position(0);
-        let summary = replay.run(manifest.wal_start, manifest.durable, kind == Start::Process, |mutation, moved, bytes| {
-            let Some(i) = unsealed.iter().position(|u| contains(&u.row, mutation.record)) else {
-                // Sealed segments speak for themselves. One that the manifest does not know can only be a lost manifest's.
-                if !self.rows.iter().any(|row| row.state == State::Sealed && contains(row, mutation.record)) {
-                    unknown = unknown.max(mutation.record);
+        let summary =
+            replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, kind == Start::Process, |mutation, moved, bytes| {
+                let Some(i) = unsealed.iter().position(|u| contains(&u.row, mutation.record)) else {
+                    // Sealed segments speak for themselves. One that the manifest does not know can only be a lost manifest's.
+                    if !self.rows.iter().any(|row| row.state == State::Sealed && contains(row, mutation.record)) {
+                        unknown = unknown.max(mutation.record);
+                    }
+                    return Ok(());
+                };
+                let (row, entry) = (unsealed[i].row, entry_of(&unsealed[i].row, mutation));
+                if moved && kind == Start::Host && !self.is_there(&row, &entry, ring) {
+                    // The move did not last, so it did not happen: the old place is not reused before the new one is synced.
+                    return Ok(());
                 }
-                return Ok(());
-            };
-            let entry = entry_of(&unsealed[i].row, mutation);
-            self.apply(&unsealed[i].row, &entry);
-            unsealed[i].entries.push(Pending { entry, moved });
-            if !bytes.is_empty() {
-                inline.push((i, entry, bytes.to_vec()));
-            }
-            Ok(())
-        })?;
+                self.apply(&row, &entry);
+                unsealed[i].entries.push(entry);
+                if !bytes.is_empty() {
+                    inline.push((i, entry, bytes.to_vec()));
+                }
+                Ok(())
+            })?;
         self.batch.apply(&self.index);
         self.report.wal_frames = summary.frames;
         self.report.torn_bytes = summary.torn_bytes;
@@ -333,6 +343,15 @@ impl Recovery<'_> {
         Ok(summary)
     }
 
+    /// Whether the record of `entry` can be had, from the ring or from its file.
+    fn is_there(&mut self, row: &Row, entry: &footer::Entry, ring: &dyn Mapping) -> bool {
+        let at = row.life.base.plus(entry.offset.into());
+        let mut bytes = vec![0; entry.len as usize];
+        crate::io::ring::copy(ring.words(), at.0, &mut bytes);
+        let in_ring = format::decode_record(self.store, at, row.life.base_lsn, &bytes).is_some();
+        in_ring || self.file(row.life.id).and_then(|file| verifies_in_file(self.store, row, entry, file.as_ref())).unwrap_or(false)
+    }
+
     fn unsealed(&self) -> Vec<Unsealed> {
         let mut rows: Vec<Row> = self.rows.iter().filter(|r| r.state == State::Full).copied().collect();
         rows.sort_by_key(|r| r.life.base);
@@ -348,48 +367,72 @@ impl Recovery<'_> {
         verify_after: Option<Lsn>,
     ) -> io::Result<()> {
         let mut held: HashMap<(usize, u32), &[u8]> = inline.iter().map(|(i, e, bytes)| ((*i, e.offset), &bytes[..])).collect();
-        let end_of = |u: &Unsealed| u.entries.last().map(|p| u.row.life.base.0 + u64::from(p.entry.offset + p.entry.len));
+        let end_of = |u: &Unsealed| u.entries.last().map(|e| u.row.life.base.0 + u64::from(e.offset + e.len));
         let head = unsealed.iter().filter_map(end_of).max().unwrap_or(0);
         let low = head.saturating_sub(ring.words().len() as u64 * 8);
         for (i, segment) in unsealed.iter_mut().enumerate() {
             if segment.entries.is_empty() {
                 continue;
             }
-            let (row, store) = (segment.row, self.store);
-            let file = self.file(row.life.id)?;
-            let mut patch = Patch::new(file.as_ref());
-            let mut from_ring = Vec::new();
-            let mut lost = Vec::new();
-            for (n, Pending { entry, moved }) in segment.entries.iter().enumerate() {
-                let at = row.life.base.plus(entry.offset.into());
-                let verifies = |bytes: &[u8]| format::decode_record(store, at, row.life.base_lsn, bytes).is_some();
-                from_ring.resize(entry.len as usize, 0);
-                if let Some(bytes) = held.remove(&(i, entry.offset)).filter(|bytes| verifies(bytes)) {
-                    patch.write(entry.offset, bytes)?;
-                    continue;
-                }
-                if at.0 >= low {
-                    crate::io::ring::copy(ring.words(), at.0, &mut from_ring);
-                    if verifies(&from_ring) {
-                        patch.write(entry.offset, &from_ring)?;
-                        continue;
-                    }
-                }
-                let certain = verify_after.is_none_or(|durable| entry.lsn <= durable && !moved);
-                if !certain && !verifies_in_file(store, &row, entry, file.as_ref())? {
-                    lost.push(n);
-                }
-            }
-            patch.flush()?;
-            for n in lost {
-                // Its frame is there, its bytes are not: the key misses, and no older version of it is served.
-                let entry = &mut segment.entries[n].entry;
-                let location = Location { segment: row.life.id, offset: entry.offset };
-                self.index.remove_if_at(entry.hash, location);
-                entry.tombstone = true;
+            let mut inline = |offset| held.remove(&(i, offset));
+            if let Err(error) = self.restore_segment(segment, &mut inline, ring, low, verify_after) {
+                self.give_up(segment, &error);
             }
         }
         Ok(())
+    }
+
+    /// Restores one segment: see [`Recovery::restore`]. `low`: the ring holds nothing below it.
+    fn restore_segment<'b>(
+        &mut self,
+        segment: &mut Unsealed,
+        inline: &mut dyn FnMut(u32) -> Option<&'b [u8]>,
+        ring: &dyn Mapping,
+        low: u64,
+        verify_after: Option<Lsn>,
+    ) -> io::Result<()> {
+        let (row, store) = (segment.row, self.store);
+        let file = self.file(row.life.id)?;
+        let mut patch = Patch::new(file.as_ref());
+        let mut from_ring = Vec::new();
+        let mut lost = Vec::new();
+        for (n, entry) in segment.entries.iter().enumerate() {
+            let at = row.life.base.plus(entry.offset.into());
+            let verifies = |bytes: &[u8]| format::decode_record(store, at, row.life.base_lsn, bytes).is_some();
+            from_ring.resize(entry.len as usize, 0);
+            if let Some(bytes) = inline(entry.offset).filter(|bytes| verifies(bytes)) {
+                patch.write(entry.offset, bytes)?;
+                continue;
+            }
+            if at.0 >= low {
+                crate::io::ring::copy(ring.words(), at.0, &mut from_ring);
+                if verifies(&from_ring) {
+                    patch.write(entry.offset, &from_ring)?;
+                    continue;
+                }
+            }
+            let certain = verify_after.is_none_or(|durable| entry.lsn <= durable);
+            if !certain && !verifies_in_file(store, &row, entry, file.as_ref())? {
+                lost.push(n);
+            }
+        }
+        patch.flush()?;
+        for n in lost {
+            // Its frame is there, its bytes are not: the key misses, and no older version of it is served.
+            let entry = &mut segment.entries[n];
+            let location = Location { segment: row.life.id, offset: entry.offset };
+            self.index.remove_if_at(entry.hash, location);
+            entry.tombstone = true;
+        }
+        Ok(())
+    }
+
+    /// Forgets a segment that cannot be read or written, and everything older, since what it superseded will not be known any more.
+    fn give_up(&mut self, segment: &mut Unsealed, error: &io::Error) {
+        let row = segment.row;
+        self.report.damaged.push(format!("segment {} cannot be restored: {error}; everything older is dropped", row.life.id));
+        segment.entries.clear();
+        self.raise_floor(row.life.base.plus(row.size));
     }
 
     /// Writes the footer of a segment, or frees it if nothing is in it.
@@ -400,9 +443,9 @@ impl Recovery<'_> {
             return Ok(());
         };
         let mut builder = footer::Builder::default();
-        segment.entries.iter().for_each(|pending| builder.push(&pending.entry));
-        let last_lsn = segment.entries.iter().map(|p| p.entry.lsn).max().unwrap_or(Lsn::ZERO);
-        let data_end = last.entry.offset + last.entry.len;
+        segment.entries.iter().for_each(|entry| builder.push(entry));
+        let last_lsn = segment.entries.iter().map(|e| e.lsn).max().unwrap_or(Lsn::ZERO);
+        let data_end = last.offset + last.len;
         let full = Full { life: segment.row.life, size: segment.row.size, data_end, footer: builder, last_lsn };
         let file = self.file(id)?;
         write_footer(self.store, full, file.as_ref())?;
@@ -424,7 +467,8 @@ impl Recovery<'_> {
                 _ => SegmentState::Free,
             };
         }
-        manifest.floor = self.floor;
+        // No position at or above the next base was ever used, so nothing above it is suspect.
+        manifest.floor = self.floor.min(manifest.next_base);
         self.report.entries = self.index.entries();
         Recovered { manifest, index: self.index, report: self.report, wal_limit }
     }

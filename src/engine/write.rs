@@ -3,6 +3,8 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::append::{Append, Placed};
 use super::{Engine, Value};
 use crate::config::{Ack, Compression, INLINE_LEN_MAX, KEY_LEN_MAX, WalValues};
@@ -186,8 +188,9 @@ impl Engine {
         };
         let was_in_memory = old.and_then(|old| self.position(&old)).is_some_and(|at| self.memory.remove(at));
         if let (true, Some((key, value, expires_ms)), Some(at)) = (was_in_memory, request.put, self.position(&placed.entry)) {
-            let bytes = [key, value].concat().into();
-            self.memory.insert(at, Item { hash, lsn: placed.lsn, expires_ms, key_len: key.len(), bytes });
+            let bytes: Bytes = [key, value].concat().into();
+            let held = bytes.len();
+            self.memory.insert(at, Item { hash, lsn: placed.lsn, expires_ms, key_len: key.len(), bytes, held });
         }
     }
 

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::epoch;
 
-use crate::id::{KeyHash, Location};
+use crate::id::{KeyHash, Location, SegmentId};
 use geometry::{Entry, Geometry};
 use partition::Partition;
 
@@ -90,6 +90,20 @@ impl Index {
         }
     }
 
+    /// Removes every entry that names `segment`, which takes no new ones.
+    pub(crate) fn remove_segment(&self, segment: SegmentId) {
+        let mut slots = Vec::new();
+        for (number, partition) in self.partitions.iter().enumerate() {
+            self.copy_partition(number, &mut slots);
+            for slot in &slots {
+                let names = |slot| self.geometry.unpack(slot).location.segment == segment;
+                if names(*slot) && partition.remove(&self.geometry, self.geometry.tag_of(*slot), names).is_some() {
+                    self.entries.fetch_sub(1, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
     /// Notes that the entry at `location` was asked for. Best effort.
     pub(crate) fn warm(&self, hash: KeyHash, location: Location) {
         let (partition, tag) = self.locate(hash);
@@ -127,7 +141,6 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::SegmentId;
     use proptest::prelude::*;
     use std::collections::HashMap;
 

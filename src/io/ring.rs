@@ -169,11 +169,12 @@ impl Ring {
         Ok(())
     }
 
-    /// Counts everything below `to` as written out: what was appended was, and what lies between is a gap that nobody appends to.
-    pub(crate) fn skip_to(&self, to: u64) {
+    /// Counts everything below `to` as written out: what was appended was, and what lies between is a gap that nobody appends to. Says whether that made room.
+    pub(crate) fn skip_to(&self, to: u64) -> bool {
         let _exclusive = lock(&self.write_out);
-        let to = round_down(to, BLOCK as u64);
-        self.written.store(to.max(self.written()), Ordering::Release);
+        let (to, written) = (round_down(to, BLOCK as u64), self.written());
+        self.written.store(to.max(written), Ordering::Release);
+        to > written
     }
 
     /// `len` bytes from `position`, which do not wrap.

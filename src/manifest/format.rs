@@ -9,7 +9,7 @@ use crate::id::{Lsn, Position, StoreId};
 pub(crate) const LAYOUT: &str = include_str!("format.layout.txt");
 const MAGIC: u32 = u32::from_le_bytes(*b"EWMF");
 pub(crate) const VERSION: u32 = 1;
-const HEAD_LEN: usize = 168;
+const HEAD_LEN: usize = 176;
 const SEGMENT_LEN: usize = 32;
 /// Longest file that can be a manifest.
 pub(crate) const LEN_MAX: u64 = (HEAD_LEN + SEGMENT_LEN * 2 * crate::config::SEGMENTS_MAX as usize) as u64 + 4096;
@@ -61,6 +61,7 @@ pub(crate) struct Manifest {
     pub(crate) next_base: Position,
     pub(crate) floor: Position,
     pub(crate) wal_start: u64,
+    pub(crate) wal_lsn: Lsn,
     pub(crate) wal_payload: u64,
     pub(crate) wal_ring: u64,
     pub(crate) segment_ring: u64,
@@ -97,6 +98,7 @@ impl Manifest {
         out.put_u64(self.next_base.0);
         out.put_u64(self.floor.0);
         out.put_u64(self.wal_start);
+        out.put_u64(self.wal_lsn.0);
         out.put_u64(self.wal_payload);
         out.put_u64(self.wal_ring);
         out.put_u64(self.segment_ring);
@@ -148,6 +150,7 @@ impl Manifest {
             next_base: Position(r.u64()?),
             floor: Position(r.u64()?),
             wal_start: r.u64()?,
+            wal_lsn: Lsn(r.u64()?),
             wal_payload: r.u64()?,
             wal_ring: r.u64()?,
             segment_ring: r.u64()?,
@@ -225,6 +228,7 @@ mod tests {
             next_base: Position(1 << 30),
             floor: Position(3),
             wal_start: 1 << 20,
+            wal_lsn: Lsn(800),
             wal_payload: 1 << 20,
             wal_ring: 1 << 16,
             segment_ring: 1 << 18,

@@ -46,7 +46,14 @@ pub(crate) struct Row {
     pub(crate) life: Life,
     pub(crate) last_lsn: Lsn,
     /// Where in the WAL its first record's frame lies. Only while it is open or full.
-    pub(crate) wal_start: u64,
+    pub(crate) wal_start: WalStart,
+}
+
+/// A place in the WAL, and the LSN that the next mutation had there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct WalStart {
+    pub(crate) position: u64,
+    pub(crate) lsn: Lsn,
 }
 
 /// The part that readers need without a lock.
@@ -79,7 +86,7 @@ impl Table {
             size: s.size,
             life: Life { id: SegmentId(i as u32), base: s.base, base_lsn: s.base_lsn },
             last_lsn: s.last_lsn,
-            wal_start: 0,
+            wal_start: WalStart::default(),
         });
         let rows: Vec<Row> = rows.collect();
         let table = Self { disk, seats: segments.iter().map(|_| Seat::default()).collect(), rows: Mutex::default() };
@@ -93,7 +100,7 @@ impl Table {
     }
 
     /// Rows as the manifest states them, and where replay must begin once it states them: the oldest frame of a segment that is not sealed, else `wal_end`.
-    pub(crate) fn describe(&self, wal_end: u64) -> (Vec<manifest::Segment>, u64) {
+    pub(crate) fn describe(&self, wal_end: WalStart) -> (Vec<manifest::Segment>, WalStart) {
         let row = |r: &Row| manifest::Segment {
             state: match r.state {
                 State::Free => SegmentState::Free,

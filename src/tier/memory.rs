@@ -37,6 +37,8 @@ pub(crate) struct Item {
     pub(crate) key_len: usize,
     /// Key, then value.
     pub(crate) bytes: Bytes,
+    /// Bytes of DRAM that `bytes` keeps: more than its length if it is part of a read buffer.
+    pub(crate) held: usize,
 }
 
 impl Item {
@@ -49,7 +51,7 @@ impl Item {
     }
 
     fn charge(&self) -> u64 {
-        self.bytes.len() as u64 + OVERHEAD
+        self.held as u64 + OVERHEAD
     }
 }
 
@@ -364,7 +366,7 @@ mod tests {
         let hash = KeyHash(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut bytes = n.to_le_bytes().to_vec();
         bytes.resize(8 + len, n as u8);
-        Item { hash, lsn: Lsn(n), expires_ms: None, key_len: 8, bytes: bytes.into() }
+        Item { hash, lsn: Lsn(n), expires_ms: None, key_len: 8, held: bytes.len(), bytes: bytes.into() }
     }
 
     fn at(n: u64) -> Position {

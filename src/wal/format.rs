@@ -63,8 +63,8 @@ pub(crate) enum Frame {
     Mutation(Mutation),
     /// A record of an old version was appended again: it has another place, and the same LSN as before.
     Move(Mutation),
-    /// Everything up to `durable` is synced; store time was `time_ms`.
-    Mark { durable: Lsn, time_ms: u64 },
+    /// Everything up to `durable` is synced; store time was `time_ms`, and `appended` was the newest mutation.
+    Mark { durable: Lsn, time_ms: u64, appended: Lsn },
 }
 
 /// One put or delete.
@@ -92,7 +92,7 @@ pub(crate) fn encode_frame(store: StoreId, at: u64, frame: &Frame, record: &[&[u
             let flags = if m.supersedes { SUPERSEDES } else { 0 };
             (kind, flags, m.record_len, [m.lsn.0, m.hash.0, m.record.0])
         }
-        Frame::Mark { durable, time_ms } => (3, 0, 0, [durable.0, *time_ms, at]),
+        Frame::Mark { durable, time_ms, appended } => (3, 0, 0, [durable.0, *time_ms, appended.0]),
     };
     let mut out = [0u8; FRAME_LEN];
     out[4..8].copy_from_slice(&len.to_le_bytes());
@@ -139,7 +139,7 @@ pub(crate) fn decode_frame(store: StoreId, at: u64, bytes: &[u8]) -> Option<(Fra
     let frame = match kind {
         1 | 2 => Frame::Mutation(mutation),
         4 => Frame::Move(mutation),
-        3 => Frame::Mark { durable: Lsn(first), time_ms: second },
+        3 => Frame::Mark { durable: Lsn(first), time_ms: second, appended: Lsn(third) },
         _ => return None,
     };
     let record = if flags & INLINE == 0 { &[] } else { bytes.get(FRAME_LEN..FRAME_LEN + record_len as usize)? };
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_mark_and_a_file_header_round_trip() {
-        let mark = Frame::Mark { durable: Lsn(5), time_ms: 17 };
+        let mark = Frame::Mark { durable: Lsn(5), time_ms: 17, appended: Lsn(6) };
         assert_eq!(decode_frame(STORE, 64, &encode_frame(STORE, 64, &mark, &[])), Some((mark, &[][..])));
         let header = FileHeader { number: 9, payload: 1 << 20 };
         let mut block = [0; BLOCK];

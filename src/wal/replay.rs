@@ -63,7 +63,10 @@ impl Replay {
                 continue;
             }
             let file = disk.open(&name)?;
-            file.read_at(0, &mut block)?;
+            if file.read_at(0, &mut block).is_err() {
+                // Spare or not: a file that cannot be read holds no frames, and replay finds out whether they are missed.
+                continue;
+            }
             match FileHeader::decode(store, &block) {
                 Some(header) if header.payload == payload => drop(files.insert(header.number, file)),
                 _ => {}
@@ -78,17 +81,18 @@ impl Replay {
         in_files.max(round_up(end, BLOCK as u64) + self.ring_size())
     }
 
-    /// Visits every mutation from `start` on, with the record's bytes if the WAL holds them. `page_cache_whole` says that nothing above the
+    /// Visits every mutation from `start` on, where the first one has LSN `first` or a later one, with the record's bytes if the WAL holds them. `page_cache_whole` says that nothing above the
     /// durable watermark can be missing either, since the host did not crash; `durable` is what is known of it elsewhere. The visitor is also told whether a record
     /// was moved.
     pub(crate) fn run(
         &mut self,
-        start: u64,
+        (start, first): (u64, Lsn),
         durable: Lsn,
         page_cache_whole: bool,
         mut visit: impl FnMut(&Mutation, bool, &[u8]) -> io::Result<()>,
     ) -> io::Result<Summary> {
-        let mut summary = Summary { end: start, durable, ..Summary::default() };
+        let last = Lsn(first.0.saturating_sub(1));
+        let mut summary = Summary { end: start, durable, last, ..Summary::default() };
         let mut bytes = Vec::with_capacity(FRAME_LEN_MAX);
         loop {
             if !self.frame_at(summary.end, summary.last, &mut bytes)? {
@@ -115,7 +119,7 @@ impl Replay {
                     summary.last = mutation.lsn;
                 }
                 Frame::Move(mutation) => visit(&mutation, true, record)?,
-                Frame::Mark { durable, time_ms } => {
+                Frame::Mark { durable, time_ms, .. } => {
                     summary.durable = summary.durable.max(durable);
                     summary.time_ms = summary.time_ms.max(time_ms);
                 }
@@ -130,16 +134,21 @@ impl Replay {
     fn describe_hole(&mut self, summary: &Summary, next: u64) -> io::Result<Option<Hole>> {
         let mut bytes = Vec::new();
         let mut at = next;
+        // What the hole held ends before the first mutation after it, or with the newest one that a mark right after it knows.
+        let (mut before, mut floor) = (summary.last.next(), Position(u64::MAX));
         while self.frame_at(at, summary.last, &mut bytes)? {
-            if let Some((Frame::Mutation(m), _)) = format::decode_frame(self.store, at, &bytes) {
-                let hole = Hole { from: summary.end, to: next, after: summary.last, before: m.lsn, floor: m.record };
-                return Ok((m.lsn > summary.last.next()).then_some(hole));
+            match format::decode_frame(self.store, at, &bytes) {
+                Some((Frame::Mutation(m), _)) => {
+                    (before, floor) = (m.lsn, m.record);
+                    break;
+                }
+                Some((Frame::Mark { appended, .. }, _)) => before = before.max(appended.next()),
+                Some((Frame::Move(_), _)) | None => {}
             }
             at += bytes.len() as u64;
         }
-        // Nothing but marks follows: how much the hole held is unknown, so everything before is suspect.
-        let floor = Position(u64::MAX);
-        Ok(Some(Hole { from: summary.end, to: next, after: summary.last, before: summary.last.next(), floor }))
+        let hole = Hole { from: summary.end, to: next, after: summary.last, before, floor };
+        Ok((before > summary.last.next()).then_some(hole))
     }
 
     /// Puts the frame at `at` into `bytes`. False if none is there, neither in a file nor in the ring, that could follow `last`.
@@ -220,7 +229,10 @@ impl Replay {
             let end = round_up((start + WINDOW as u64).min(file.len()), SECTOR as u64);
             let len = (end - start) as usize;
             self.held = None;
-            file.read_at(start, &mut self.window[..len])?;
+            if file.read_at(start, &mut self.window[..len]).is_err() {
+                // As if the frames were damaged: the ring may have them, or they are a hole.
+                return Ok(None);
+            }
             self.held = Some((number, start, len));
         }
         let Some((_, start, len)) = self.held else { return Ok(None) };

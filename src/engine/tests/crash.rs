@@ -73,7 +73,11 @@ impl History {
             let Some(found) = found else {
                 let must = of_key.iter().rev().find(|(i, _)| *i < floor).and_then(|(_, version)| *version);
                 let superseded_later = of_key.iter().any(|(i, _)| *i >= floor);
-                assert!(must.is_none() || superseded_later || evicted.0 > 0, "{what}: key {key} is lost: {of_key:?}, floor {floor}");
+                assert!(
+                    must.is_none() || superseded_later || evicted.0 > 0,
+                    "{what}: key {key} is lost: {of_key:?}, floor {floor}, {:?}",
+                    engine.report
+                );
                 continue;
             };
             let text = String::from_utf8_lossy(&found);
