@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::io::BLOCK;
 
 /// Longest key, in bytes.
 pub const KEY_LEN_MAX: usize = 65_535;
@@ -312,7 +311,7 @@ pub(crate) struct Settings {
 }
 
 /// Records up to this many bytes may be held by the WAL itself.
-pub(crate) const INLINE_LEN_MAX: usize = BLOCK;
+pub(crate) const INLINE_LEN_MAX: usize = 4096;
 
 #[cfg(test)]
 mod tests {

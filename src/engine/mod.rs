@@ -73,6 +73,8 @@ pub(crate) struct Engine {
     /// One checkpoint at a time. Before every other lock.
     checkpointing: Mutex<()>,
     heat: Mutex<heat::HeatState>,
+    /// Bytes and number of live entries in segments that were emptied, older ones weighing less.
+    lately_live: Mutex<(u64, u64)>,
     marks: Marks,
     events: Events,
     counters: Counters,

@@ -241,6 +241,7 @@ fn build(
         manifest: Mutex::new(manifest),
         checkpointing: Mutex::default(),
         heat: Mutex::new(heat),
+        lately_live: Mutex::default(),
         marks,
         events: Default::default(),
         counters: Default::default(),

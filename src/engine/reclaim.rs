@@ -17,19 +17,21 @@ use crate::segment::table::{Row, State, WalStart};
 use crate::segment::{footer, reader};
 use crate::sync::lock;
 
-/// Empty segments that are kept ready. Puts leave one of them to reinsertion.
-const READY: usize = 2;
+/// Empty segments that are kept ready, in stores of few and of many segments. Puts leave one of them to reinsertion.
+const READY: [usize; 2] = [2, 4];
+/// A store has many segments from here on.
+const MANY: u32 = 64;
 /// While live entries take up to this share of flash (in percent), all of them are kept: there is garbage enough to win room from.
 const KEEP_ALL_PERCENT: u64 = 75;
-/// Segments that hold no sealed records at any time: ready, free, open, and waiting for their footer.
-const SEGMENTS_IN_FLIGHT: u64 = READY as u64 + 4;
+/// Segments besides the ready ones that hold no sealed records: free, open, and waiting for their footer.
+const SEGMENTS_IN_FLIGHT: u64 = 4;
 /// Beyond that, at most one in this many bytes of a drained segment is reinserted, what is hot, so that reclaiming always wins room.
 const REINSERT_SHARE: u64 = 4;
 /// Bytes that are read at once while a segment is drained.
 const WINDOW: usize = 1 << 20;
 
 impl Engine {
-    /// Prepares one segment if fewer than two are ready, or empties the oldest if none is free. Says whether it did either.
+    /// Prepares one segment if too few are ready, or empties the oldest if none is free. Says whether it did either.
     pub(crate) fn step_prepare(&self) -> Result<bool, Error> {
         let mut manifest = lock(&self.manifest);
         if self.failure.get().is_some() || self.closing.load(Ordering::Acquire) {
@@ -37,7 +39,7 @@ impl Engine {
         }
         self.balance_memory();
         let free = self.free_segment();
-        if lock(&self.log).ready.len() >= READY {
+        if lock(&self.log).ready.len() >= self.ready_wanted() {
             // One ahead, so that what is hot in the oldest segment finds a ready one to go to.
             return Ok(free.is_none() && self.drain_oldest());
         }
@@ -54,6 +56,10 @@ impl Engine {
             }
             Err(e) => Err(self.fail("preparing a segment", &e)),
         }
+    }
+
+    fn ready_wanted(&self) -> usize {
+        READY[usize::from(self.settings.segments >= MANY)]
     }
 
     /// A segment that is free and that flash has room for.
@@ -128,11 +134,16 @@ impl Engine {
         self.reinsert(row, entry, at, bytes).or_else(again) == Ok(true)
     }
 
-    /// Whether flash has room for every live entry, going by the mean length of those at hand.
+    /// Whether flash has room for every live entry, going by the mean length of those in the segments that were emptied lately.
     fn room_for_all(&self, live_bytes: u64, live: u64) -> bool {
-        let mean = live_bytes.div_ceil(live.max(1));
-        let usable = self.settings.flash.saturating_sub(SEGMENTS_IN_FLIGHT * self.settings.segment_size);
-        self.index.entries() * mean <= usable / 100 * KEEP_ALL_PERCENT
+        let (bytes, count) = {
+            let mut lately = lock(&self.lately_live);
+            *lately = (lately.0 - lately.0 / 8 + live_bytes, lately.1 - lately.1 / 8 + live);
+            *lately
+        };
+        let in_flight = SEGMENTS_IN_FLIGHT + self.ready_wanted() as u64;
+        let usable = self.settings.flash.saturating_sub(in_flight * self.settings.segment_size);
+        self.index.entries() * bytes.div_ceil(count.max(1)) <= usable / 100 * KEEP_ALL_PERCENT
     }
 
     fn is_hot(&self, entry: &footer::Entry, location: Location) -> bool {

@@ -85,7 +85,7 @@ impl Geometry {
         let mut slot = tag << HEAT_BITS | u64::from(entry.hot);
         slot = slot << LEN_BITS | encode_sectors(entry.sectors);
         slot = slot << self.segment_bits | u64::from(entry.location.segment.0);
-        slot << self.offset_bits | u64::from(entry.location.offset) / UNIT as u64
+        slot << self.offset_bits | (u64::from(entry.location.offset) / UNIT as u64)
     }
 
     pub(crate) fn unpack(&self, slot: u64) -> Entry {

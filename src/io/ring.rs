@@ -249,10 +249,14 @@ mod tests {
         let ring = ring();
         ring.append(0, &[&[1; 4096], &[2; 8]]);
         let mut seen = Vec::new();
-        ring.write_out(4104, |at, b| Ok(seen.push((at, b.to_vec())))).unwrap();
+        let mut note = |at, b: &[u8]| {
+            seen.push((at, b.to_vec()));
+            Ok(())
+        };
+        ring.write_out(4104, &mut note).unwrap();
         assert_eq!(ring.written(), 4096);
         ring.append(4104, &[&[3; 4088]]);
-        ring.write_out(8192, |at, b| Ok(seen.push((at, b.to_vec())))).unwrap();
+        ring.write_out(8192, &mut note).unwrap();
         assert_eq!(ring.written(), 8192);
         assert_eq!(seen.iter().map(|(at, b)| (*at, b.len())).collect::<Vec<_>>(), [(0, 4096), (4096, 4096), (4096, 4096)]);
         assert_eq!(seen[1].1[..8], seen[2].1[..8]);

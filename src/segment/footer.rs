@@ -137,7 +137,7 @@ mod tests {
                     hash: KeyHash(i.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
                     offset,
                     len,
-                    lsn: Lsn(1000 + (i * stride) ^ (i & 3)),
+                    lsn: Lsn((1000 + i * stride) ^ (i & 3)),
                     tombstone: i % 7 == 0,
                 };
                 offset += len;

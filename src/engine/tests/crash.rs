@@ -202,6 +202,20 @@ fn stops_with_values_in_the_wal() {
     explore(&small().wal_values(WalValues::Never), &mixed(4, 60, 3_000, 3));
 }
 
+/// Scenarios drawn from seeds: two, or as many as `EVERWARM_CRASH_SEEDS` says, from `EVERWARM_CRASH_FIRST` on.
+#[test]
+fn stops_of_drawn_scenarios() {
+    let from_env = |name: &str, default: u64| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
+    let first = from_env("EVERWARM_CRASH_FIRST", 100);
+    for seed in first..first + from_env("EVERWARM_CRASH_SEEDS", 2) {
+        println!("EVERWARM_CRASH_FIRST={seed} EVERWARM_CRASH_SEEDS=1 cargo test --lib stops_of_drawn_scenarios");
+        let wal_values = [WalValues::Never, WalValues::Host, WalValues::Always][seed as usize % 3];
+        let flash = [512 << 10, 768 << 10, 1 << 20][seed as usize / 3 % 3];
+        let len_max = [300, 3_000, 9_000][seed as usize / 9 % 3];
+        explore(&small().flash(flash).wal_values(wal_values), &mixed(seed, 150, len_max, 3 + seed % 7));
+    }
+}
+
 #[test]
 fn stops_while_everything_is_acknowledged_at_host() {
     explore(&small().ack(Ack::Host), &mixed(5, 60, 6_000, 1));

@@ -1,0 +1,151 @@
+//! The program as a user meets it: what it prints, how it exits, what it refuses. Real processes, real kills.
+#![cfg(feature = "cli")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use everwarm::{Cache, Error, Options};
+
+fn everwarm(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_everwarm")).args(args).output().expect("the program runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn store(dir: &tempfile::TempDir) -> String {
+    dir.path().join("store").to_string_lossy().into_owned()
+}
+
+fn refused(output: &Output, reason: &str) {
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(message.contains(reason), "{message:?} does not say {reason:?}");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn a_value_that_is_put_is_got_until_it_is_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(&dir);
+    let flash = ["--flash", "1MiB", "--memory", "1MiB"];
+    assert!(everwarm(&[&["put", &store, "key", "value"], &flash[..]].concat()).status.success());
+    let got = everwarm(&["get", &store, "key"]);
+    assert_eq!((got.status.code(), text(&got.stdout).trim_end()), (Some(0), "value"));
+    assert!(everwarm(&["delete", &store, "key"]).status.success());
+    let got = everwarm(&["get", &store, "key"]);
+    assert_eq!((got.status.code(), got.stdout.len()), (Some(1), 0));
+    let stats = everwarm(&["stats", &store, "--json"]);
+    assert!(text(&stats.stdout).contains("\"entries\":0"), "{}", text(&stats.stdout));
+}
+
+#[test]
+fn inspect_and_compact_work_on_what_put_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, copy) = (store(&dir), dir.path().join("copy").to_string_lossy().into_owned());
+    for key in ["a", "b", "c"] {
+        assert!(everwarm(&["put", &store, key, "x", "--flash", "1MiB"]).status.success());
+    }
+    let found = everwarm(&["inspect", &store, "--json"]);
+    assert_eq!(found.status.code(), Some(0), "{}", text(&found.stdout));
+    assert!(text(&found.stdout).contains("\"clean\":true"));
+    let compacted = everwarm(&["compact", &store, "-o", &copy]);
+    assert!(compacted.status.success(), "{}", text(&compacted.stderr));
+    assert_eq!(text(&everwarm(&["get", &copy, "b"]).stdout).trim_end(), "x");
+    refused(&everwarm(&["compact", &store, "-o", &copy]), "not empty");
+    let layout = text(&everwarm(&["inspect", "layout"]).stdout);
+    assert!(layout.contains("EWMF") && layout.contains("EWWF"));
+}
+
+#[test]
+fn a_damaged_file_is_reported_by_inspect_and_survived_by_get() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(&dir);
+    assert!(everwarm(&["put", &store, "key", "value", "--flash", "1MiB"]).status.success());
+    for n in 0..2 {
+        let _one_exists = std::fs::write(Path::new(&store).join(format!("checkpoint.{n}")), vec![7; 8192]);
+    }
+    assert_eq!(everwarm(&["inspect", &store]).status.code(), Some(1));
+    assert_eq!(text(&everwarm(&["get", &store, "key"]).stdout).trim_end(), "value");
+    assert_eq!(everwarm(&["inspect", &store]).status.code(), Some(0), "the next close wrote a whole one");
+}
+
+#[test]
+fn wrong_input_is_refused_with_its_reason_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(&dir);
+    refused(&everwarm(&["get", &store, "key"]), "holds no everwarm store");
+    assert!(!Path::new(&store).exists(), "get creates nothing");
+    assert!(everwarm(&["put", &store, "key", "value", "--flash", "1MiB"]).status.success());
+    refused(&everwarm(&["put", &store, "", "v"]), "at least one byte");
+    refused(&everwarm(&["put", &store, "k", "v", "--flash", "1KiB"]), "flash");
+    refused(&everwarm(&["put", &store, "k", "v", "--flash", "much"]), "much");
+    refused(&everwarm(&["drill", "--trace", "/nonexistent.csv.gz"]), "nonexistent");
+    refused(&everwarm(&["no-such-verb"]), "no-such-verb");
+    let foreign = dir.path().join("foreign");
+    std::fs::create_dir(&foreign).unwrap();
+    std::fs::write(foreign.join("thesis.txt"), "years of work").unwrap();
+    refused(&everwarm(&["put", &foreign.to_string_lossy(), "k", "v"]), "thesis.txt");
+    assert_eq!(std::fs::read_dir(&foreign).unwrap().count(), 1);
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    refused(&everwarm(&["put", &file.to_string_lossy(), "k", "v"]), "file");
+    assert_eq!(text(&everwarm(&["get", &store, "key"]).stdout).trim_end(), "value");
+}
+
+#[test]
+fn a_second_opener_is_refused_by_pid_and_a_newer_format_by_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(&dir);
+    let cache = Cache::open(Options::new(&store).flash(1 << 20).memory(1 << 20)).unwrap();
+    cache.put("key", "value").unwrap();
+    refused(&everwarm(&["get", &store, "key"]), &format!("open in process {}", std::process::id()));
+    assert!(matches!(Cache::open(Options::new(&store)), Err(Error::Locked { pid, .. }) if pid == std::process::id()));
+    assert!(everwarm(&["inspect", &store]).status.code().is_some_and(|code| code < 2), "inspect reads beside the owner");
+    cache.close().unwrap();
+    assert!(text(&everwarm(&["get", &store, "key"]).stdout).contains("value"));
+}
+
+#[test]
+fn keys_and_values_beyond_the_limits_are_refused_with_the_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(Options::new(store(&dir)).flash(1 << 20).memory(1 << 20)).unwrap();
+    assert!(matches!(cache.put("", "v"), Err(Error::EmptyKey)));
+    assert!(matches!(cache.put(vec![0; 65_536], "v"), Err(Error::KeyTooLarge { max: 65_535, .. })));
+    let Err(Error::ValueTooLarge { max, .. }) = cache.put("k", vec![0; 1 << 20]) else { panic!("too large") };
+    cache.put("k", vec![1; max]).unwrap();
+    assert_eq!(cache.get("k").unwrap().unwrap().len(), max);
+    assert!(matches!(cache.put("k", vec![0; max + 1]), Err(Error::ValueTooLarge { .. })));
+    assert_eq!(cache.get("k").unwrap().unwrap().len(), max, "the refused put changed nothing");
+}
+
+#[test]
+fn a_drill_with_kills_keeps_every_promise() {
+    for (seed, flash) in [("21", "2x"), ("22", "0.5x")] {
+        let args = [
+            "drill",
+            "--quiet",
+            "--json",
+            "--seed",
+            seed,
+            "--requests",
+            "150000",
+            "--keys",
+            "20000",
+            "--kills",
+            "6",
+            "--rate",
+            "0",
+            "--flash",
+            flash,
+        ];
+        let drill = everwarm(&args);
+        let (out, err) = (text(&drill.stdout), text(&drill.stderr));
+        assert!(drill.status.success(), "{out}\n{err}");
+        let last = out.lines().last().unwrap_or_default();
+        for promise in ["\"stale\":0", "\"resurrected\":0", "\"wrong\":0", "\"lost_acked\":0"] {
+            assert!(last.contains(promise), "{last}");
+        }
+    }
+}
