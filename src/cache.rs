@@ -63,6 +63,15 @@ impl Cache {
         self.engine().get(key.as_ref(), true)
     }
 
+    /// The values of `keys`, in their order: the same answers as a get of each, but what must be read from flash is read together.
+    ///
+    /// # Errors
+    /// As [`Cache::get`].
+    pub fn get_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Value>>> {
+        let keys: Vec<&[u8]> = keys.iter().map(AsRef::as_ref).collect();
+        self.engine().get_many(&keys)
+    }
+
     /// The value of `key`, if it has one, without counting as a use.
     ///
     /// # Errors

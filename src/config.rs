@@ -51,6 +51,18 @@ pub enum Compression {
     Zstd(i32),
 }
 
+/// How many reads at once are done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Backend {
+    /// `io_uring` where the process may use it, else the portable way. Which one it is stands in the statistics.
+    #[default]
+    Auto,
+    /// `io_uring`; opening fails where it cannot be used.
+    IoUring,
+    /// One `pread` after the other.
+    Portable,
+}
+
 /// What to do with the data of a store whose host crashed, so that mutations which were not yet synced may be missing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum OnHostCrash {
@@ -126,6 +138,7 @@ pub struct Options {
     pub(crate) on_host_crash: OnHostCrash,
     pub(crate) create: bool,
     pub(crate) lock_timeout: Duration,
+    pub(crate) backend: Backend,
     pub(crate) activity: Option<Observer>,
 }
 
@@ -145,6 +158,7 @@ impl Options {
             on_host_crash: OnHostCrash::Serve,
             create: true,
             lock_timeout: Duration::from_secs(5),
+            backend: Backend::Auto,
             activity: None,
         }
     }
@@ -223,6 +237,13 @@ impl Options {
     #[must_use]
     pub fn lock_timeout(mut self, timeout: Duration) -> Self {
         self.lock_timeout = timeout;
+        self
+    }
+
+    /// How many reads at once are done. Default [`Backend::Auto`].
+    #[must_use]
+    pub fn backend(mut self, backend: Backend) -> Self {
+        self.backend = backend;
         self
     }
 

@@ -18,7 +18,7 @@ mod wal;
 mod cache;
 
 pub use cache::{Cache, Entries};
-pub use config::{Ack, Activity, Compression, KEY_LEN_MAX, OnHostCrash, Options, WalValues};
+pub use config::{Ack, Activity, Backend, Compression, KEY_LEN_MAX, OnHostCrash, Options, WalValues};
 pub use engine::{Condition, Entry, PutOptions, RecoveryReport, Start, Stats, Tier, Value, Wait};
 pub use error::{Error, Result};
 pub use id::Lsn;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use everwarm::{Cache, Options};
+use everwarm::{Backend, Cache, Options};
 
 const KEYS_PER_WRITER: u64 = 500;
 const WRITERS: u64 = 4;
@@ -89,4 +89,30 @@ fn nothing_is_lost_between_the_write_buffer_and_flash() {
     let cache = Cache::open(options(&dir)).unwrap();
     check(&cache);
     assert_eq!(cache.stats().damaged, 0);
+}
+
+#[test]
+fn many_gets_at_once_answer_as_single_gets_do_with_either_backend() {
+    let dir = tempfile::tempdir().unwrap();
+    let count = 4_000;
+    let small = |backend| options(&dir).memory(1 << 20).flash(64 << 20).segment_size(64 << 10).backend(backend);
+    let cache = Cache::open(small(Backend::Auto)).unwrap();
+    (0..count).for_each(|k| assert!(cache.put(key(0, k), value(0, k, 1)).is_ok()));
+    cache.delete(key(0, 17)).unwrap();
+    cache.close().unwrap();
+    for backend in [Backend::Auto, Backend::Portable] {
+        let cache = Cache::open(small(backend)).unwrap();
+        assert!(backend == Backend::Auto || !cache.stats().io_uring);
+        // More than fit one ring, absent ones and the same one twice among them.
+        for first in (0..count).step_by(300) {
+            let keys: Vec<_> = (first..first + 310).chain([first]).map(|k| key(0, k)).collect();
+            let found = cache.get_many(&keys).unwrap();
+            for (k, found) in (first..first + 310).chain([first]).zip(found) {
+                let expected = (k < count && k != 17).then(|| value(0, k, 1));
+                assert_eq!(found.as_deref(), expected.as_deref(), "key {k} with {backend:?}");
+            }
+        }
+        assert_eq!(cache.stats().damaged, 0);
+        cache.close().unwrap();
+    }
 }

@@ -8,6 +8,7 @@ pub(crate) mod driver;
 pub(crate) mod files;
 mod flush;
 mod heat;
+mod multiget;
 mod open;
 mod read;
 mod reclaim;

@@ -36,7 +36,7 @@ const LSN_GAP: u64 = 1 << 24;
 pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dyn Clock>, driver: Mode) -> Result<Arc<Engine>> {
     let disk = match disk {
         Some(disk) => disk,
-        None => Arc::new(posix::PosixDisk::new(prepare_directory(options)?)),
+        None => Arc::new(posix_disk(options)?),
     };
     let started = clock.monotonic();
     let settings = options.validate(None)?;
@@ -75,6 +75,11 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
     let engine = Arc::new(built.map_err(Error::io("start the store in", dir))?);
     tracing::info!(dir = %dir.display(), report = ?engine.report, "open");
     Ok(engine)
+}
+
+fn posix_disk(options: &Options) -> Result<posix::PosixDisk> {
+    posix::PosixDisk::new(prepare_directory(options)?, options.backend)
+        .map_err(|e| Error::InvalidOption { name: "backend", reason: format!("io_uring cannot be used here: {e}") })
 }
 
 fn prepare_directory(options: &Options) -> Result<&Path> {

@@ -74,11 +74,11 @@ impl AsRef<[u8]> for Value {
 
 /// Bytes that hold a verified record.
 pub(super) struct Found {
-    buf: AlignedBuf,
+    pub(super) buf: AlignedBuf,
     /// Where the record starts in `buf`.
-    start: usize,
+    pub(super) start: usize,
     pub(super) record: Record,
-    tier: Tier,
+    pub(super) tier: Tier,
 }
 
 impl Found {
@@ -130,6 +130,11 @@ impl Engine {
         if !self.accept(key, &entry, &item) {
             return Ok(None);
         }
+        Ok(Some(self.serve(hash, &entry, at, item, tier, promote)))
+    }
+
+    /// Hands out a record that was read, and promotes it if it counts as used.
+    pub(super) fn serve(&self, hash: KeyHash, entry: &Entry, at: Position, item: Item, tier: Tier, promote: bool) -> Value {
         let value = Value { bytes: item.value(), version: item.lsn, tier };
         if promote {
             if tier == Tier::Flash {
@@ -138,7 +143,7 @@ impl Engine {
             // Under its position: if a mutation came meanwhile, the index names another one, and nobody will ask for this.
             self.memory.insert(at, item);
         }
-        Ok(Some(value))
+        value
     }
 
     /// The position of the record that an entry names now. `None` if its segment has no life.
@@ -219,7 +224,7 @@ impl Engine {
     }
 
     /// Whether a record is the one of `key` and has not expired.
-    fn accept(&self, key: &[u8], entry: &Entry, item: &Item) -> bool {
+    pub(super) fn accept(&self, key: &[u8], entry: &Entry, item: &Item) -> bool {
         if item.key() != key {
             self.counters.collisions.fetch_add(1, Ordering::Relaxed);
             return false;
@@ -232,7 +237,7 @@ impl Engine {
     }
 
     /// Key and value of a record, the value as the user gave it: in the read buffer itself if they fill most of it. `None` for a tombstone, and for what cannot be decompressed.
-    fn take_apart(&self, hash: KeyHash, entry: &Entry, found: Found) -> Option<Item> {
+    pub(super) fn take_apart(&self, hash: KeyHash, entry: &Entry, found: Found) -> Option<Item> {
         if let Kind::Put { key, value, raw_len: None, expires_ms } = &found.record.kind
             && value.end - key.start >= SHARE_LEN_MIN
             && (value.end - key.start) * 4 >= found.buf.len() * 3

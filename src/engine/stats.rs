@@ -54,6 +54,8 @@ fn count(counter: &AtomicU64) -> u64 {
 }
 
 stats! {
+    /// Whether reads of [`crate::Cache::get_many`] go through `io_uring`.
+    io_uring: bool = |e: &Engine| e.disk.reads_together(),
     /// Entries that the index knows.
     entries: u64 = |e: &Engine| e.index.entries(),
     /// Bytes of DRAM that the index takes.

@@ -8,9 +8,11 @@ pub(crate) mod posix;
 pub(crate) mod ring;
 #[cfg(test)]
 pub(crate) mod sim;
+mod uring;
 
 use std::fmt::Debug;
 use std::io;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -47,6 +49,18 @@ pub(crate) trait Disk: Send + Sync + Debug {
     /// Takes the directory for this cache until the guard is dropped. `WouldBlock` with the holder's pid if it is taken.
     fn lock(&self) -> Result<Box<dyn DiskLock>, LockError>;
 
+    /// Does many reads, in flight together where the backend can. Each says in `done` whether it happened.
+    fn read_batch(&self, reads: &mut [BatchRead]) {
+        for read in reads.iter_mut().filter(|read| !read.done) {
+            read.done = read.file.read_at(read.offset, &mut read.buf).is_ok();
+        }
+    }
+
+    /// Whether batches of reads are in flight together.
+    fn reads_together(&self) -> bool {
+        false
+    }
+
     /// Identity of this run of the operating system. The page cache survives as long as it stays the same.
     fn boot_id(&self) -> u64;
 }
@@ -80,6 +94,21 @@ pub(crate) trait File: Send + Sync + Debug {
 
     /// Length in bytes.
     fn len(&self) -> u64;
+
+    /// The operating system's descriptor, if there is one.
+    fn descriptor(&self) -> Option<RawFd> {
+        None
+    }
+}
+
+/// One read of a batch.
+#[derive(Debug)]
+pub(crate) struct BatchRead {
+    pub(crate) file: Arc<dyn File>,
+    pub(crate) offset: u64,
+    /// Filled from there, whole.
+    pub(crate) buf: aligned::AlignedBuf,
+    pub(crate) done: bool,
 }
 
 /// Shared memory over a file's pages. As words, because other threads copy out of it while it is written.

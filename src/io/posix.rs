@@ -3,6 +3,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +14,9 @@ use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 
 use super::aligned::AlignedBuf;
-use super::{Disk, DiskLock, File, LockError, Mapping};
+use super::uring::Rings;
+use super::{BatchRead, Disk, DiskLock, File, LockError, Mapping};
+use crate::config::Backend;
 
 /// Name of the file whose lock takes the directory.
 pub(crate) const LOCK_FILE: &str = "LOCK";
@@ -23,17 +26,25 @@ pub(crate) const LOCK_FILE: &str = "LOCK";
 pub(crate) struct PosixDisk {
     dir: PathBuf,
     writable: bool,
+    rings: Option<Rings>,
 }
 
 impl PosixDisk {
-    /// `dir` exists.
-    pub(crate) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), writable: true }
+    /// `dir` exists. Fails only if `backend` insists on `io_uring` and there is none.
+    pub(crate) fn new(dir: &Path, backend: Backend) -> io::Result<Self> {
+        let rings = match backend {
+            Backend::Portable => None,
+            Backend::IoUring => Some(Rings::probe()?),
+            Backend::Auto => Rings::probe()
+                .inspect_err(|error| tracing::info!(dir = %dir.display(), %error, "io_uring is not to be had here; reads go one by one"))
+                .ok(),
+        };
+        Ok(Self { dir: dir.to_owned(), writable: true, rings })
     }
 
     /// As [`PosixDisk::new`], for one who only reads.
     pub(crate) fn read_only(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), writable: false }
+        Self { dir: dir.to_owned(), writable: false, rings: None }
     }
 
     fn options(&self) -> OpenOptions {
@@ -142,6 +153,20 @@ impl Disk for PosixDisk {
         Ok(Box::new(PosixLock { _file: file }))
     }
 
+    fn read_batch(&self, reads: &mut [BatchRead]) {
+        if let Some(rings) = &self.rings {
+            rings.read(reads);
+        }
+        // What is left: everything without rings, else what failed or was short.
+        for read in reads.iter_mut().filter(|read| !read.done) {
+            read.done = read.file.read_at(read.offset, &mut read.buf).is_ok();
+        }
+    }
+
+    fn reads_together(&self) -> bool {
+        self.rings.is_some()
+    }
+
     fn boot_id(&self) -> u64 {
         let text = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         xxhash_rust::xxh3::xxh3_64(&text)
@@ -187,6 +212,10 @@ impl File for PosixFile {
 
     fn len(&self) -> u64 {
         self.len
+    }
+
+    fn descriptor(&self) -> Option<RawFd> {
+        Some(self.file.as_raw_fd())
     }
 }
 

@@ -1,0 +1,89 @@
+//! Many gets at once: what DRAM does not hold is read from flash together.
+
+use std::sync::atomic::Ordering;
+
+use super::Engine;
+use super::read::{Found, Tier, Value};
+use crate::codec::round_down;
+use crate::error::Result;
+use crate::id::KeyHash;
+use crate::index::geometry::Entry;
+use crate::io::aligned::AlignedBuf;
+use crate::io::{BatchRead, SECTOR};
+use crate::segment::format::{self, Life};
+
+/// A key whose record must be read from flash.
+struct Wanted {
+    /// Its number among the keys.
+    number: usize,
+    hash: KeyHash,
+    entry: Entry,
+    life: Life,
+}
+
+impl Engine {
+    /// The values of `keys`, in their order. Same answers as [`Engine::get`] for each.
+    pub(crate) fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Option<Value>>> {
+        let mut values: Vec<Option<Value>> = vec![None; keys.len()];
+        let (mut wanted, mut reads, mut rest) = (Vec::new(), Vec::new(), Vec::new());
+        for (number, key) in keys.iter().enumerate() {
+            match self.plan(number, key) {
+                Some((want, read)) => {
+                    wanted.push(want);
+                    reads.push(read);
+                }
+                // In DRAM, absent, or overtaken: the plain way is as good.
+                None => rest.push(number),
+            }
+        }
+        self.disk.read_batch(&mut reads);
+        for (want, read) in wanted.into_iter().zip(reads) {
+            match self.take_read(keys[want.number], &want, read) {
+                Some(value) => {
+                    self.counters.hits_flash.fetch_add(1, Ordering::Relaxed);
+                    values[want.number] = Some(value);
+                }
+                None => rest.push(want.number),
+            }
+        }
+        for number in rest {
+            values[number] = self.get(keys[number], true)?;
+        }
+        Ok(values)
+    }
+
+    /// The read that the value of `key` takes, if its record is on flash and in neither DRAM tier nor write buffer.
+    fn plan(&self, number: usize, key: &[u8]) -> Option<(Wanted, BatchRead)> {
+        let hash = self.hash(key);
+        let entry = self.index.get(hash)?;
+        let life = self.table.life(entry.location.segment)?;
+        let at = life.base.plus(entry.location.offset.into());
+        if self.memory.holds(at) || self.segment_ring.may_hold(at.0) {
+            return None;
+        }
+        let file = self.table.file(entry.location.segment).ok()?;
+        let offset = round_down(entry.location.offset.into(), SECTOR as u64);
+        let len = (entry.sectors * SECTOR as u64).min(file.len().checked_sub(offset)?);
+        let buf = AlignedBuf::zeroed((len as usize).max(1));
+        Some((Wanted { number, hash, entry, life }, BatchRead { file, offset, buf, done: false }))
+    }
+
+    /// The value that was read, if it verifies, is the key's, and the index still names it.
+    fn take_read(&self, key: &[u8], want: &Wanted, read: BatchRead) -> Option<Value> {
+        if !read.done {
+            return None;
+        }
+        let (entry, life) = (&want.entry, &want.life);
+        let at = life.base.plus(entry.location.offset.into());
+        let start = entry.location.offset as usize % SECTOR;
+        let record = format::decode_record(self.store, at, life.base_lsn, &read.buf[start..])?;
+        let found = Found { buf: read.buf, start, record, tier: Tier::Flash };
+        let item = self.take_apart(want.hash, entry, found)?;
+        // Read long after the index was asked: a mutation that returned meanwhile must be seen.
+        let still = self.index.get(want.hash).is_some_and(|now| now.location == entry.location) && self.position(entry) == Some(at);
+        if !still || !self.accept(key, entry, &item) {
+            return None;
+        }
+        Some(self.serve(want.hash, entry, at, item, Tier::Flash, true))
+    }
+}
