@@ -2,11 +2,14 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
 
 use crate::clock::SystemClock;
 use crate::config::{Ack, Options};
 use crate::engine::driver::{Mode, Threads};
-use crate::engine::{self, Engine, Entry, PutOptions, RecoveryReport, Scan, Stats, Value};
+use crate::engine::{self, Engine, Entry, FillError, PutOptions, RecoveryReport, Scan, Stats, Value};
 use crate::error::Result;
 use crate::id::Lsn;
 use crate::sync::lock;
@@ -108,6 +111,28 @@ impl Cache {
     /// As [`Cache::put`], and [`crate::Error::WouldBlock`] or [`crate::Error::TimedOut`] if the options do not wait forever.
     pub fn put_with(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>, options: &PutOptions) -> Result<Option<Lsn>> {
         self.engine().put(key.as_ref(), value.as_ref(), options)
+    }
+
+    /// The value of `key`, or what `load` gives. Of all who miss the key at once one runs its loader; the others wait and take what it stored. A put or delete of
+    /// the key meanwhile wins: the loaded value is returned and not stored.
+    ///
+    /// # Errors
+    /// [`crate::FillError`].
+    pub fn get_or_fill<E>(
+        &self,
+        key: impl AsRef<[u8]>,
+        options: &PutOptions,
+        load: impl FnOnce() -> Result<Bytes, E>,
+    ) -> Result<Bytes, FillError<E>> {
+        self.engine().get_or_fill(key.as_ref(), options, load)
+    }
+
+    /// Gives the entry of `key` another expiry, or none. Its new version, or `None` if there is no entry. Writes the entry again.
+    ///
+    /// # Errors
+    /// As [`Cache::put`].
+    pub fn touch(&self, key: impl AsRef<[u8]>, ttl: Option<Duration>) -> Result<Option<Lsn>> {
+        self.engine().touch(key.as_ref(), ttl)
     }
 
     /// Removes the value of `key`, whether or not it has one, at the cache's acknowledgement level. The version of the removal.

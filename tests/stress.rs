@@ -1,8 +1,9 @@
 //! Real threads on a real directory: what one test process can show of races between writers, readers and the background.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use everwarm::{Backend, Cache, Options};
+use everwarm::{Backend, Cache, FillError, Options, PutOptions};
 
 const KEYS_PER_WRITER: u64 = 500;
 const WRITERS: u64 = 4;
@@ -115,4 +116,50 @@ fn many_gets_at_once_answer_as_single_gets_do_with_either_backend() {
         assert_eq!(cache.stats().damaged, 0);
         cache.close().unwrap();
     }
+}
+
+#[test]
+fn of_many_who_miss_one_loads_and_a_delete_meanwhile_wins() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(options(&dir).memory(1 << 20).flash(1 << 20)).unwrap();
+    let loads = AtomicU64::new(0);
+    let load = || {
+        loads.fetch_add(1, Ordering::SeqCst);
+        Ok::<_, std::io::Error>("loaded".into())
+    };
+    std::thread::scope(|s| {
+        for _ in 0..8 {
+            s.spawn(|| assert_eq!(cache.get_or_fill("key", &PutOptions::new(), load).unwrap(), "loaded"));
+        }
+    });
+    assert_eq!(loads.load(Ordering::SeqCst), 1);
+    let deleted_meanwhile = || {
+        cache.delete("other").unwrap();
+        load()
+    };
+    assert_eq!(cache.get_or_fill("other", &PutOptions::new(), deleted_meanwhile).unwrap(), "loaded");
+    assert!(cache.get("other").unwrap().is_none(), "the delete came after the miss, so it wins");
+    let put_meanwhile = || {
+        cache.put("third", "newer").unwrap();
+        load()
+    };
+    assert_eq!(cache.get_or_fill("third", &PutOptions::new(), put_meanwhile).unwrap(), "loaded");
+    assert_eq!(&cache.get("third").unwrap().unwrap()[..], b"newer");
+    let failing = || Err(std::io::Error::other("the database is down"));
+    assert!(matches!(cache.get_or_fill("fourth", &PutOptions::new(), failing), Err(FillError::Loader(_))));
+    assert_eq!(cache.get_or_fill("fourth", &PutOptions::new(), load).unwrap(), "loaded");
+}
+
+#[test]
+fn touch_changes_the_expiry_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(options(&dir).memory(1 << 20).flash(1 << 20)).unwrap();
+    assert!(cache.touch("key", None).unwrap().is_none());
+    let version = cache.put("key", "value").unwrap();
+    let touched = cache.touch("key", Some(Duration::ZERO)).unwrap().unwrap();
+    assert!(touched > version);
+    assert!(cache.get("key").unwrap().is_none(), "it expired at once");
+    cache.put("key", "value").unwrap();
+    cache.touch("key", Some(Duration::from_secs(3600))).unwrap().unwrap();
+    assert_eq!(&cache.get("key").unwrap().unwrap()[..], b"value");
 }

@@ -6,6 +6,7 @@ mod append;
 mod checkpoint;
 pub(crate) mod driver;
 pub(crate) mod files;
+mod fill;
 mod flush;
 mod heat;
 mod multiget;
@@ -38,6 +39,7 @@ use crate::sync::Event;
 use crate::tier::memory::MemoryTier;
 use crate::wal::writer::Wal;
 use append::Log;
+pub use fill::FillError;
 pub(crate) use open::open;
 pub use read::{Tier, Value};
 pub use recover::{RecoveryReport, Start};
@@ -74,6 +76,7 @@ pub(crate) struct Engine {
     /// One checkpoint at a time. Before every other lock.
     checkpointing: Mutex<()>,
     heat: Mutex<heat::HeatState>,
+    fills: fill::Fills,
     /// Bytes and number of live entries in segments that were emptied, older ones weighing less.
     lately_live: Mutex<(u64, u64)>,
     marks: Marks,

@@ -246,6 +246,7 @@ fn build(
         manifest: Mutex::new(manifest),
         checkpointing: Mutex::default(),
         heat: Mutex::new(heat),
+        fills: Default::default(),
         lately_live: Mutex::default(),
         marks,
         events: Default::default(),

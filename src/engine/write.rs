@@ -101,6 +101,11 @@ struct Request<'a> {
 impl Engine {
     /// Sets the value of `key`. Its version, or `None` if the condition did not hold.
     pub(crate) fn put(&self, key: &[u8], value: &[u8], options: &PutOptions) -> Result<Option<Lsn>> {
+        self.put_if(key, value, options, || self.holds(key, options.condition))
+    }
+
+    /// Sets the value of `key` if `holds` says so under the key's stripe.
+    pub(super) fn put_if(&self, key: &[u8], value: &[u8], options: &PutOptions, holds: impl Fn() -> Result<bool>) -> Result<Option<Lsn>> {
         self.check_key(key)?;
         let max = record_len_max(self.settings.segment_size).min(self.settings.segment_ring as usize / 2);
         let overhead = format::record_len_max(key.len(), 0) + 16;
@@ -114,7 +119,7 @@ impl Engine {
         let draft = Draft::put(key, content, expires_ms);
         let ack = options.ack.unwrap_or(self.settings.ack);
         let request = Request { hash, draft: &draft, put: Some((key, value, expires_ms)), ack, wait: options.wait };
-        let placed = self.mutate(&request, || self.holds(key, options.condition))?;
+        let placed = self.mutate(&request, holds)?;
         self.counters.puts.fetch_add(1, Ordering::Relaxed);
         placed.map(|p| self.wait_for(ack, p.lsn).map(|()| p.lsn)).transpose()
     }
@@ -131,6 +136,18 @@ impl Engine {
         let lsn = placed.map_or(Lsn::ZERO, |p| p.lsn);
         self.wait_for(ack, lsn)?;
         Ok(lsn)
+    }
+
+    /// Gives the entry of `key` another expiry, or none. Its new version, or `None` if there is no entry. Writes the record again.
+    pub(crate) fn touch(&self, key: &[u8], ttl: Option<Duration>) -> Result<Option<Lsn>> {
+        while let Some(value) = self.get(key, false)? {
+            let version = value.version();
+            let options = PutOptions { ttl, condition: Condition::IfVersion(version), ..PutOptions::default() };
+            if let Some(touched) = self.put(key, &value, &options)? {
+                return Ok(Some(touched));
+            }
+        }
+        Ok(None)
     }
 
     fn check_key(&self, key: &[u8]) -> Result<()> {
@@ -165,6 +182,7 @@ impl Engine {
                 let supersedes = tombstone || self.index.get(hash).is_some();
                 let what = Append { hash, draft, tombstone, supersedes, inline, version: None };
                 if let Ok(placed) = self.append(&what) {
+                    self.fills.supersede(hash);
                     self.point_at(request, &placed);
                     return Ok(Some(placed));
                 }
