@@ -1,6 +1,7 @@
 //! The engine on the simulated disk, one thread, against a model.
 
 mod crash;
+mod damage;
 
 use std::collections::HashMap;
 use std::sync::Arc;
