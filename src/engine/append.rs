@@ -184,7 +184,7 @@ impl Engine {
 
     /// Records after which a checkpoint is due: few enough that replaying them is quick, many enough that checkpoints write little.
     pub(super) fn checkpoint_interval(&self) -> u64 {
-        (self.index.entries() / 4).max(250_000)
+        (self.index.entries() / 6).max(250_000)
     }
 
     /// Appends a mark that says what is durable. Does nothing if there is no room: the next sync says it.

@@ -8,6 +8,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam::channel::Sender;
+
 use super::files;
 use super::flush::write_footer;
 use crate::codec::{round_down, round_up};
@@ -21,14 +23,11 @@ use crate::io::{BLOCK, Disk, File, Mapping, SECTOR};
 use crate::manifest::{Checkpoint, Manifest, Segment, SegmentState};
 use crate::segment::footer;
 use crate::segment::format::{self, Life};
-use crate::segment::reader::{self, Contents};
+use crate::segment::reader;
 use crate::segment::table::{self, Row, State, WalStart};
 use crate::segment::writer::Full;
 use crate::wal::format::Mutation;
 use crate::wal::replay::{Replay, Summary};
-
-/// Footers that are read ahead of being applied: enough to keep both threads busy.
-const FOOTERS_AHEAD: usize = 8;
 
 /// What kind of stop preceded an open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -120,12 +119,13 @@ pub(super) fn recover(disk: &dyn Disk, settings: &Settings, mut manifest: Manife
     let count = manifest.segments.len().max(settings.segments as usize);
     manifest.segments.resize(count, fresh);
     let size_max = manifest.segments.iter().map(|s| s.size).max().unwrap_or(0).max(settings.segment_size);
+    let geometry = Geometry::new(count as u32, size_max);
     let mut recovery = Recovery {
         disk,
         store: manifest.store,
         rows: rows_of(&manifest.segments),
-        index: Index::new(Geometry::new(count as u32, size_max)),
-        batch: Batch::default(),
+        index: Index::new(geometry),
+        batch: Batch::new(geometry),
         report,
         floor: manifest.floor,
         files: HashMap::new(),
@@ -195,30 +195,40 @@ impl Recovery<'_> {
         self.with_footers(Position(0), hash_seed, |_| Ok(true)).map(drop)
     }
 
-    /// Runs `first`, and if it says so applies the footers of sealed segments that end after `start`, oldest first. They are read by a thread of their own meanwhile.
+    /// Runs `first`, and if it says so applies the footers of sealed segments that end after `start`, oldest first. They are read and sorted by a thread of their own
+    /// meanwhile.
     fn with_footers(&mut self, start: Position, hash_seed: u64, first: impl FnOnce(&mut Self) -> io::Result<bool>) -> io::Result<bool> {
         let after = |r: &&Row| r.state == State::Sealed && r.life.base.plus(r.size) > start;
         let mut rows: Vec<Row> = self.rows.iter().filter(after).copied().collect();
         rows.sort_by_key(|r| r.life.base);
-        let (disk, store) = (self.disk, self.store);
-        let (to, from) = crossbeam::channel::bounded(FOOTERS_AHEAD);
+        let reader = FooterReader { disk: self.disk, store: self.store, hash_seed, geometry: self.index.geometry(), floor: self.floor };
+        let (to, from) = crossbeam::channel::bounded(1);
         std::thread::scope(|scope| {
-            scope.spawn(move || {
-                for row in rows {
-                    let read = open_segment(disk, &row).and_then(|file| reader::entries(store, &row, hash_seed, file.as_ref()));
-                    if to.send((row, read)).is_err() {
-                        return;
-                    }
-                }
-            });
+            scope.spawn(move || reader.read_all(&rows, &to));
             if !first(self)? {
                 return Ok(false);
             }
-            for (row, read) in from {
-                self.apply_footer(&row, read);
+            for part in from {
+                match part {
+                    Footers::Entries(mut batch, count) => {
+                        batch.merge(&self.index);
+                        self.report.footer_entries += count;
+                    }
+                    Footers::Lost(row, lost, to) => self.lose(&row, &lost, to),
+                    Footers::Unreadable(row, error) => {
+                        self.rows[row.life.id.index()].state = State::Free;
+                        self.lose(&row, &format!("it cannot be read ({error})"), row.size as u32);
+                    }
+                }
             }
             Ok(true)
         })
+    }
+
+    /// A stretch of a sealed segment is lost: what it superseded or deleted is unknown, so nothing before its end is served.
+    fn lose(&mut self, row: &Row, what: &str, to: u32) {
+        self.report.damaged.push(format!("segment {}: {what}; everything older is dropped", row.life.id));
+        self.raise_floor(row.life.base.plus(to.into()));
     }
 
     /// Loads a checkpoint. False if it is not there, not whole, or of another geometry.
@@ -254,31 +264,10 @@ impl Recovery<'_> {
         false
     }
 
-    /// Applies what the footer of a sealed segment said.
-    fn apply_footer(&mut self, row: &Row, read: io::Result<Contents>) {
-        let id = row.life.id;
-        let contents = read.unwrap_or_else(|error| {
-            self.report.damaged.push(format!("segment {id} cannot be read: {error}"));
-            self.rows[id.index()].state = State::Free;
-            Contents { lost: 1, lost_to: row.size as u32, ..Contents::default() }
-        });
-        if contents.lost > 0 {
-            // What the lost stretch superseded or deleted is unknown, so nothing before its end is served.
-            self.report.damaged.push(format!("segment {id}: {} stretches lost; everything older is dropped", contents.lost));
-            self.raise_floor(row.life.base.plus(contents.lost_to.into()));
-        }
-        for entry in &contents.entries {
-            self.apply(row, entry);
-        }
-        self.report.footer_entries += contents.entries.len() as u64;
-    }
-
     fn apply(&mut self, row: &Row, entry: &footer::Entry) {
-        if entry.tombstone {
-            self.batch.remove(&self.index, entry.hash);
-        } else if row.life.base.plus(entry.offset.into()) >= self.floor {
-            let location = Location { segment: row.life.id, offset: entry.offset };
-            self.batch.insert(&self.index, entry.hash, &Entry::new(location, entry.len as usize));
+        change(&mut self.batch, row, entry, self.floor);
+        if self.batch.is_full() {
+            self.batch.merge(&self.index);
         }
     }
 
@@ -288,7 +277,7 @@ impl Recovery<'_> {
             return;
         }
         self.floor = floor;
-        self.batch.apply(&self.index);
+        self.batch.merge(&self.index);
         let rows = &self.rows;
         self.index.retain(|entry| rows[entry.location.segment.index()].life.base.plus(entry.location.offset.into()) >= floor);
     }
@@ -319,7 +308,7 @@ impl Recovery<'_> {
                 }
                 Ok(())
             })?;
-        self.batch.apply(&self.index);
+        self.batch.merge(&self.index);
         self.report.wal_frames = summary.frames;
         self.report.torn_bytes = summary.torn_bytes;
         self.report.alive_until_ms = self.report.alive_until_ms.max(summary.time_ms);
@@ -457,7 +446,7 @@ impl Recovery<'_> {
     }
 
     fn finish(mut self, mut manifest: Manifest, wal_limit: u64) -> Recovered {
-        self.batch.apply(&self.index);
+        self.batch.merge(&self.index);
         for (segment, row) in manifest.segments.iter_mut().zip(&self.rows) {
             let below_floor = row.life.base.plus(row.size) <= self.floor;
             segment.last_lsn = row.last_lsn;
@@ -471,6 +460,66 @@ impl Recovery<'_> {
         manifest.floor = self.floor.min(manifest.next_base);
         self.report.entries = self.index.entries();
         Recovered { manifest, index: self.index, report: self.report, wal_limit }
+    }
+}
+
+/// Notes in `batch` what an entry of a footer, or of the WAL, does to the index.
+fn change(batch: &mut Batch, row: &Row, entry: &footer::Entry, floor: Position) {
+    if entry.tombstone {
+        batch.remove(entry.hash);
+    } else if row.life.base.plus(entry.offset.into()) >= floor {
+        let location = Location { segment: row.life.id, offset: entry.offset };
+        batch.insert(entry.hash, &Entry::new(location, entry.len as usize));
+    }
+}
+
+/// A part of what footers say, in order.
+enum Footers {
+    /// Sorted changes, and how many entries they come from.
+    Entries(Batch, u64),
+    /// Stretches of a segment are lost, up to this offset.
+    Lost(Row, String, u32),
+    Unreadable(Row, io::Error),
+}
+
+/// Reads footers while the checkpoint is loaded.
+struct FooterReader<'a> {
+    disk: &'a dyn Disk,
+    store: StoreId,
+    hash_seed: u64,
+    geometry: Geometry,
+    floor: Position,
+}
+
+impl FooterReader<'_> {
+    /// Sends everything that the footers of `rows` say, until nobody wants it.
+    fn read_all(&self, rows: &[Row], to: &Sender<Footers>) {
+        let (mut batch, mut count) = (Batch::new(self.geometry), 0);
+        for row in rows {
+            let read = open_segment(self.disk, row).and_then(|file| reader::entries(self.store, row, self.hash_seed, file.as_ref()));
+            let damage = match &read {
+                Ok(contents) if contents.lost == 0 => None,
+                Ok(contents) => Some(Footers::Lost(*row, format!("{} stretches lost", contents.lost), contents.lost_to)),
+                Err(error) => Some(Footers::Unreadable(*row, io::Error::new(error.kind(), error.to_string()))),
+            };
+            if batch.is_full() || damage.is_some() {
+                batch.sort();
+                let full = std::mem::replace(&mut batch, Batch::new(self.geometry));
+                let sent = to.send(Footers::Entries(full, std::mem::take(&mut count)));
+                if sent.is_err() || damage.is_some_and(|damage| to.send(damage).is_err()) {
+                    return;
+                }
+            }
+            let contents = read.unwrap_or_default();
+            let floor = self.floor.max(row.life.base.plus(contents.lost_to.into()));
+            contents.entries.iter().for_each(|entry| change(&mut batch, row, entry, floor));
+            count += contents.entries.len() as u64;
+        }
+        if !batch.is_empty() {
+            batch.sort();
+            // Whoever does not want it has given up on the checkpoint and asks again.
+            let _unwanted = to.send(Footers::Entries(batch, count));
+        }
     }
 }
 

@@ -1,63 +1,75 @@
 //! Many changes at once, for recovery: sorted by fingerprint and merged into each partition in one pass.
 
+use std::num::NonZeroU64;
+
 use super::Index;
-use super::geometry::Entry;
+use super::geometry::{Entry, Geometry};
 use crate::id::KeyHash;
 
-/// Changes that are merged at once: bounds the DRAM that recovery takes to 32 MiB beyond the index.
-const LEN_MAX: usize = 1 << 20;
+/// Changes that are merged at once: bounds the DRAM that recovery takes, and each merge passes over the whole index.
+const LEN_MAX: usize = 1 << 21;
 
-/// Inserts and removals in order; the last one for a fingerprint wins.
-#[derive(Debug, Default)]
+/// Insertions and removals in order; the last one for a fingerprint wins.
+#[derive(Debug)]
 pub(crate) struct Batch {
-    /// The hash, and the new slot, or none for a removal.
-    changes: Vec<(KeyHash, Option<Slot>)>,
+    geometry: Geometry,
+    /// The hash, and the new slot, or none for a removal. A slot that names a record is never 0, since offset 0 of a segment is its header.
+    changes: Vec<(KeyHash, Option<NonZeroU64>)>,
 }
 
-type Slot = std::num::NonZeroU64;
-
 impl Batch {
+    /// Changes to an index of this geometry.
+    pub(crate) fn new(geometry: Geometry) -> Self {
+        Self { geometry, changes: Vec::new() }
+    }
+
     /// Sets the entry for `hash`.
-    pub(crate) fn insert(&mut self, index: &Index, hash: KeyHash, entry: &Entry) {
-        let slot = index.geometry.pack(index.geometry.tag(hash), entry);
-        // Offset 0 of a segment is its header, so a slot that names a record is never 0.
-        self.push(index, hash, Slot::new(slot));
+    pub(crate) fn insert(&mut self, hash: KeyHash, entry: &Entry) {
+        let slot = self.geometry.pack(self.geometry.tag(hash), entry);
+        self.changes.push((hash, NonZeroU64::new(slot)));
     }
 
     /// Removes the entry for `hash`.
-    pub(crate) fn remove(&mut self, index: &Index, hash: KeyHash) {
-        self.push(index, hash, None);
+    pub(crate) fn remove(&mut self, hash: KeyHash) {
+        self.changes.push((hash, None));
     }
 
-    fn push(&mut self, index: &Index, hash: KeyHash, slot: Option<Slot>) {
-        self.changes.push((hash, slot));
-        if self.changes.len() >= LEN_MAX {
-            self.apply(index);
-        }
+    pub(crate) fn is_full(&self) -> bool {
+        self.changes.len() >= LEN_MAX
     }
 
-    /// Merges what was collected. Only while nobody else uses the index.
-    pub(crate) fn apply(&mut self, index: &Index) {
-        let geometry = index.geometry;
-        let fingerprint = |hash: KeyHash| hash.0 >> (64 - geometry.partition_bits - geometry.tag_bits());
-        // Stable, so that changes of one fingerprint stay in order.
-        self.changes.sort_by_key(|(hash, _)| fingerprint(*hash));
+    pub(crate) fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// Puts the changes into the order in which they are merged. Needs no index, so it can be done beside other work.
+    pub(crate) fn sort(&mut self) {
+        let geometry = self.geometry;
+        // Stable, so that changes of one fingerprint stay in order. In order already, it costs one look at each.
+        self.changes.sort_by_key(|(hash, _)| geometry.fingerprint(*hash));
+    }
+
+    /// Merges what was collected into `index`, and forgets it. Only while nobody else uses the index.
+    pub(crate) fn merge(&mut self, index: &Index) {
+        self.sort();
+        let geometry = self.geometry;
+        assert_eq!(geometry, index.geometry, "a batch is for one geometry");
         let (mut old, mut new) = (Vec::new(), Vec::new());
         for of_partition in self.changes.chunk_by(|a, b| geometry.partition(a.0) == geometry.partition(b.0)) {
             let number = geometry.partition(of_partition[0].0);
             index.copy_partition(number, &mut old);
             new.clear();
             let mut rest = &old[..];
-            for same in of_partition.chunk_by(|a, b| fingerprint(a.0) == fingerprint(b.0)) {
+            for same in of_partition.chunk_by(|a, b| geometry.fingerprint(a.0) == geometry.fingerprint(b.0)) {
                 let Some((hash, last)) = same.last() else { continue };
                 let tag = geometry.tag(*hash);
-                let below = rest.partition_point(|slot| geometry.tag_of(*slot) < tag);
+                let below = rest.iter().position(|slot| geometry.tag_of(*slot) >= tag).unwrap_or(rest.len());
                 new.extend_from_slice(&rest[..below]);
                 rest = &rest[below..];
                 if rest.first().is_some_and(|slot| geometry.tag_of(*slot) == tag) {
                     rest = &rest[1..];
                 }
-                new.extend(last.map(Slot::get));
+                new.extend(last.map(NonZeroU64::get));
             }
             new.extend_from_slice(rest);
             index.replace_partition(number, old.len(), &new);

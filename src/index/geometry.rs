@@ -72,6 +72,11 @@ impl Geometry {
         (hash.0 << self.partition_bits) >> (64 - self.tag_bits())
     }
 
+    /// Partition and tag together: what the index knows of a hash.
+    pub(crate) const fn fingerprint(&self, hash: KeyHash) -> u64 {
+        hash.0 >> (64 - self.partition_bits - self.tag_bits())
+    }
+
     pub(crate) const fn tag_of(&self, slot: u64) -> u64 {
         slot >> self.place_bits()
     }

@@ -172,23 +172,23 @@ mod tests {
         #[test]
         fn a_batch_does_what_its_changes_do_one_by_one(first in ops(), second in ops()) {
             let (one_by_one, batched) = (Index::new(Geometry::new(8, 1 << 16)), Index::new(Geometry::new(8, 1 << 16)));
-            let mut batch = batch::Batch::default();
+            let mut batch = batch::Batch::new(batched.geometry());
             for (n, op) in first.iter().chain(&second).enumerate() {
                 match op {
                     Op::Insert(k, o) => {
                         one_by_one.insert(spread(*k), &at(*o));
-                        batch.insert(&batched, spread(*k), &at(*o));
+                        batch.insert(spread(*k), &at(*o));
                     }
                     Op::Remove(k) | Op::RemoveIfAt(k, _) => {
                         one_by_one.remove(spread(*k));
-                        batch.remove(&batched, spread(*k));
+                        batch.remove(spread(*k));
                     }
                 }
                 if n == first.len() {
-                    batch.apply(&batched);
+                    batch.merge(&batched);
                 }
             }
-            batch.apply(&batched);
+            batch.merge(&batched);
             prop_assert_eq!(one_by_one.entries(), batched.entries());
             let (mut a, mut b) = (Vec::new(), Vec::new());
             for p in 0..batched.geometry().partitions() {
