@@ -91,6 +91,9 @@ impl Engine {
             self.request_sync();
             return Err(NoRoom);
         }
+        if what.version.is_none() && self.outruns_checkpoint() {
+            return Err(NoRoom);
+        }
         let lsn = what.version.unwrap_or(log.next_lsn);
         let Some(prefix) = what.draft.prefix(self.store, at, lsn, open.life.base_lsn) else {
             assert!(what.version.is_some(), "a new LSN is near its segment's base");
@@ -180,6 +183,11 @@ impl Engine {
     pub(super) fn request_sync(&self) {
         self.sync_now.store(true, Ordering::Release);
         self.events.sync.signal();
+    }
+
+    /// Whether the next checkpoint would be due before the one that is being written is done: then puts wait, so that recovery never has more to replay than two intervals.
+    fn outruns_checkpoint(&self) -> bool {
+        self.checkpoint_runs.load(Ordering::Relaxed) && self.marks.since_checkpoint.load(Ordering::Relaxed) >= self.checkpoint_interval()
     }
 
     /// Records after which a checkpoint is due: few enough that replaying them is quick, many enough that checkpoints write little.

@@ -22,7 +22,11 @@ impl Engine {
         }
         let _one_at_a_time = lock(&self.checkpointing);
         let _during = self.during(Activity::Checkpoint);
-        self.checkpoint()
+        self.checkpoint_runs.store(true, Ordering::Relaxed);
+        let taken = self.checkpoint();
+        self.checkpoint_runs.store(false, Ordering::Relaxed);
+        self.events.room.signal();
+        taken
     }
 
     fn checkpoint(&self) -> Result<bool> {

@@ -92,6 +92,8 @@ pub(crate) struct Engine {
     starved: AtomicBool,
     /// A checkpoint was asked for since the last one began.
     checkpoint_asked: AtomicBool,
+    /// A checkpoint is being written.
+    checkpoint_runs: AtomicBool,
     driver: driver::Mode,
     report: RecoveryReport,
     /// Released last: field order is drop order.

@@ -257,6 +257,7 @@ fn build(
         sync_now: false.into(),
         starved: false.into(),
         checkpoint_asked: false.into(),
+        checkpoint_runs: false.into(),
         driver,
         report,
         settings,
