@@ -1,4 +1,4 @@
-//! A persistent tiered cache that comes back warm after a crash, and never comes back wrong.
+#![doc = include_str!("../README.md")]
 
 mod clock;
 mod codec;
