@@ -71,13 +71,17 @@ impl Engine {
         self.table.select(|r| r.state == State::Free && r.life.id.0 < self.settings.segments).first().map(|r| r.life.id)
     }
 
+    /// Empties the oldest sealed segment. False if there is none, or if it could not be freed yet.
     fn drain_oldest(&self) -> bool {
         let oldest = self.table.select(|r| r.state == State::Sealed).first().copied();
-        oldest.inspect(|row| self.drain(row)).is_some()
+        let drained = oldest.map(|row| self.drain(&row));
+        self.starved.store(drained == Some(false), Ordering::Release);
+        drained == Some(true)
     }
 
-    /// Empties a sealed segment: what is to be kept is appended again, the rest is forgotten.
-    fn drain(&self, row: &Row) {
+    /// Empties a sealed segment: what is to be kept is appended again, the rest is forgotten. False if what was moved could not be synced: the segment stays, and what
+    /// is left of it is emptied at another time.
+    fn drain(&self, row: &Row) -> bool {
         let _during = self.during(Activity::Reclaim);
         let id = row.life.id;
         self.table.change(id, &[State::Sealed], |row| row.state = State::Draining);
@@ -91,12 +95,18 @@ impl Engine {
         }
         if self.counters.reinserted.load(Ordering::Relaxed) > moved_before {
             // What was durable in its old place must be durable in the new one before the old one is reused.
+            let moved = self.marks.appended_bytes.load(Ordering::Relaxed);
             let _recorded = self.step_sync();
+            if self.marks.synced_bytes.load(Ordering::Relaxed) < moved {
+                self.table.change(id, &[State::Draining], |row| row.state = State::Sealed);
+                return false;
+            }
         }
         self.table.withdraw(id);
         self.table.change(id, &[State::Draining], |row| row.state = State::Free);
         self.counters.reclaimed.fetch_add(1, Ordering::Relaxed);
         self.events.prepare.signal();
+        true
     }
 
     fn drain_entries(&self, row: &Row) -> io::Result<()> {

@@ -134,21 +134,23 @@ impl Replay {
     fn describe_hole(&mut self, summary: &Summary, next: u64) -> io::Result<Option<Hole>> {
         let mut bytes = Vec::new();
         let mut at = next;
-        // What the hole held ends before the first mutation after it, or with the newest one that a mark right after it knows.
-        let (mut before, mut floor) = (summary.last.next(), Position(u64::MAX));
+        // What the hole held ends before the first mutation after it, or with the newest one that a mark after it knows. Moves say nothing of it: if nothing else
+        // follows, a mutation may be lost.
+        let floor_of_all = Position(u64::MAX);
+        let (mut before, mut floor, mut known) = (summary.last.next(), floor_of_all, false);
         while self.frame_at(at, summary.last, &mut bytes)? {
             match format::decode_frame(self.store, at, &bytes) {
                 Some((Frame::Mutation(m), _)) => {
-                    (before, floor) = (m.lsn, m.record);
+                    (before, floor, known) = (m.lsn, m.record, true);
                     break;
                 }
-                Some((Frame::Mark { appended, .. }, _)) => before = before.max(appended.next()),
+                Some((Frame::Mark { appended, .. }, _)) => (before, known) = (before.max(appended.next()), true),
                 Some((Frame::Move(_), _)) | None => {}
             }
             at += bytes.len() as u64;
         }
-        let hole = Hole { from: summary.end, to: next, after: summary.last, before, floor };
-        Ok((before > summary.last.next()).then_some(hole))
+        let lost_some = before > summary.last.next() || !known;
+        Ok(lost_some.then_some(Hole { from: summary.end, to: next, after: summary.last, before, floor }))
     }
 
     /// Puts the frame at `at` into `bytes`. False if none is there, neither in a file nor in the ring, that could follow `last`.
