@@ -2,6 +2,7 @@
 
 mod crash;
 mod damage;
+mod failing;
 
 use std::collections::HashMap;
 use std::sync::Arc;
