@@ -168,7 +168,7 @@ impl Engine {
             self.events.flush.signal();
         }
         let since = self.marks.since_checkpoint.fetch_add(1, Ordering::Relaxed);
-        if since >= self.checkpoint_interval() && !self.checkpoint_asked.swap(true, Ordering::Relaxed) {
+        if since >= self.checkpoint_interval() && !self.checkpoint_asked.swap(true, Ordering::SeqCst) {
             self.events.checkpoint.signal();
         }
     }

@@ -17,6 +17,8 @@ impl Engine {
         if self.failure.get().is_some() {
             return Ok(false);
         }
+        // Before the look at what is due: whoever finds it due after that asks again.
+        self.checkpoint_asked.store(false, Ordering::SeqCst);
         if !force && self.marks.since_checkpoint.load(Ordering::Relaxed) < self.checkpoint_interval() {
             return Ok(false);
         }
@@ -57,7 +59,6 @@ impl Engine {
     /// Writes the checkpoint file. The position from which it must be added to.
     fn write_checkpoint(&self, sequence: u64) -> io::Result<Position> {
         self.marks.since_checkpoint.store(0, Ordering::Relaxed);
-        self.checkpoint_asked.store(false, Ordering::Relaxed);
         let start = self.quiesced_position();
         // Taken before the copy: an entry of a life that begins later fails the comparison at load, and is replayed instead.
         let bases = self.table.bases();

@@ -38,6 +38,7 @@ impl Engine {
             return Ok(false);
         }
         self.balance_memory();
+        self.starved.store(false, Ordering::Release);
         let free = self.free_segment();
         if lock(&self.log).ready.len() >= self.ready_wanted() {
             // One ahead, so that what is hot in the oldest segment finds a ready one to go to.
