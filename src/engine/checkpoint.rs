@@ -44,9 +44,9 @@ impl Engine {
             Err(e) => return Err(self.fail("writing a checkpoint", &e)),
         };
         // The copy may show mutations that are not synced yet. Named before they are, it could outlive them: a selection of mutations, not a prefix.
-        let shown = self.marks.appended.load(Ordering::Acquire);
+        let shown = self.marks.appended_bytes.load(Ordering::Acquire);
         self.step_sync()?;
-        if self.durable().0 < shown {
+        if self.marks.synced_bytes.load(Ordering::Acquire) < shown {
             return Ok(false);
         }
         let mut manifest = lock(&self.manifest);

@@ -20,6 +20,8 @@ use crate::tier::heat::Heat;
 pub(super) const INTERVAL: Duration = Duration::from_secs(2);
 /// Keys that are brought back in one step, in the order of their places.
 const REFILL_KEYS: usize = 8192;
+/// A longer heat file is not one: 32 M keys.
+const FILE_LEN_MAX: u64 = 256 << 20;
 /// Records that are this close are read at once, up to that many bytes.
 const REFILL_GAP: u64 = 16 << 10;
 const REFILL_SPAN: u64 = 256 << 10;
@@ -42,6 +44,9 @@ impl HeatState {
     pub(super) fn load(disk: &dyn Disk, store: StoreId) -> Self {
         let read = |parity: u64| -> io::Result<Option<Heat>> {
             let file = disk.open(&files::heat(parity))?;
+            if file.len() > FILE_LEN_MAX {
+                return Ok(None);
+            }
             let mut bytes = AlignedBuf::zeroed(file.len().max(1) as usize);
             file.read_at(0, &mut bytes[..file.len() as usize])?;
             Ok(Heat::decode(store, &bytes))
@@ -129,7 +134,9 @@ impl Engine {
     fn refill_span(&self, segment: SegmentId, start: u64, end: u64, wanted: &[(Entry, KeyHash)], proved: bool) {
         let Some(life) = self.table.life(segment) else { return };
         let end = round_up(end, SECTOR as u64).min(self.table.row(segment).size);
-        let mut buf = AlignedBuf::zeroed((end - start) as usize);
+        // Another life may have begun meanwhile, of another size; its records do not verify under this one's positions.
+        let Some(len) = end.checked_sub(start).filter(|len| *len > 0) else { return };
+        let mut buf = AlignedBuf::zeroed(len as usize);
         let read = self.table.file(segment).and_then(|file| file.read_at(start, &mut buf));
         if read.is_err() {
             // Whoever asks for these entries reads them again, and says so.
@@ -137,7 +144,7 @@ impl Engine {
         }
         for (entry, hash) in wanted {
             let at = life.base.plus(entry.location.offset.into());
-            let here = &buf[(u64::from(entry.location.offset) - start) as usize..];
+            let Some(here) = buf.get((u64::from(entry.location.offset) - start) as usize..) else { continue };
             if let Some(record) = format::decode_record(self.store, at, life.base_lsn, here)
                 && let Some(item) = Self::item_of(*hash, here, &record)
             {

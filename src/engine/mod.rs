@@ -77,8 +77,8 @@ pub(crate) struct Engine {
     checkpointing: Mutex<()>,
     heat: Mutex<heat::HeatState>,
     fills: fill::Fills,
-    /// Bytes and number of live entries in segments that were emptied, older ones weighing less.
-    lately_live: Mutex<(u64, u64)>,
+    /// Of segments that were emptied, older ones weighing less: bytes of live records, their number, bytes of all records, bytes of the segments.
+    lately: Mutex<[u64; 4]>,
     marks: Marks,
     events: Events,
     counters: Counters,
@@ -110,6 +110,8 @@ struct Marks {
     /// Bytes of both streams appended and synced so far.
     appended_bytes: AtomicU64,
     synced_bytes: AtomicU64,
+    /// What `appended_bytes` was after the last record that was moved.
+    moved_until_bytes: AtomicU64,
     /// When the oldest unsynced mutation was appended, ms since open plus one; 0 if there is none.
     unsynced_since_ms: AtomicU64,
     /// Records appended since the last checkpoint began.

@@ -29,7 +29,7 @@ use crate::wal::writer::{self, Wal};
 
 /// How long a live holder may take to go away before it is named.
 const GRACE: Duration = Duration::from_millis(200);
-/// LSNs that are skipped after a stop that was not clean: more than can have been assigned and then lost, so that none is used twice.
+/// LSNs that are skipped after a host crash: more than can have been assigned and then lost, so that none is used twice. The death of a process loses none.
 const LSN_GAP: u64 = 1 << 24;
 
 /// Opens the store in the options' directory.
@@ -193,7 +193,7 @@ fn build(
     let time = StoreTime::new(clock, manifest.time_ms);
     let wal_start = round_up(wal_limit.max(manifest.wal_start), manifest.wal_payload.max(settings.wal_payload));
     let ring_start = round_up(manifest.next_base.0, settings.segment_size);
-    if !matches!(report.kind, Start::Created | Start::Clean) {
+    if report.kind == Start::Host {
         manifest.next_lsn = Lsn(manifest.next_lsn.0 + LSN_GAP);
     }
     manifest.boot_id = disk.boot_id();
@@ -247,7 +247,7 @@ fn build(
         checkpointing: Mutex::default(),
         heat: Mutex::new(heat),
         fills: Default::default(),
-        lately_live: Mutex::default(),
+        lately: Mutex::default(),
         marks,
         events: Default::default(),
         counters: Default::default(),

@@ -120,7 +120,7 @@ impl Engine {
     fn look_up(&self, key: &[u8], promote: bool) -> Result<Option<Value>> {
         let hash = self.hash(key);
         if let Some((entry, at)) = self.index.get(hash).and_then(|entry| Some((entry, self.position(&entry)?)))
-            && let Some(item) = self.memory.get(at)
+            && let Some(item) = self.memory.get(at).filter(|item| item.key() == key)
         {
             return Ok(self.accept(key, &entry, &item).then(|| Value { bytes: item.value(), version: item.lsn, tier: Tier::Memory }));
         }

@@ -12,7 +12,7 @@ use crate::id::{Location, Lsn, Position, SegmentId};
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, File, SECTOR};
 use crate::manifest::{self, Manifest};
-use crate::segment::format::{self, Draft, Life};
+use crate::segment::format::{self, Draft, Kind, Life};
 use crate::segment::table::{Row, State, WalStart};
 use crate::segment::{footer, reader};
 use crate::sync::lock;
@@ -88,20 +88,15 @@ impl Engine {
         self.table.change(id, &[State::Sealed], |row| row.state = State::Draining);
         // Said before the first entry goes, so that whoever misses one can know why.
         self.marks.reclaimed.fetch_max(row.last_lsn.0, Ordering::AcqRel);
-        let moved_before = self.counters.reinserted.load(Ordering::Relaxed);
-        if let Err(error) = self.drain_entries(row) {
+        let finished = self.drain_entries(row).unwrap_or_else(|error| {
             self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(dir = %self.dir.display(), segment = %id, %error, "a segment cannot be read; its entries are forgotten");
             self.index.remove_segment(id);
-        }
-        if self.counters.reinserted.load(Ordering::Relaxed) > moved_before {
-            // What was durable in its old place must be durable in the new one before the old one is reused.
-            let moved = self.marks.appended_bytes.load(Ordering::Relaxed);
-            let _recorded = self.step_sync();
-            if self.marks.synced_bytes.load(Ordering::Relaxed) < moved {
-                self.table.change(id, &[State::Draining], |row| row.state = State::Sealed);
-                return false;
-            }
+            true
+        });
+        if !finished || !self.moves_are_synced() {
+            self.table.change(id, &[State::Draining], |row| row.state = State::Sealed);
+            return false;
         }
         self.table.withdraw(id);
         self.table.change(id, &[State::Draining], |row| row.state = State::Free);
@@ -110,7 +105,22 @@ impl Engine {
         true
     }
 
-    fn drain_entries(&self, row: &Row) -> io::Result<()> {
+    /// Whether everything that was moved is durable in its new place. It must be before its old place is reused: it may have been durable there.
+    fn moves_are_synced(&self) -> bool {
+        let synced = || self.marks.synced_bytes.load(Ordering::Relaxed) >= self.marks.moved_until_bytes.load(Ordering::Relaxed);
+        if !synced() {
+            let _recorded = self.step_sync();
+        }
+        synced()
+    }
+
+    /// Whether appends are refused for good.
+    fn is_stopping(&self) -> bool {
+        self.closing.load(Ordering::Acquire) || self.failure.get().is_some()
+    }
+
+    /// Moves or forgets every live entry of a segment. False if the engine stops before that is done.
+    fn drain_entries(&self, row: &Row) -> io::Result<bool> {
         let file = self.table.file(row.life.id)?;
         let contents = reader::entries(self.store, row, self.hash_seed, file.as_ref())?;
         self.counters.damaged.fetch_add(contents.lost, Ordering::Relaxed);
@@ -118,7 +128,8 @@ impl Engine {
         let is_live = |e: &&footer::Entry| !e.tombstone && self.index.get(e.hash).is_some_and(|now| now.location == location(e));
         let live: Vec<&footer::Entry> = contents.entries.iter().filter(is_live).collect();
         let live_bytes: u64 = live.iter().map(|e| u64::from(e.len)).sum();
-        let keep_all = self.room_for_all(live_bytes, live.len() as u64);
+        let data_bytes = contents.entries.iter().map(|e| u64::from(e.len)).sum();
+        let keep_all = self.room_for_all(live_bytes, live.len() as u64, data_bytes, row.size);
         let mut budget = if keep_all { row.size } else { row.size / REINSERT_SHARE };
         let mut window = Window::new(file.as_ref(), row.size);
         for entry in live {
@@ -126,6 +137,8 @@ impl Engine {
             let keep = u64::from(entry.len) <= budget && (keep_all || self.is_hot(entry, location(entry)));
             if keep && self.try_reinsert(row, entry, at, window.bytes(entry.offset, entry.len)?) {
                 budget -= u64::from(entry.len);
+            } else if self.is_stopping() {
+                return Ok(false);
             } else {
                 self.index.remove_if_at(entry.hash, location(entry));
             }
@@ -133,7 +146,7 @@ impl Engine {
         if contents.lost > 0 {
             self.index.remove_segment(row.life.id);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Reinserts, and if a ring is full writes it out and tries once more: nobody else may be about to.
@@ -145,16 +158,21 @@ impl Engine {
         self.reinsert(row, entry, at, bytes).or_else(again) == Ok(true)
     }
 
-    /// Whether flash has room for every live entry, going by the mean length of those in the segments that were emptied lately.
-    fn room_for_all(&self, live_bytes: u64, live: u64) -> bool {
-        let (bytes, count) = {
-            let mut lately = lock(&self.lately_live);
-            *lately = (lately.0 - lately.0 / 8 + live_bytes, lately.1 - lately.1 / 8 + live);
+    /// Whether flash has room for every live entry, going by segments that were emptied lately: the mean length of their live records, and the share of a segment that
+    /// records can take beside header, footer and what no record fitted into.
+    fn room_for_all(&self, live_bytes: u64, live: u64, data_bytes: u64, size: u64) -> bool {
+        let lately = {
+            let mut lately = lock(&self.lately);
+            for (sum, now) in lately.iter_mut().zip([live_bytes, live, data_bytes, size]) {
+                *sum = *sum - *sum / 8 + now;
+            }
             *lately
         };
+        let [live_bytes, live, data_bytes, sizes] = lately.map(u128::from);
         let in_flight = SEGMENTS_IN_FLIGHT + self.ready_wanted() as u64;
-        let usable = self.settings.flash.saturating_sub(in_flight * self.settings.segment_size);
-        self.index.entries() * bytes.div_ceil(count.max(1)) <= usable / 100 * KEEP_ALL_PERCENT
+        let usable = u128::from(self.settings.flash.saturating_sub(in_flight * self.settings.segment_size));
+        let needed = u128::from(self.index.entries()) * live_bytes / live.max(1);
+        needed * 100 * sizes <= usable * data_bytes * u128::from(KEEP_ALL_PERCENT)
     }
 
     fn is_hot(&self, entry: &footer::Entry, location: Location) -> bool {
@@ -169,6 +187,9 @@ impl Engine {
             return Ok(false);
         };
         let Some(draft) = Draft::of_record(bytes, &record) else { return Ok(false) };
+        if matches!(record.kind, Kind::Put { expires_ms: Some(at), .. } if at <= self.time.now_ms()) {
+            return Ok(false);
+        }
         let location = Location { segment: row.life.id, offset: entry.offset };
         let _in_order = lock(self.stripe(entry.hash));
         if self.index.get(entry.hash).is_none_or(|now| now.location != location) {
@@ -181,6 +202,8 @@ impl Engine {
             self.memory.rename(at, moved_to);
         }
         self.counters.reinserted.fetch_add(1, Ordering::Relaxed);
+        let appended = self.marks.appended_bytes.load(Ordering::Relaxed);
+        self.marks.moved_until_bytes.fetch_max(appended, Ordering::Relaxed);
         Ok(true)
     }
 

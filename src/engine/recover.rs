@@ -435,6 +435,13 @@ impl Recovery<'_> {
         segment.entries.iter().for_each(|entry| builder.push(entry));
         let last_lsn = segment.entries.iter().map(|e| e.lsn).max().unwrap_or(Lsn::ZERO);
         let data_end = last.offset + last.len;
+        if u64::from(data_end) + u64::from(builder.blocks() + 1) * BLOCK as u64 > segment.row.size {
+            // Gaps cost footer blocks of their own; more of them than a damaged WAL leaves room for.
+            let mut segment = segment;
+            self.give_up(&mut segment, &io::Error::other("its footer does not fit"));
+            self.rows[id.index()].state = State::Free;
+            return Ok(());
+        }
         let full = Full { life: segment.row.life, size: segment.row.size, data_end, footer: builder, last_lsn };
         let file = self.file(id)?;
         write_footer(self.store, full, file.as_ref())?;
