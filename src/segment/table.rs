@@ -1,13 +1,15 @@
 //! The segments of an open store and their life cycle.
 //!
 //! ```text
-//!            prepare            take              retire            seal
-//!   Free ─────────────► Ready ────────► Open ───────────► Full ───────────► Sealed
-//!     ▲                                   │  write failed   │                  │ drain
-//!     │                                   └──► Quarantined ◄┘                  ▼
-//!     └──────────────────────────── release ◄──────────────────────────── Draining
+//!          prepare           rotate           retire          seal             drain
+//!   Free ───────────► Ready ────────► Open ──────────► Full ────────► Sealed ────────► Draining
+//!     ▲                                                                  ▲                │
+//!     │                                                                  └── unfinished ──┤
+//!     └──────────────────────────────────────────────────────────────────── emptied ──────┘
 //! ```
-//! In the manifest `Ready`, `Open` and `Full` are "open", and `Draining` is still "sealed": it becomes free only by being given a new base.
+//! Each edge names the function of the engine that takes it. `Quarantined` is read from manifests and kept; nothing enters it.
+//!
+//! In the manifest `Ready`, `Open` and `Full` are "open", and `Draining` is still "sealed".
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};

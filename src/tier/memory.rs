@@ -4,7 +4,7 @@
 //! first; an entry whose position the index no longer names is not asked for again and leaves with the others, or at once if its replacer says so.
 //!
 //! Hits take no lock: buckets are linked lists that are read under an epoch (Fraser, 2004), and a hit only raises the entry's frequency. Inserts and removals lock one
-//! shard. Per entry beyond key and value: a node of 88 B and 8 B in a queue, plus the allocator's; a bucket of 8 B for each 512 B of the first budget.
+//! shard. Per entry beyond key and value: a node of about 100 B and 8 B in a queue, plus the allocator's; a bucket of 8 B for each 512 B of the first budget.
 #![allow(unsafe_code, reason = "nodes are shared with readers that take no lock")]
 
 use std::collections::{HashSet, VecDeque};
