@@ -21,7 +21,7 @@ use crate::sync::lock;
 const READY: [usize; 2] = [2, 4];
 /// A store has many segments from here on.
 const MANY: u32 = 64;
-/// While live entries take up to this share of flash (in percent), all of them are kept: there is garbage enough to win room from.
+/// While live entries take up to this share (in percent) of what records can take of flash, all of them are to be kept: there is garbage enough to win room from.
 const KEEP_ALL_PERCENT: u64 = 75;
 /// Segments besides the ready ones that hold no sealed records: free, open, and waiting for their footer.
 const SEGMENTS_IN_FLIGHT: u64 = 4;
@@ -80,8 +80,8 @@ impl Engine {
         drained == Some(true)
     }
 
-    /// Empties a sealed segment: what is to be kept is appended again, the rest is forgotten. False if what was moved could not be synced: the segment stays, and what
-    /// is left of it is emptied at another time.
+    /// Empties a sealed segment: what is to be kept is appended again, the rest is forgotten. False if what was moved could not be synced, or the engine stops: the
+    /// segment stays, and what is left of it is emptied at another time.
     fn drain(&self, row: &Row) -> bool {
         let _during = self.during(Activity::Reclaim);
         let id = row.life.id;
@@ -139,8 +139,8 @@ impl Engine {
                 budget -= u64::from(entry.len);
             } else if self.is_stopping() {
                 return Ok(false);
-            } else {
-                self.index.remove_if_at(entry.hash, location(entry));
+            } else if self.index.remove_if_at(entry.hash, location(entry)) {
+                self.counters.evicted.fetch_add(1, Ordering::Relaxed);
             }
         }
         if contents.lost > 0 {

@@ -23,6 +23,7 @@ pub(super) struct Counters {
     pub(super) disk_full: AtomicU64,
     pub(super) reclaimed: AtomicU64,
     pub(super) reinserted: AtomicU64,
+    pub(super) evicted: AtomicU64,
     pub(super) segment_bytes: AtomicU64,
     pub(super) wal_bytes: AtomicU64,
     pub(super) manifest_bytes: AtomicU64,
@@ -98,6 +99,8 @@ stats! {
     segments_reclaimed: u64 = |e: &Engine| count(&e.counters.reclaimed),
     /// Records kept while their segment was emptied.
     reinserted: u64 = |e: &Engine| count(&e.counters.reinserted),
+    /// Live entries forgotten while their segment was emptied.
+    evicted: u64 = |e: &Engine| count(&e.counters.evicted),
     /// The newest mutation.
     appended: Lsn = |e: &Engine| Lsn(count(&e.marks.appended)),
     /// Everything up to here has left the write buffer.

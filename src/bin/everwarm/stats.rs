@@ -52,6 +52,7 @@ fn rows(stats: &Stats) -> Vec<(&'static str, u64)> {
         ("segments_total", stats.segments_total),
         ("segments_reclaimed", stats.segments_reclaimed),
         ("reinserted", stats.reinserted),
+        ("evicted", stats.evicted),
         ("appended", stats.appended.0),
         ("written", stats.written.0),
         ("durable", stats.durable.0),
