@@ -1,6 +1,7 @@
 //! The handle that users hold.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,9 +10,9 @@ use bytes::Bytes;
 use crate::clock::SystemClock;
 use crate::config::{Ack, Options};
 use crate::engine::driver::{Mode, Threads};
-use crate::engine::{self, Engine, Entry, FillError, PutOptions, RecoveryReport, Scan, Stats, Value};
+use crate::engine::{self, DeleteOptions, Engine, Entry, FillError, PutOptions, RecoveryReport, Scan, Space, Stats, Value};
 use crate::error::Result;
-use crate::id::Lsn;
+use crate::id::{Key, Lsn};
 use crate::sync::lock;
 
 /// An open cache. Cheap to clone; all clones are the same cache.
@@ -20,6 +21,8 @@ use crate::sync::lock;
 #[derive(Clone)]
 pub struct Cache {
     running: Arc<Running>,
+    /// The namespace that keys belong to.
+    space: Arc<Space>,
 }
 
 struct Running {
@@ -51,11 +54,78 @@ impl Cache {
     pub fn open(options: Options) -> Result<Self> {
         let engine = engine::open(&options, None, Arc::new(SystemClock::new()), Mode::Threads)?;
         let threads = Threads::start(&engine).map_err(crate::Error::io("start threads for", options.dir))?;
-        Ok(Self { running: Arc::new(Running { engine, threads: Mutex::new(Some(threads)) }) })
+        let space = engine.namespace("")?;
+        Ok(Self { running: Arc::new(Running { engine, threads: Mutex::new(Some(threads)) }), space })
+    }
+
+    /// The same cache, seen through another namespace: keys of different namespaces are different keys. Made if there is none with this name; the empty name is the
+    /// default one's. A store has up to 1024, with names of up to 255 bytes.
+    ///
+    /// # Errors
+    /// [`crate::Error::InvalidName`], and as [`Cache::put`].
+    pub fn namespace(&self, name: &str) -> Result<Self> {
+        Ok(Self { running: Arc::clone(&self.running), space: self.engine().namespace(name)? })
+    }
+
+    /// Names of all namespaces but the default one.
+    pub fn namespaces(&self) -> Vec<String> {
+        self.engine().namespaces()
+    }
+
+    /// The name of this handle's namespace, empty for the default one.
+    pub fn name(&self) -> &str {
+        self.space.name()
+    }
+
+    /// Drops everything in this handle's namespace, in constant time: one record. Its place on flash is won back as segments are reclaimed. The version of the drop.
+    ///
+    /// # Errors
+    /// As [`Cache::put`].
+    pub fn clear(&self) -> Result<Lsn> {
+        self.engine().clear(&self.space, None)
+    }
+
+    /// Drops everything in every namespace, in constant time.
+    ///
+    /// # Errors
+    /// As [`Cache::put`].
+    pub fn clear_all(&self) -> Result<Lsn> {
+        self.engine().clear_all(None)
+    }
+
+    /// Sets a resume token at the cache's acknowledgement level: for example the position in a change stream up to which invalidations were applied. It is never more
+    /// durable than a mutation that returned before. An empty value removes it. Up to 64 tokens of up to 1 KiB, with names of up to 255 bytes.
+    ///
+    /// # Errors
+    /// [`crate::Error::InvalidName`], [`crate::Error::ValueTooLarge`], and as [`Cache::put`].
+    pub fn set_resume_token(&self, name: &str, value: impl AsRef<[u8]>) -> Result<Lsn> {
+        self.engine().set_resume_token(name, value.as_ref(), None)
+    }
+
+    /// As [`Cache::set_resume_token`], at this level.
+    ///
+    /// # Errors
+    /// As [`Cache::set_resume_token`].
+    pub fn set_resume_token_with(&self, name: &str, value: impl AsRef<[u8]>, level: Ack) -> Result<Lsn> {
+        self.engine().set_resume_token(name, value.as_ref(), Some(level))
+    }
+
+    /// The resume token with this name, if there is one.
+    pub fn resume_token(&self, name: &str) -> Option<Vec<u8>> {
+        self.engine().resume_token(name)
+    }
+
+    /// Names of all resume tokens.
+    pub fn resume_tokens(&self) -> Vec<String> {
+        self.engine().resume_tokens()
     }
 
     fn engine(&self) -> &Engine {
         &self.running.engine
+    }
+
+    fn key<'a>(&self, key: &'a (impl AsRef<[u8]> + ?Sized)) -> Key<'a> {
+        self.space.key(key.as_ref())
     }
 
     /// The value of `key`, if it has one.
@@ -63,7 +133,7 @@ impl Cache {
     /// # Errors
     /// [`crate::Error::Closed`]. A value that cannot be read or does not verify is a miss, and counted.
     pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Value>> {
-        self.engine().get(key.as_ref(), true)
+        self.engine().get(self.key(&key), true)
     }
 
     /// The values of `keys`, in their order: the same answers as a get of each, but what must be read from flash is read together.
@@ -71,8 +141,19 @@ impl Cache {
     /// # Errors
     /// As [`Cache::get`].
     pub fn get_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Value>>> {
-        let keys: Vec<&[u8]> = keys.iter().map(AsRef::as_ref).collect();
+        let keys: Vec<Key<'_>> = keys.iter().map(|key| self.key(key)).collect();
         self.engine().get_many(&keys)
+    }
+
+    /// A range of the value of `key`, cut to its length. A checksum covers the whole value, so all of it is read; the handle returned shares it.
+    ///
+    /// # Errors
+    /// As [`Cache::get`].
+    pub fn get_range(&self, key: impl AsRef<[u8]>, range: Range<usize>) -> Result<Option<Bytes>> {
+        Ok(self.get(key)?.map(|value| {
+            let len = value.bytes().len();
+            value.into_bytes().slice(range.start.min(len)..range.end.clamp(range.start.min(len), len))
+        }))
     }
 
     /// The value of `key`, if it has one, without counting as a use.
@@ -80,7 +161,7 @@ impl Cache {
     /// # Errors
     /// As [`Cache::get`].
     pub fn peek(&self, key: impl AsRef<[u8]>) -> Result<Option<Value>> {
-        self.engine().get(key.as_ref(), false)
+        self.engine().get(self.key(&key), false)
     }
 
     /// Whether `key` has a value. Reads it.
@@ -93,7 +174,7 @@ impl Cache {
 
     /// False if `key` certainly has no value. Asks only DRAM; wrong for a few keys in a million.
     pub fn may_contain(&self, key: impl AsRef<[u8]>) -> bool {
-        self.engine().may_contain(key.as_ref())
+        self.engine().may_contain(self.key(&key))
     }
 
     /// Sets the value of `key`, at the cache's acknowledgement level. Its version.
@@ -110,7 +191,16 @@ impl Cache {
     /// # Errors
     /// As [`Cache::put`], and [`crate::Error::WouldBlock`] or [`crate::Error::TimedOut`] if the options do not wait forever.
     pub fn put_with(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>, options: &PutOptions) -> Result<Option<Lsn>> {
-        self.engine().put(key.as_ref(), value.as_ref(), options)
+        self.engine().put(self.key(&key), value.as_ref(), options)
+    }
+
+    /// Sets the values of many keys, in order, as `options` say, and waits once at the end. The versions, `None` where the condition did not hold.
+    ///
+    /// # Errors
+    /// As [`Cache::put_with`]; the entries before the one that failed are stored.
+    pub fn put_many<K: AsRef<[u8]>, V: AsRef<[u8]>>(&self, entries: &[(K, V)], options: &PutOptions) -> Result<Vec<Option<Lsn>>> {
+        let entries: Vec<(Key<'_>, &[u8])> = entries.iter().map(|(key, value)| (self.key(key), value.as_ref())).collect();
+        self.engine().put_many(&entries, options)
     }
 
     /// The value of `key`, or what `load` gives. Of all who miss the key at once one runs its loader; the others wait and take what it stored. A put or delete of
@@ -124,7 +214,7 @@ impl Cache {
         options: &PutOptions,
         load: impl FnOnce() -> Result<Bytes, E>,
     ) -> Result<Bytes, FillError<E>> {
-        self.engine().get_or_fill(key.as_ref(), options, load)
+        self.engine().get_or_fill(self.key(&key), options, load)
     }
 
     /// Gives the entry of `key` another expiry, or none. Its new version, or `None` if there is no entry. Writes the entry again.
@@ -132,7 +222,7 @@ impl Cache {
     /// # Errors
     /// As [`Cache::put`].
     pub fn touch(&self, key: impl AsRef<[u8]>, ttl: Option<Duration>) -> Result<Option<Lsn>> {
-        self.engine().touch(key.as_ref(), ttl)
+        self.engine().touch(self.key(&key), ttl)
     }
 
     /// Removes the value of `key`, whether or not it has one, at the cache's acknowledgement level. The version of the removal.
@@ -140,20 +230,21 @@ impl Cache {
     /// # Errors
     /// As [`Cache::put`].
     pub fn delete(&self, key: impl AsRef<[u8]>) -> Result<Lsn> {
-        self.engine().delete(key.as_ref(), None)
+        let version = self.engine().delete(self.key(&key), &DeleteOptions::new())?;
+        Ok(version.unwrap_or(Lsn::ZERO))
     }
 
-    /// Removes the value of `key` at this level.
+    /// Removes the value of `key` as `options` say. The version of the removal, or `None` if the condition did not hold.
     ///
     /// # Errors
-    /// As [`Cache::put`].
-    pub fn delete_with(&self, key: impl AsRef<[u8]>, level: Ack) -> Result<Lsn> {
-        self.engine().delete(key.as_ref(), Some(level))
+    /// As [`Cache::put_with`].
+    pub fn delete_with(&self, key: impl AsRef<[u8]>, options: &DeleteOptions) -> Result<Option<Lsn>> {
+        self.engine().delete(self.key(&key), options)
     }
 
-    /// Everything that is live, in no order. What changes meanwhile may be seen or not.
+    /// Everything that is live in this handle's namespace, in no order. What changes meanwhile may be seen or not.
     pub fn entries(&self) -> Entries<'_> {
-        Entries { cache: self, scan: Scan::default() }
+        Entries { cache: self, scan: Scan::new(self.space.scope()) }
     }
 
     /// Makes everything acknowledged so far as durable as `level` says.

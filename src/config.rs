@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::id::Lsn;
 
 /// Longest key, in bytes.
 pub const KEY_LEN_MAX: usize = 65_535;
@@ -116,6 +117,45 @@ impl std::fmt::Debug for Observer {
     }
 }
 
+/// Why an entry left flash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// Room was needed, and it was not hot enough.
+    Capacity,
+    /// It had expired.
+    Expired,
+    /// Its namespace had been dropped.
+    Dropped,
+}
+
+/// An entry that left flash. See [`Options::on_evict`].
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Evicted<'a> {
+    /// The key.
+    pub key: &'a [u8],
+    /// The LSN of the put.
+    pub version: Lsn,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// See [`Options::on_evict`].
+#[derive(Clone)]
+pub(crate) struct Listener(Arc<dyn Fn(&Evicted<'_>) + Send + Sync>);
+
+impl Listener {
+    pub(crate) fn call(&self, evicted: &Evicted<'_>) {
+        (self.0)(evicted);
+    }
+}
+
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Listener")
+    }
+}
+
 /// The geometry of a store that exists.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stored {
@@ -140,6 +180,7 @@ pub struct Options {
     pub(crate) lock_timeout: Duration,
     pub(crate) backend: Backend,
     pub(crate) activity: Option<Observer>,
+    pub(crate) listener: Option<Listener>,
 }
 
 impl Options {
@@ -160,6 +201,7 @@ impl Options {
             lock_timeout: Duration::from_secs(5),
             backend: Backend::Auto,
             activity: None,
+            listener: None,
         }
     }
 
@@ -254,6 +296,14 @@ impl Options {
         self
     }
 
+    /// Calls `listener` for each entry that leaves flash when the oldest segment is emptied, from the thread that empties it, which waits for the call to return. Entries
+    /// that are replaced, deleted, or found expired by a get are not evicted. Emptying then reads every record, not only those that are kept.
+    #[must_use]
+    pub fn on_evict(mut self, listener: impl Fn(&Evicted<'_>) + Send + Sync + 'static) -> Self {
+        self.listener = Some(Listener(Arc::new(listener)));
+        self
+    }
+
     /// Checks every option and derives what follows from them. `stored` is the geometry of the store if it exists.
     pub(crate) fn validate(&self, stored: Option<Stored>) -> Result<Settings> {
         let invalid = |name, reason: String| Err(Error::InvalidOption { name, reason });
@@ -295,6 +345,13 @@ impl Options {
             WalValues::Always => segment_ring,
             WalValues::Never | WalValues::Host => (segment_ring / 4).max(RING_MIN),
         };
+        let index_bytes_max = self.memory.saturating_sub(segment_ring + wal_ring);
+        // Empty, the index has one partition of 16 B for each 64 KiB of flash.
+        let empty_index = flash.next_power_of_two() / (64 << 10) * 16;
+        if empty_index > index_bytes_max / 2 {
+            let reason = format!("{} B given, {flash} B of flash need at least {}", self.memory, (empty_index * 4).max(1 << 20));
+            return invalid("memory", reason);
+        }
         Ok(Settings {
             segments: segments as u32,
             segment_size,
@@ -309,6 +366,7 @@ impl Options {
             wal_values: self.wal_values,
             compression: self.compression,
             on_host_crash: self.on_host_crash,
+            index_bytes_max,
         })
     }
 }
@@ -329,6 +387,8 @@ pub(crate) struct Settings {
     pub(crate) wal_values: WalValues,
     pub(crate) compression: Compression,
     pub(crate) on_host_crash: OnHostCrash,
+    /// What rings leave of the memory budget.
+    pub(crate) index_bytes_max: u64,
 }
 
 /// Records up to this many bytes may be held by the WAL itself.
@@ -351,7 +411,7 @@ mod tests {
         assert_eq!((s.segments, s.segment_size), (512, 8 << 20));
         let s = Options::new("x").memory(1 << 20).flash(512 << 10).validate(None).unwrap();
         assert_eq!((s.segments, s.segment_size), (8, 64 << 10));
-        let s = Options::new("x").flash(1 << 40).validate(None).unwrap();
+        let s = Options::new("x").flash(1 << 40).memory(1 << 30).validate(None).unwrap();
         assert_eq!((s.segments, s.segment_size), (1024, 1 << 30));
     }
 
@@ -359,6 +419,7 @@ mod tests {
     fn each_bad_option_is_named() {
         let o = || Options::new("x");
         assert_eq!(refused(o().memory(0)), "memory");
+        assert_eq!(refused(o().memory(256 << 20).flash(1 << 40)), "memory");
         assert_eq!(refused(o().flash(1)), "flash");
         assert_eq!(refused(o().segment_size(65_537)), "segment_size");
         assert_eq!(refused(o().segment_size(1 << 31)), "segment_size");

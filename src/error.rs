@@ -68,6 +68,12 @@ pub enum Error {
         /// What was expected.
         reason: String,
     },
+    /// A namespace or resume token has a name that is too long, or would be one too many.
+    #[error("the name of a namespace or resume token is refused: {reason}")]
+    InvalidName {
+        /// What was expected.
+        reason: String,
+    },
     /// A key has no bytes.
     #[error("a key has at least one byte")]
     EmptyKey,

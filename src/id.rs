@@ -65,15 +65,48 @@ pub(crate) struct Location {
 /// Records start at multiples of this many bytes, so that a location needs three bits less and a record is whole words.
 pub(crate) const UNIT: usize = 8;
 
+/// What tells the lives of a namespace apart: the LSN of the note that began this one, so it is never reused. A drop begins another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Scope(pub(crate) u64);
+
+impl Scope {
+    /// The default namespace, as long as it was never dropped.
+    pub(crate) const FIRST: Self = Self(0);
+    /// Not a namespace: what notes are hashed under.
+    pub(crate) const NOTES: Self = Self(u64::MAX);
+}
+
+/// A key as the engine knows it: the user's bytes, in one life of one namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key<'a> {
+    pub(crate) scope: Scope,
+    pub(crate) bytes: &'a [u8],
+}
+
+impl<'a, K: AsRef<[u8]> + ?Sized> From<&'a K> for Key<'a> {
+    /// A key of the default namespace, in its first life.
+    fn from(bytes: &'a K) -> Self {
+        Self { scope: Scope::FIRST, bytes: bytes.as_ref() }
+    }
+}
+
 /// Hash of a key under the store's seed. What the index, footers and the WAL know of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct KeyHash(pub(crate) u64);
 
 impl KeyHash {
-    /// XXH3-64 (Collet, 2019) with the store's seed, so that nobody can choose keys that collide.
-    pub(crate) fn of(seed: u64, key: &[u8]) -> Self {
-        Self(xxhash_rust::xxh3::xxh3_64_with_seed(key, seed))
+    /// XXH3-64 (Collet, 2019) with the store's seed, so that nobody can choose keys that collide. The scope is mixed into the seed, so a namespace that was dropped is
+    /// out of reach at once.
+    pub(crate) fn of(seed: u64, key: Key<'_>) -> Self {
+        Self(xxhash_rust::xxh3::xxh3_64_with_seed(key.bytes, seed ^ mix(key.scope.0)))
     }
+}
+
+/// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection that maps 0 to 0.
+const fn mix(mut n: u64) -> u64 {
+    n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    n ^ (n >> 31)
 }
 
 /// Identity of one store, drawn at creation. Part of every checksum's seed.

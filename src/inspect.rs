@@ -17,10 +17,11 @@ use crate::wal::writer;
 use crate::{index, segment, tier, wal};
 
 /// The byte tables of every file kind, as the code that reads them states them.
-pub const LAYOUT: [(&str, &str); 6] = [
+pub const LAYOUT: [(&str, &str); 7] = [
     ("manifest", manifest::format::LAYOUT),
     ("segment", segment::format::LAYOUT),
     ("footer", segment::footer::LAYOUT),
+    ("catalog", manifest::catalog::LAYOUT),
     ("wal", wal::format::LAYOUT),
     ("checkpoint", index::checkpoint::LAYOUT),
     ("heat", tier::heat::LAYOUT),
@@ -145,7 +146,7 @@ fn inspect_segments(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) 
             if segment.state != SegmentState::Sealed {
                 return Ok(());
             }
-            let contents = reader::entries(manifest.store, &row, manifest.hash_seed, file.as_ref())?;
+            let contents = reader::entries(manifest.store, &row, manifest.hash_seed, file.as_ref());
             found.tombstones = contents.entries.iter().filter(|e| e.tombstone).count() as u64;
             found.puts = contents.entries.len() as u64 - found.tombstones;
             found.data_bytes = contents.entries.iter().map(|e| u64::from(e.len)).sum();

@@ -18,8 +18,8 @@ mod wal;
 mod cache;
 
 pub use cache::{Cache, Entries};
-pub use config::{Ack, Activity, Backend, Compression, KEY_LEN_MAX, OnHostCrash, Options, WalValues};
-pub use engine::{Condition, Entry, FillError, PutOptions, RecoveryReport, Start, Stats, Tier, Value, Wait};
+pub use config::{Ack, Activity, Backend, Cause, Compression, Evicted, KEY_LEN_MAX, OnHostCrash, Options, WalValues};
+pub use engine::{Condition, DeleteOptions, Entry, FillError, Hint, PutOptions, RecoveryReport, Start, Stats, Tier, Value, Wait};
 pub use error::{Error, Result};
 pub use id::Lsn;
 pub use inspect::{Inspection, LAYOUT, SegmentInspection, inspect};

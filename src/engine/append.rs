@@ -1,9 +1,11 @@
 //! The log: where a mutation gets its LSN, its place in the segment stream and its frame in the WAL.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Engine;
+use super::rescue::Failed;
 use crate::config::Activity;
 use crate::id::{KeyHash, Location, Lsn, Position};
 use crate::index::geometry::Entry;
@@ -24,6 +26,8 @@ pub(super) struct Log {
     pub(super) ready: VecDeque<(Life, u64)>,
     /// Segments that wait for their footer, oldest first.
     pub(super) full: VecDeque<Full>,
+    /// Segments that a write or a sync failed for, oldest first.
+    pub(super) failed: VecDeque<Arc<Failed>>,
     /// Where the next frame goes.
     pub(super) wal_head: u64,
     /// No record from here on is only in the segment stream: the WAL holds their bytes.
@@ -87,11 +91,18 @@ impl Engine {
             self.events.flush.signal();
             return Err(NoRoom);
         }
-        if !self.wal.has_room(frame_end) || self.unsynced_bytes() > 2 * self.settings.sync_bytes {
+        // Nothing is synced before a failed segment is rescued, so its records must find room.
+        let too_many = self.unsynced_bytes() > 2 * self.settings.sync_bytes && log.failed.is_empty();
+        if !self.wal.has_room(frame_end) || too_many {
             self.request_sync();
             return Err(NoRoom);
         }
         if what.version.is_none() && self.outruns_checkpoint() {
+            return Err(NoRoom);
+        }
+        if what.version.is_none() && !what.tombstone && self.index.allocated() > self.settings.index_bytes_max + self.settings.memory / 64 {
+            // Entries must go before others come.
+            self.events.prepare.signal();
             return Err(NoRoom);
         }
         let lsn = what.version.unwrap_or(log.next_lsn);

@@ -41,7 +41,13 @@ impl Engine {
                 tracing::warn!(dir = %self.dir.display(), "the disk is full: no room for a checkpoint");
                 return Ok(false);
             }
-            Err(e) => return Err(self.fail("writing a checkpoint", &e)),
+            Err(e) => {
+                // Nothing relies on the file: the next checkpoint makes a new one.
+                self.counters.write_errors.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(dir = %self.dir.display(), error = %e, "a checkpoint cannot be written");
+                let _gone_or_not = self.disk.remove(&files::checkpoint(sequence));
+                return Ok(false);
+            }
         };
         // The copy may show mutations that are not synced yet. Named before they are, it could outlive them: a selection of mutations, not a prefix.
         let shown = self.marks.appended_bytes.load(Ordering::Acquire);

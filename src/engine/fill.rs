@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::{Engine, PutOptions};
 use crate::error::{Error, Result};
-use crate::id::KeyHash;
+use crate::id::{Key, KeyHash};
 use crate::sync::lock;
 
 /// Why [`crate::Cache::get_or_fill`] has no value.
@@ -83,7 +83,7 @@ impl Engine {
     /// The value of `key`: what the cache has, else what `load` gives, which is stored unless the key was put or deleted meanwhile.
     pub(crate) fn get_or_fill<E>(
         &self,
-        key: &[u8],
+        key: Key<'_>,
         options: &PutOptions,
         load: impl FnOnce() -> Result<Bytes, E>,
     ) -> Result<Bytes, FillError<E>> {
@@ -100,7 +100,7 @@ impl Engine {
                     return Ok(value.into_bytes());
                 }
                 let loaded = load().map_err(FillError::Loader)?;
-                let stored = self.put_if(key, &loaded, options, || Ok(!flight.superseded.load(Ordering::SeqCst)));
+                let stored = self.put_if(key, &loaded, options, &|| !flight.superseded.load(Ordering::SeqCst));
                 return match stored {
                     // A value that cannot be kept can still be used.
                     Ok(_) | Err(Error::ValueTooLarge { .. }) => Ok(loaded),

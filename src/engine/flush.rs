@@ -27,25 +27,30 @@ impl Engine {
         if self.failure.get().is_some() {
             return Ok(false);
         }
-        self.flush(&mut dirty, false).map_err(|e| self.fail("writing a segment", &e))
+        self.flush(&mut dirty, false)
     }
 
     /// Seals what is full and writes out the open segment: whole blocks, or everything if `partial`.
-    pub(super) fn flush(&self, dirty: &mut Dirty, partial: bool) -> io::Result<bool> {
+    pub(super) fn flush(&self, dirty: &mut Dirty, partial: bool) -> Result<bool> {
         let mut busy = false;
         while let Some((life, end, full)) = self.oldest_unwritten() {
             let to = if partial || full { end } else { round_down(end, BLOCK as u64) };
             // Everything before this segment was written, so its first record is where the ring goes on.
             busy |= self.segment_ring.skip_to(life.base.0 + u64::from(DATA_START));
             if to > self.segment_ring.written() {
-                self.write_out(&life, to, dirty)?;
                 busy = true;
+                if let Err(error) = self.write_out(&life, to, dirty) {
+                    self.fail_segment(dirty, life.id, &error)?;
+                    continue;
+                }
             }
             if !full {
                 break;
             }
-            self.seal(dirty)?;
             busy = true;
+            if let Err(error) = self.seal(dirty) {
+                self.fail_segment(dirty, life.id, &error)?;
+            }
         }
         if busy {
             self.events.room.signal();
@@ -81,9 +86,18 @@ impl Engine {
         let _during = self.during(Activity::Seal);
         let Some(full) = lock(&self.log).full.pop_front() else { return Ok(()) };
         let (life, last_lsn) = (full.life, full.last_lsn);
-        let file = self.table.file(life.id)?;
-        self.counters.segment_bytes.fetch_add(write_footer(self.store, full, file.as_ref())?, Ordering::Relaxed);
-        file.sync()?;
+        let written = self.table.file(life.id).and_then(|file| {
+            let written = write_footer(self.store, &full, file.as_ref())?;
+            file.sync().map(|()| written)
+        });
+        let written = match written {
+            Ok(written) => written,
+            Err(error) => {
+                lock(&self.log).full.push_front(full);
+                return Err(error);
+            }
+        };
+        self.counters.segment_bytes.fetch_add(written, Ordering::Relaxed);
         dirty.0.remove(&life.id);
         self.table.change(life.id, &[State::Full], |row| {
             row.state = State::Sealed;
@@ -95,7 +109,7 @@ impl Engine {
 }
 
 /// Writes the footer and the trailer of `full` at the end of its file. Bytes written.
-pub(super) fn write_footer(store: crate::id::StoreId, full: Full, file: &dyn crate::io::File) -> io::Result<u64> {
+pub(super) fn write_footer(store: crate::id::StoreId, full: &Full, file: &dyn crate::io::File) -> io::Result<u64> {
     let (life, size, end) = (full.life, full.size, u64::from(full.data_end));
     let trailer = full.trailer();
     let blocks = full.footer.finish(store, |len| life.base.plus(size - (BLOCK + len) as u64));

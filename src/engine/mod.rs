@@ -3,6 +3,7 @@
 //! Every file here is one verb. Background work is step functions on [`Engine`]; `driver` owns the threads that call them.
 
 mod append;
+mod catalog;
 mod checkpoint;
 pub(crate) mod driver;
 pub(crate) mod files;
@@ -11,9 +12,11 @@ mod flush;
 mod heat;
 mod multiget;
 mod open;
+mod prepare;
 mod read;
 mod reclaim;
 mod recover;
+mod rescue;
 mod scan;
 pub(crate) mod stats;
 mod sync;
@@ -27,9 +30,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use crate::clock::StoreTime;
-use crate::config::{Activity, Observer, Settings};
+use crate::config::{Activity, Listener, Observer, Settings};
 use crate::error::{Error, Result};
-use crate::id::{KeyHash, Lsn, StoreId};
+use crate::id::{Key, KeyHash, Lsn, StoreId};
 use crate::index::Index;
 use crate::io::ring::Ring;
 use crate::io::{Disk, DiskLock};
@@ -39,6 +42,7 @@ use crate::sync::Event;
 use crate::tier::memory::MemoryTier;
 use crate::wal::writer::Wal;
 use append::Log;
+pub(crate) use catalog::Space;
 pub use fill::FillError;
 pub(crate) use open::open;
 pub use read::{Tier, Value};
@@ -47,7 +51,7 @@ pub use scan::Entry;
 pub(crate) use scan::Scan;
 use stats::Counters;
 pub use stats::Stats;
-pub use write::{Condition, PutOptions, Wait};
+pub use write::{Condition, DeleteOptions, Hint, PutOptions, Wait};
 
 /// Stripes that order mutations of one key. A power of two.
 const STRIPES: usize = 1024;
@@ -77,12 +81,15 @@ pub(crate) struct Engine {
     checkpointing: Mutex<()>,
     heat: Mutex<heat::HeatState>,
     fills: fill::Fills,
+    /// Namespaces and resume tokens. After the manifest lock, before the log lock.
+    registry: Mutex<catalog::Registry>,
     /// Of segments that were emptied, older ones weighing less: bytes of live records, their number, bytes of all records, bytes of the segments.
     lately: Mutex<[u64; 4]>,
     marks: Marks,
     events: Events,
     counters: Counters,
     observer: Option<Observer>,
+    listener: Option<Listener>,
     /// The first failed write or sync: from then on mutations are refused.
     failure: OnceLock<String>,
     closing: AtomicBool,
@@ -133,7 +140,7 @@ struct Events {
 }
 
 impl Engine {
-    fn hash(&self, key: &[u8]) -> KeyHash {
+    fn hash(&self, key: Key<'_>) -> KeyHash {
         KeyHash::of(self.hash_seed, key)
     }
 

@@ -6,7 +6,7 @@ use super::Engine;
 use super::read::{Found, Tier, Value};
 use crate::codec::round_down;
 use crate::error::Result;
-use crate::id::KeyHash;
+use crate::id::{Key, KeyHash};
 use crate::index::geometry::Entry;
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BatchRead, SECTOR};
@@ -23,11 +23,11 @@ struct Wanted {
 
 impl Engine {
     /// The values of `keys`, in their order. Same answers as [`Engine::get`] for each.
-    pub(crate) fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Option<Value>>> {
+    pub(crate) fn get_many(&self, keys: &[Key<'_>]) -> Result<Vec<Option<Value>>> {
         let mut values: Vec<Option<Value>> = vec![None; keys.len()];
         let (mut wanted, mut reads, mut rest) = (Vec::new(), Vec::new(), Vec::new());
         for (number, key) in keys.iter().enumerate() {
-            match self.plan(number, key) {
+            match self.plan(number, *key) {
                 Some((want, read)) => {
                     wanted.push(want);
                     reads.push(read);
@@ -53,7 +53,7 @@ impl Engine {
     }
 
     /// The read that the value of `key` takes, if its record is on flash and in neither DRAM tier nor write buffer.
-    fn plan(&self, number: usize, key: &[u8]) -> Option<(Wanted, BatchRead)> {
+    fn plan(&self, number: usize, key: Key<'_>) -> Option<(Wanted, BatchRead)> {
         let hash = self.hash(key);
         let entry = self.index.get(hash)?;
         let life = self.table.life(entry.location.segment)?;
@@ -69,7 +69,7 @@ impl Engine {
     }
 
     /// The value that was read, if it verifies, is the key's, and the index still names it.
-    fn take_read(&self, key: &[u8], want: &Wanted, read: BatchRead) -> Option<Value> {
+    fn take_read(&self, key: Key<'_>, want: &Wanted, read: BatchRead) -> Option<Value> {
         if !read.done {
             return None;
         }

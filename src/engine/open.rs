@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::append::Log;
+use super::catalog::Registry;
 use super::driver::Mode;
 use super::heat::HeatState;
 use super::recover::{self, Recovered, RecoveryReport, Start};
@@ -21,6 +22,7 @@ use crate::index::geometry::Geometry;
 use crate::io::posix::{self, LOCK_FILE};
 use crate::io::ring::Ring;
 use crate::io::{Disk, DiskLock, LockError, Mapping};
+use crate::manifest::catalog::Catalog;
 use crate::manifest::{self, LoadError, Manifest, Segment};
 use crate::segment::table::{self, Table};
 use crate::sync::Event;
@@ -164,6 +166,7 @@ fn create(settings: &Settings, disk: &dyn Disk, clock: &dyn Clock) -> std::io::R
         segment_size: settings.segment_size,
         flash: settings.flash,
         checkpoint: None,
+        catalog: Catalog::default(),
         segments: vec![Segment { size: settings.segment_size, ..Segment::default() }; settings.segments as usize],
     };
     let index = Index::new(Geometry::new(settings.segments, settings.segment_size));
@@ -224,6 +227,7 @@ fn build(
         open: None,
         ready: Default::default(),
         full: Default::default(),
+        failed: Default::default(),
         wal_head: wal_start,
         last_by_reference: Lsn::ZERO,
     };
@@ -243,6 +247,7 @@ fn build(
         log: Mutex::new(log),
         stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
         flushing: Mutex::default(),
+        registry: Mutex::new(Registry::new(&manifest.catalog)),
         manifest: Mutex::new(manifest),
         checkpointing: Mutex::default(),
         heat: Mutex::new(heat),
@@ -252,6 +257,7 @@ fn build(
         events: Default::default(),
         counters: Default::default(),
         observer: options.activity.clone(),
+        listener: options.listener.clone(),
         failure: Default::default(),
         closing: false.into(),
         sync_now: false.into(),

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::Engine;
 use crate::error::{Error, Result};
-use crate::id::{KeyHash, Lsn, Position};
+use crate::id::{Key, KeyHash, Lsn, Position};
 use crate::index::geometry::Entry;
 use crate::io::SECTOR;
 use crate::io::aligned::AlignedBuf;
@@ -89,18 +89,19 @@ impl Found {
 }
 
 impl Engine {
-    /// Key and value of a verified record that starts at the front of `bytes`, copied. `None` for a tombstone, and for what cannot be decompressed.
+    /// Key and value of a verified record that starts at the front of `bytes`, copied. `None` for a tombstone or a note, and for what cannot be decompressed.
     pub(super) fn item_of(hash: KeyHash, bytes: &[u8], record: &Record) -> Option<Item> {
-        let Kind::Put { key, value, raw_len, expires_ms } = &record.kind else { return None };
+        let Kind::Put { scope, key, value, raw_len, expires_ms } = &record.kind else { return None };
         let both = match raw_len {
             None => Bytes::copy_from_slice(&bytes[key.start..value.end]),
             Some(raw_len) => unpack(&bytes[key.clone()], &bytes[value.clone()], *raw_len)?,
         };
-        Some(Item { hash, lsn: record.lsn, expires_ms: *expires_ms, key_len: key.len(), held: both.len(), bytes: both })
+        let (lsn, held) = (record.lsn, both.len());
+        Some(Item { hash, scope: *scope, lsn, expires_ms: *expires_ms, key_len: key.len(), held, bytes: both })
     }
 
     /// The value of `key`, if it has one. `promote` says that it counts as a use.
-    pub(crate) fn get(&self, key: &[u8], promote: bool) -> Result<Option<Value>> {
+    pub(crate) fn get(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>> {
         if self.closing.load(Ordering::Acquire) {
             return Err(Error::Closed);
         }
@@ -117,10 +118,10 @@ impl Engine {
         Ok(value)
     }
 
-    fn look_up(&self, key: &[u8], promote: bool) -> Result<Option<Value>> {
+    fn look_up(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>> {
         let hash = self.hash(key);
         if let Some((entry, at)) = self.index.get(hash).and_then(|entry| Some((entry, self.position(&entry)?)))
-            && let Some(item) = self.memory.get(at).filter(|item| item.key() == key)
+            && let Some(item) = self.memory.get(at).filter(|item| item.is_of(key))
         {
             return Ok(self.accept(key, &entry, &item).then(|| Value { bytes: item.value(), version: item.lsn, tier: Tier::Memory }));
         }
@@ -153,7 +154,7 @@ impl Engine {
     }
 
     /// Whether the index knows a key with this fingerprint.
-    pub(crate) fn may_contain(&self, key: &[u8]) -> bool {
+    pub(crate) fn may_contain(&self, key: Key<'_>) -> bool {
         self.index.get(self.hash(key)).is_some()
     }
 
@@ -224,8 +225,8 @@ impl Engine {
     }
 
     /// Whether a record is the one of `key` and has not expired.
-    pub(super) fn accept(&self, key: &[u8], entry: &Entry, item: &Item) -> bool {
-        if item.key() != key {
+    pub(super) fn accept(&self, key: Key<'_>, entry: &Entry, item: &Item) -> bool {
+        if !item.is_of(key) {
             self.counters.collisions.fetch_add(1, Ordering::Relaxed);
             return false;
         }
@@ -236,16 +237,16 @@ impl Engine {
         !expired
     }
 
-    /// Key and value of a record, the value as the user gave it: in the read buffer itself if they fill most of it. `None` for a tombstone, and for what cannot be decompressed.
+    /// Key and value of a record, the value as the user gave it: in the read buffer itself if they fill most of it. `None` for a tombstone or a note, and for what cannot be decompressed.
     pub(super) fn take_apart(&self, hash: KeyHash, entry: &Entry, found: Found) -> Option<Item> {
-        if let Kind::Put { key, value, raw_len: None, expires_ms } = &found.record.kind
+        if let Kind::Put { scope, key, value, raw_len: None, expires_ms } = &found.record.kind
             && value.end - key.start >= SHARE_LEN_MIN
             && (value.end - key.start) * 4 >= found.buf.len() * 3
         {
             let range = found.start + key.start..found.start + value.end;
-            let (lsn, expires_ms, key_len) = (found.record.lsn, *expires_ms, key.len());
+            let (scope, lsn, expires_ms, key_len) = (*scope, found.record.lsn, *expires_ms, key.len());
             let held = found.buf.len();
-            return Some(Item { hash, lsn, expires_ms, key_len, held, bytes: Bytes::from_owner(found.buf).slice(range) });
+            return Some(Item { hash, scope, lsn, expires_ms, key_len, held, bytes: Bytes::from_owner(found.buf).slice(range) });
         }
         let item = Self::item_of(hash, found.bytes(), &found.record);
         if item.is_none() && matches!(found.record.kind, Kind::Put { .. }) {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::Engine;
 use crate::error::Result;
-use crate::id::Lsn;
+use crate::id::{Key, Lsn, Scope};
 use crate::index::geometry::Entry as Slot;
 use crate::segment::format::Kind;
 use crate::tier::memory::Item;
@@ -25,10 +25,18 @@ pub struct Entry {
 /// Where an iteration stands.
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
+    scope: Scope,
     /// The next partition of the index.
     partition: usize,
     pending: Vec<Slot>,
     slots: Vec<u64>,
+}
+
+impl Scan {
+    /// An iteration over what is in this life of a namespace.
+    pub(crate) fn new(scope: Scope) -> Self {
+        Self { scope, ..Self::default() }
+    }
 }
 
 impl Engine {
@@ -36,7 +44,7 @@ impl Engine {
     pub(crate) fn scan_next(&self, scan: &mut Scan) -> Result<Option<Entry>> {
         loop {
             while let Some(slot) = scan.pending.pop() {
-                if let Some(entry) = self.live(&slot)? {
+                if let Some(entry) = self.live(&slot, scan.scope)? {
                     return Ok(Some(entry));
                 }
             }
@@ -52,13 +60,13 @@ impl Engine {
         }
     }
 
-    /// The entry that `slot` names, if the index still names it when it has been read.
-    fn live(&self, slot: &Slot) -> Result<Option<Entry>> {
+    /// The entry that `slot` names, if it is in the namespace and the index still names it when it has been read.
+    fn live(&self, slot: &Slot, wanted: Scope) -> Result<Option<Entry>> {
         let Some(life) = self.table.life(slot.location.segment) else { return Ok(None) };
         let Some(found) = self.read(slot, &life)? else { return Ok(None) };
-        let Kind::Put { key, .. } = &found.record.kind else { return Ok(None) };
-        let hash = self.hash(&found.bytes()[key.clone()]);
-        if self.index.get(hash).is_none_or(|now| now.location != slot.location) {
+        let Kind::Put { scope, key, .. } = &found.record.kind else { return Ok(None) };
+        let hash = self.hash(Key { scope: *scope, bytes: &found.bytes()[key.clone()] });
+        if *scope != wanted || self.index.get(hash).is_none_or(|now| now.location != slot.location) {
             return Ok(None);
         }
         let Some(item) = Self::item_of(hash, found.bytes(), &found.record) else { return Ok(None) };

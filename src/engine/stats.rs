@@ -21,6 +21,7 @@ pub(super) struct Counters {
     pub(super) damaged: AtomicU64,
     pub(super) read_errors: AtomicU64,
     pub(super) disk_full: AtomicU64,
+    pub(super) write_errors: AtomicU64,
     pub(super) reclaimed: AtomicU64,
     pub(super) reinserted: AtomicU64,
     pub(super) evicted: AtomicU64,
@@ -75,7 +76,7 @@ stats! {
     hits_flash: u64 = |e: &Engine| count(&e.counters.hits_flash),
     /// Gets without an answer.
     misses: u64 = |e: &Engine| count(&e.counters.misses),
-    /// Puts, also those whose condition did not hold.
+    /// Puts that took effect.
     puts: u64 = |e: &Engine| count(&e.counters.puts),
     /// Deletes.
     deletes: u64 = |e: &Engine| count(&e.counters.deletes),
@@ -87,6 +88,8 @@ stats! {
     damaged: u64 = |e: &Engine| count(&e.counters.damaged),
     /// Reads that the disk refused.
     read_errors: u64 = |e: &Engine| count(&e.counters.read_errors),
+    /// Segments and checkpoints that a write or a sync failed for.
+    write_errors: u64 = |e: &Engine| count(&e.counters.write_errors),
     /// Times that a segment or checkpoint found no room on the disk.
     disk_full: u64 = |e: &Engine| count(&e.counters.disk_full),
     /// Segments in the table.
@@ -95,6 +98,8 @@ stats! {
     segments_free: u64 = |e: &Engine| e.segments(State::Free),
     /// Segments with a footer.
     segments_sealed: u64 = |e: &Engine| e.segments(State::Sealed),
+    /// Segments that are not used again, since a write or a sync failed for them.
+    segments_quarantined: u64 = |e: &Engine| e.segments(State::Quarantined) + e.segments(State::Failed),
     /// Segments emptied.
     segments_reclaimed: u64 = |e: &Engine| count(&e.counters.reclaimed),
     /// Records kept while their segment was emptied.

@@ -16,12 +16,18 @@ impl Engine {
         if self.failure.get().is_some() {
             return Ok(false);
         }
-        let (appended, wal_head, bytes, by_reference) = {
+        let (appended, wal_head, bytes, by_reference, rescued) = {
             let log = lock(&self.log);
             self.sync_now.store(false, Ordering::Release);
             self.marks.unsynced_since_ms.store(0, Ordering::Release);
             let bytes = self.marks.appended_bytes.load(Ordering::Relaxed);
-            (log.next_lsn.0 - 1, log.wal_head, bytes, log.last_by_reference > self.durable())
+            (
+                log.next_lsn.0 - 1,
+                log.wal_head,
+                bytes,
+                log.last_by_reference > self.durable(),
+                log.failed.iter().all(|failed| failed.is_done()),
+            )
         };
         if appended <= self.durable().0 && bytes == self.marks.synced_bytes.load(Ordering::Relaxed) {
             return Ok(false);
@@ -32,11 +38,21 @@ impl Engine {
         }
         let written = match self.wal.write_out(wal_head) {
             Ok(written) => written,
-            Err(e) if e.kind() == std::io::ErrorKind::StorageFull => return Ok(self.postpone_sync()),
+            Err(e) if e.kind() == std::io::ErrorKind::StorageFull => {
+                self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(dir = %self.dir.display(), "the disk is full: no room for the WAL");
+                return Ok(self.postpone_sync());
+            }
             Err(e) => return Err(self.fail("writing the WAL", &e)),
         };
         self.counters.wal_bytes.fetch_add(written, Ordering::Relaxed);
         self.marks.written.fetch_max(appended, Ordering::AcqRel);
+        self.events.room.signal();
+        if !rescued || lock(&self.log).failed.iter().any(|failed| !failed.is_done()) {
+            // Records that were appended are nowhere yet where they would outlive the host.
+            self.events.prepare.signal();
+            return Ok(self.postpone_sync());
+        }
         self.wal.sync().map_err(|e| self.fail("syncing the WAL", &e))?;
         self.marks.durable.fetch_max(appended, Ordering::AcqRel);
         self.marks.synced_bytes.store(bytes, Ordering::Relaxed);
@@ -47,10 +63,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// There is no room for another WAL file: whoever waits goes on waiting, and the next interval tries again. False: nothing was synced.
+    /// Whoever waits goes on waiting, and the next interval tries again. False: nothing was synced.
     fn postpone_sync(&self) -> bool {
-        self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(dir = %self.dir.display(), "the disk is full: no room for the WAL");
         let now = self.time.monotonic().as_millis() as u64 + 1;
         self.marks.unsynced_since_ms.store(now, Ordering::Release);
         false
@@ -58,10 +72,11 @@ impl Engine {
 
     /// Writes out and syncs the segment stream. Before the frames that name its records; the other order would be as true, since nothing is acknowledged in between.
     fn sync_segments(&self, dirty: &mut Dirty) -> Result<()> {
-        self.flush(dirty, true).map_err(|e| self.fail("writing a segment", &e))?;
+        self.flush(dirty, true)?;
         for segment in std::mem::take(&mut dirty.0) {
-            let synced = self.table.file(segment).and_then(|file| file.sync());
-            synced.map_err(|e| self.fail("syncing a segment", &e))?;
+            if let Err(error) = self.table.file(segment).and_then(|file| file.sync()) {
+                self.fail_segment(dirty, segment, &error)?;
+            }
         }
         Ok(())
     }

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::Engine;
 use super::append::{Append, Placed};
-use super::{Engine, Value};
 use crate::config::{Ack, Compression, INLINE_LEN_MAX, KEY_LEN_MAX, WalValues};
 use crate::error::{Error, Result};
-use crate::id::{KeyHash, Lsn};
+use crate::id::{Key, KeyHash, Lsn, Position};
 use crate::segment::format::{self, Content, Draft};
 use crate::segment::writer::record_len_max;
 use crate::sync::lock;
@@ -18,7 +18,7 @@ use crate::tier::memory::Item;
 /// Shortest value that is worth compressing.
 const COMPRESS_LEN_MIN: usize = 128;
 
-/// When a put takes effect.
+/// When a mutation takes effect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Condition {
     /// Always.
@@ -44,6 +44,18 @@ pub enum Wait {
     UpTo(Duration),
 }
 
+/// Where a value should be at first. Where it goes later depends on its use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hint {
+    /// In the memory tier if the version before was there.
+    #[default]
+    Auto,
+    /// In the memory tier.
+    Memory,
+    /// Not in the memory tier: it will not be read soon.
+    Flash,
+}
+
 /// How one put differs from the defaults.
 #[derive(Clone, Debug, Default)]
 pub struct PutOptions {
@@ -51,10 +63,11 @@ pub struct PutOptions {
     ack: Option<Ack>,
     condition: Condition,
     wait: Wait,
+    hint: Hint,
 }
 
 impl PutOptions {
-    /// No expiry, the cache's acknowledgement level, unconditional, waiting for room.
+    /// No expiry, the cache's acknowledgement level, unconditional, waiting for room, no hint.
     pub fn new() -> Self {
         Self::default()
     }
@@ -86,60 +99,120 @@ impl PutOptions {
         self.wait = wait;
         self
     }
+
+    /// Where the value should be at first.
+    #[must_use]
+    pub fn hint(mut self, hint: Hint) -> Self {
+        self.hint = hint;
+        self
+    }
 }
 
-/// One mutation on its way.
-struct Request<'a> {
-    hash: KeyHash,
-    draft: &'a Draft<'a>,
-    /// Key, value and expiry of a put. None for a delete.
-    put: Option<(&'a [u8], &'a [u8], Option<u64>)>,
-    ack: Ack,
+/// How one delete differs from the defaults.
+#[derive(Clone, Debug, Default)]
+pub struct DeleteOptions {
+    ack: Option<Ack>,
+    condition: Condition,
     wait: Wait,
+}
+
+impl DeleteOptions {
+    /// The cache's acknowledgement level, unconditional, waiting for room.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The level at which this delete is acknowledged.
+    #[must_use]
+    pub fn ack(mut self, level: Ack) -> Self {
+        self.ack = Some(level);
+        self
+    }
+
+    /// When the delete takes effect.
+    #[must_use]
+    pub fn condition(mut self, condition: Condition) -> Self {
+        self.condition = condition;
+        self
+    }
+
+    /// What happens when the write buffer is full.
+    #[must_use]
+    pub fn wait(mut self, wait: Wait) -> Self {
+        self.wait = wait;
+        self
+    }
+}
+
+/// One mutation on its way. Made once; tried until there is room.
+pub(super) struct Request<'a> {
+    key: Key<'a>,
+    hash: KeyHash,
+    draft: Draft<'a>,
+    /// Value and expiry of a put. None for a delete.
+    put: Option<(&'a [u8], Option<u64>)>,
+    hint: Hint,
+    pub(super) ack: Ack,
+    pub(super) condition: Condition,
+    pub(super) wait: Wait,
+}
+
+/// What came of one try.
+pub(super) enum Tried {
+    Done(Lsn),
+    /// The condition does not hold.
+    Refused,
+    /// There is no room; the count of the room event before the try.
+    NoRoom(u64),
+    /// The key changed since the condition was looked at.
+    Overtaken,
+}
+
+/// What a condition is decided on: where the key's record was, and its version.
+pub(super) struct Observed {
+    at: Option<Position>,
+    version: Option<Lsn>,
 }
 
 impl Engine {
     /// Sets the value of `key`. Its version, or `None` if the condition did not hold.
-    pub(crate) fn put(&self, key: &[u8], value: &[u8], options: &PutOptions) -> Result<Option<Lsn>> {
-        self.put_if(key, value, options, || self.holds(key, options.condition))
+    pub(crate) fn put(&self, key: Key<'_>, value: &[u8], options: &PutOptions) -> Result<Option<Lsn>> {
+        let placed = self.put_unsynced(key, value, options)?;
+        placed.map(|lsn| self.wait_for(options.ack.unwrap_or(self.settings.ack), lsn).map(|()| lsn)).transpose()
     }
 
-    /// Sets the value of `key` if `holds` says so under the key's stripe.
-    pub(super) fn put_if(&self, key: &[u8], value: &[u8], options: &PutOptions, holds: impl Fn() -> Result<bool>) -> Result<Option<Lsn>> {
-        self.check_key(key)?;
-        let max = record_len_max(self.settings.segment_size).min(self.settings.segment_ring as usize / 2);
-        let overhead = format::record_len_max(key.len(), 0) + 16;
-        if value.len() + overhead > max {
-            return Err(Error::ValueTooLarge { len: value.len(), max: max.saturating_sub(overhead) });
-        }
-        let expires_ms = options.ttl.map(|ttl| self.time.now_ms().saturating_add(ttl.as_millis() as u64));
+    /// As [`Engine::put`], without waiting for a sync.
+    fn put_unsynced(&self, key: Key<'_>, value: &[u8], options: &PutOptions) -> Result<Option<Lsn>> {
         let compressed = self.compress(value)?;
-        let content = compressed.as_deref().map_or(Content::Plain(value), |bytes| Content::Zstd(bytes, value.len()));
-        let hash = self.hash(key);
-        let draft = Draft::put(key, content, expires_ms);
-        let ack = options.ack.unwrap_or(self.settings.ack);
-        let request = Request { hash, draft: &draft, put: Some((key, value, expires_ms)), ack, wait: options.wait };
-        let placed = self.mutate(&request, holds)?;
-        self.counters.puts.fetch_add(1, Ordering::Relaxed);
-        placed.map(|p| self.wait_for(ack, p.lsn).map(|()| p.lsn)).transpose()
+        let request = self.put_request(key, value, compressed.as_deref(), options)?;
+        self.carry_out(&request, None)
     }
 
-    /// Removes the value of `key`, if it has one. The version of the removal.
-    pub(crate) fn delete(&self, key: &[u8], ack: Option<Ack>) -> Result<Lsn> {
-        self.check_key(key)?;
-        let ack = ack.unwrap_or(self.settings.ack);
-        let hash = self.hash(key);
-        let draft = Draft::tombstone(hash);
-        let request = Request { hash, draft: &draft, put: None, ack, wait: Wait::Forever };
-        let placed = self.mutate(&request, || Ok(true))?;
-        self.counters.deletes.fetch_add(1, Ordering::Relaxed);
-        let lsn = placed.map_or(Lsn::ZERO, |p| p.lsn);
-        self.wait_for(ack, lsn)?;
-        Ok(lsn)
+    /// Sets the value of `key` if `may` says so under the key's stripe, given what the index has.
+    pub(super) fn put_if(&self, key: Key<'_>, value: &[u8], options: &PutOptions, may: &dyn Fn() -> bool) -> Result<Option<Lsn>> {
+        let compressed = self.compress(value)?;
+        let request = self.put_request(key, value, compressed.as_deref(), options)?;
+        let placed = self.carry_out(&request, Some(may))?;
+        placed.map(|lsn| self.wait_for(request.ack, lsn).map(|()| lsn)).transpose()
+    }
+
+    /// Sets the values of many keys, in order, with one wait at the end. What came before an error is stored.
+    pub(crate) fn put_many(&self, entries: &[(Key<'_>, &[u8])], options: &PutOptions) -> Result<Vec<Option<Lsn>>> {
+        let placed: Vec<Option<Lsn>> = entries.iter().map(|(key, value)| self.put_unsynced(*key, value, options)).collect::<Result<_>>()?;
+        let last = placed.iter().flatten().max().copied().unwrap_or(Lsn::ZERO);
+        self.wait_for(options.ack.unwrap_or(self.settings.ack), last)?;
+        Ok(placed)
+    }
+
+    /// Removes the value of `key`, whether or not it has one. The version of the removal, or `None` if the condition did not hold.
+    pub(crate) fn delete(&self, key: Key<'_>, options: &DeleteOptions) -> Result<Option<Lsn>> {
+        let request = self.delete_request(key, options)?;
+        let placed = self.carry_out(&request, None)?;
+        placed.map(|lsn| self.wait_for(request.ack, lsn).map(|()| lsn)).transpose()
     }
 
     /// Gives the entry of `key` another expiry, or none. Its new version, or `None` if there is no entry. Writes the record again.
-    pub(crate) fn touch(&self, key: &[u8], ttl: Option<Duration>) -> Result<Option<Lsn>> {
+    pub(crate) fn touch(&self, key: Key<'_>, ttl: Option<Duration>) -> Result<Option<Lsn>> {
         while let Some(value) = self.get(key, false)? {
             let version = value.version();
             let options = PutOptions { ttl, condition: Condition::IfVersion(version), ..PutOptions::default() };
@@ -150,51 +223,124 @@ impl Engine {
         Ok(None)
     }
 
-    fn check_key(&self, key: &[u8]) -> Result<()> {
-        match key.len() {
-            0 => Err(Error::EmptyKey),
-            len if len > KEY_LEN_MAX => Err(Error::KeyTooLarge { len, max: KEY_LEN_MAX }),
-            _ => Ok(()),
+    pub(super) fn put_request<'a>(
+        &self,
+        key: Key<'a>,
+        value: &'a [u8],
+        compressed: Option<&'a [u8]>,
+        options: &PutOptions,
+    ) -> Result<Request<'a>> {
+        check_key(key)?;
+        let max = record_len_max(self.settings.segment_size).min(self.settings.segment_ring as usize / 2);
+        let overhead = format::record_len_max(key.bytes.len(), 0) + 16;
+        if value.len() + overhead > max {
+            return Err(Error::ValueTooLarge { len: value.len(), max: max.saturating_sub(overhead) });
+        }
+        let expires_ms = options.ttl.map(|ttl| self.time.now_ms().saturating_add(ttl.as_millis() as u64));
+        let content = compressed.map_or(Content::Plain(value), |bytes| Content::Zstd(bytes, value.len()));
+        Ok(Request {
+            key,
+            hash: self.hash(key),
+            draft: Draft::put(key, content, expires_ms),
+            put: Some((value, expires_ms)),
+            hint: options.hint,
+            ack: options.ack.unwrap_or(self.settings.ack),
+            condition: options.condition,
+            wait: options.wait,
+        })
+    }
+
+    pub(super) fn delete_request<'a>(&self, key: Key<'a>, options: &DeleteOptions) -> Result<Request<'a>> {
+        check_key(key)?;
+        let (hash, ack) = (self.hash(key), options.ack.unwrap_or(self.settings.ack));
+        let draft = Draft::tombstone(hash);
+        Ok(Request { key, hash, draft, put: None, hint: Hint::Auto, ack, condition: options.condition, wait: options.wait })
+    }
+
+    /// Tries until the mutation is done, refused, or its patience ends.
+    fn carry_out(&self, request: &Request<'_>, may: Option<&dyn Fn() -> bool>) -> Result<Option<Lsn>> {
+        let deadline = self.deadline(request);
+        loop {
+            let observed = match request.condition {
+                Condition::Always => None,
+                _ => Some(self.observe(request.key)?),
+            };
+            match self.attempt(request, observed.as_ref(), may)? {
+                Tried::Done(lsn) => return Ok(Some(lsn)),
+                Tried::Refused => return Ok(None),
+                Tried::Overtaken => {}
+                Tried::NoRoom(seen) => {
+                    let left = self.patience(request, deadline)?;
+                    self.wait(&self.events.room, seen, left);
+                }
+            }
         }
     }
 
-    /// Appends a record and points the index at it, as one step in the order of the key's mutations. `None` if `holds` says no.
-    fn mutate(&self, request: &Request<'_>, holds: impl Fn() -> Result<bool>) -> Result<Option<Placed>> {
-        let (hash, draft, tombstone) = (request.hash, request.draft, request.put.is_none());
-        let inline = draft.len() <= INLINE_LEN_MAX
+    pub(super) fn deadline(&self, request: &Request<'_>) -> Option<Duration> {
+        match request.wait {
+            Wait::UpTo(time) => Some(self.time.monotonic() + time),
+            Wait::Forever | Wait::No => None,
+        }
+    }
+
+    /// How long to wait for room, if there is a limit. An error if it is over.
+    pub(super) fn patience(&self, request: &Request<'_>, deadline: Option<Duration>) -> Result<Option<Duration>> {
+        let left = deadline.map(|at| at.saturating_sub(self.time.monotonic()));
+        match (request.wait, left) {
+            (Wait::No, _) => Err(Error::WouldBlock),
+            (_, Some(Duration::ZERO)) => Err(Error::TimedOut),
+            _ => Ok(left),
+        }
+    }
+
+    /// What a condition is decided on.
+    fn observe(&self, key: Key<'_>) -> Result<Observed> {
+        let hash = self.hash(key);
+        let place = || self.index.get(hash).and_then(|entry| self.position(&entry));
+        loop {
+            let at = place();
+            let version = self.get(key, false)?.map(|value| value.version());
+            // A read removes what it finds expired or damaged, and may be overtaken.
+            if place() == at {
+                return Ok(Observed { at, version });
+            }
+        }
+    }
+
+    /// Appends a record and points the index at it, as one step in the order of the key's mutations. Waits for nothing, and does no I/O.
+    pub(super) fn attempt(&self, request: &Request<'_>, observed: Option<&Observed>, may: Option<&dyn Fn() -> bool>) -> Result<Tried> {
+        self.check_open()?;
+        let (hash, tombstone) = (request.hash, request.put.is_none());
+        let inline = request.draft.len() <= INLINE_LEN_MAX
             && match self.settings.wal_values {
                 WalValues::Never => false,
                 WalValues::Host => request.ack == Ack::Host,
                 WalValues::Always => true,
             };
-        let deadline = match request.wait {
-            Wait::UpTo(time) => Some(self.time.monotonic() + time),
-            Wait::Forever | Wait::No => None,
-        };
-        loop {
-            self.check_open()?;
-            let seen = self.events.room.count();
-            {
-                let _in_order = lock(self.stripe(hash));
-                if !holds()? {
-                    return Ok(None);
-                }
-                let supersedes = tombstone || self.index.get(hash).is_some();
-                let what = Append { hash, draft, tombstone, supersedes, inline, version: None };
-                if let Ok(placed) = self.append(&what) {
-                    self.fills.supersede(hash);
-                    self.point_at(request, &placed);
-                    return Ok(Some(placed));
-                }
+        let seen = self.events.room.count();
+        let _in_order = lock(self.stripe(hash));
+        if may.is_some_and(|may| !may()) {
+            return Ok(Tried::Refused);
+        }
+        let current = self.index.get(hash);
+        if let Some(observed) = observed {
+            if current.as_ref().and_then(|entry| self.position(entry)) != observed.at {
+                return Ok(Tried::Overtaken);
             }
-            // Refused for want of room, or because the cache has closed: the next look tells.
-            let left = deadline.map(|at| at.saturating_sub(self.time.monotonic()));
-            match (request.wait, left) {
-                (Wait::No, _) => return Err(Error::WouldBlock),
-                (_, Some(Duration::ZERO)) => return Err(Error::TimedOut),
-                _ => self.wait(&self.events.room, seen, left),
+            if !request.condition.holds(observed.version) {
+                return Ok(Tried::Refused);
             }
         }
+        let supersedes = tombstone || current.is_some();
+        let what = Append { hash, draft: &request.draft, tombstone, supersedes, inline, version: None };
+        // Refused for want of room, or because the cache has closed: the next look tells.
+        let Ok(placed) = self.append(&what) else { return Ok(Tried::NoRoom(seen)) };
+        self.fills.supersede(hash);
+        self.point_at(request, &placed);
+        let counter = if tombstone { &self.counters.deletes } else { &self.counters.puts };
+        counter.fetch_add(1, Ordering::Relaxed);
+        Ok(Tried::Done(placed.lsn))
     }
 
     /// Makes the index name the new record, and the memory tier forget the one before: if it was there, its successor takes its place.
@@ -205,34 +351,46 @@ impl Engine {
             None => self.index.remove(hash),
         };
         let was_in_memory = old.and_then(|old| self.position(&old)).is_some_and(|at| self.memory.remove(at));
-        if let (true, Some((key, value, expires_ms)), Some(at)) = (was_in_memory, request.put, self.position(&placed.entry)) {
+        let belongs_there = match request.hint {
+            Hint::Auto => was_in_memory,
+            Hint::Memory => true,
+            Hint::Flash => false,
+        };
+        if let (true, Some((value, expires_ms)), Some(at)) = (belongs_there, request.put, self.position(&placed.entry)) {
+            let Key { scope, bytes: key } = request.key;
             let bytes: Bytes = [key, value].concat().into();
             let held = bytes.len();
-            self.memory.insert(at, Item { hash, lsn: placed.lsn, expires_ms, key_len: key.len(), bytes, held });
+            self.memory.insert(at, Item { hash, scope, lsn: placed.lsn, expires_ms, key_len: key.len(), bytes, held });
         }
-    }
-
-    /// Whether the condition holds. The caller has the key's stripe.
-    fn holds(&self, key: &[u8], condition: Condition) -> Result<bool> {
-        if condition == Condition::Always {
-            return Ok(true);
-        }
-        let version = self.get(key, false)?.map(|value: Value| value.version());
-        Ok(match condition {
-            Condition::Always => true,
-            Condition::IfAbsent => version.is_none(),
-            Condition::IfPresent => version.is_some(),
-            Condition::IfVersion(wanted) => version == Some(wanted),
-        })
     }
 
     /// The value compressed, if that is asked for and makes it smaller.
-    fn compress(&self, value: &[u8]) -> Result<Option<Vec<u8>>> {
+    pub(super) fn compress(&self, value: &[u8]) -> Result<Option<Vec<u8>>> {
         let Compression::Zstd(level) = self.settings.compression else { return Ok(None) };
         if value.len() < COMPRESS_LEN_MIN {
             return Ok(None);
         }
         let packed = zstd::bulk::compress(value, level).map_err(Error::io("compress a value for", &self.dir))?;
         Ok((packed.len() < value.len()).then_some(packed))
+    }
+}
+
+impl Condition {
+    /// Whether it holds for a key whose value has this version.
+    fn holds(self, version: Option<Lsn>) -> bool {
+        match self {
+            Self::Always => true,
+            Self::IfAbsent => version.is_none(),
+            Self::IfPresent => version.is_some(),
+            Self::IfVersion(wanted) => version == Some(wanted),
+        }
+    }
+}
+
+fn check_key(key: Key<'_>) -> Result<()> {
+    match key.bytes.len() {
+        0 => Err(Error::EmptyKey),
+        len if len > KEY_LEN_MAX => Err(Error::KeyTooLarge { len, max: KEY_LEN_MAX }),
+        _ => Ok(()),
     }
 }

@@ -72,9 +72,16 @@ impl Index {
 
     fn remove_where(&self, hash: KeyHash, condition: impl Fn(&Entry) -> bool) -> Option<Entry> {
         let (partition, tag) = self.locate(hash);
-        let old = partition.remove(&self.geometry, tag, |slot| condition(&self.geometry.unpack(slot)))?;
-        self.entries.fetch_sub(1, Ordering::Relaxed);
-        Some(self.geometry.unpack(old))
+        self.remove_slot(partition, tag, |slot| condition(&self.geometry.unpack(slot))).map(|old| self.geometry.unpack(old))
+    }
+
+    fn remove_slot(&self, partition: &Partition, tag: u64, condition: impl Fn(u64) -> bool) -> Option<u64> {
+        let (old, grown) = partition.remove(&self.geometry, tag, condition);
+        if grown != 0 {
+            self.slots.fetch_add(grown as u64, Ordering::Relaxed);
+        }
+        self.entries.fetch_sub(u64::from(old.is_some()), Ordering::Relaxed);
+        old
     }
 
     /// Removes every entry that `keep` does not hold for. Only while nobody else uses the index.
@@ -97,8 +104,8 @@ impl Index {
             self.copy_partition(number, &mut slots);
             for slot in &slots {
                 let names = |slot| self.geometry.unpack(slot).location.segment == segment;
-                if names(*slot) && partition.remove(&self.geometry, self.geometry.tag_of(*slot), names).is_some() {
-                    self.entries.fetch_sub(1, Ordering::Relaxed);
+                if names(*slot) {
+                    self.remove_slot(partition, self.geometry.tag_of(*slot), names);
                 }
             }
         }

@@ -162,16 +162,18 @@ impl Partition {
         })
     }
 
-    /// Removes the slot with this tag if `condition` holds for it.
-    pub(super) fn remove(&self, geometry: &Geometry, tag: u64, condition: impl Fn(u64) -> bool) -> Option<u64> {
-        self.write(|_, slots, len| match search(geometry, &slots[..len], tag) {
+    /// Removes the slot with this tag if `condition` holds for it. What was removed, and how many slots were allocated (or freed, below zero).
+    pub(super) fn remove(&self, geometry: &Geometry, tag: u64, condition: impl Fn(u64) -> bool) -> (Option<u64>, isize) {
+        self.write(|guard, slots, len| match search(geometry, &slots[..len], tag) {
             Ok((at, old)) if condition(old) => {
                 for i in at + 1..len {
                     slots[i - 1].store(slots[i].load(Ordering::Relaxed), Ordering::Relaxed);
                 }
-                (len - 1, Some(old))
+                let (len, wanted) = (len - 1, capacity_for(len - 1));
+                let grown = if slots.len() > wanted + wanted / 8 + 4 { self.resize(guard, &slots[..len], wanted) } else { 0 };
+                (len, (Some(old), grown))
             }
-            _ => (len, None),
+            _ => (len, (None, 0)),
         })
     }
 

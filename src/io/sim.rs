@@ -97,6 +97,11 @@ impl SimDisk {
     }
 
     /// Points passed so far.
+    /// Whether the machine has stopped.
+    pub(crate) fn has_stopped(&self) -> bool {
+        self.state().stopped
+    }
+
     pub(crate) fn operations(&self) -> u64 {
         self.state().operations
     }
@@ -152,6 +157,14 @@ impl SimDisk {
     /// Cuts a file, in the cache and on the medium. Whoever has it mapped keeps memory that is no longer the file's.
     pub(crate) fn truncate(&self, name: &str, len: u64) {
         self.state().named(name).truncate(len as usize);
+    }
+
+    /// What a file holds, also of a stopped machine.
+    pub(crate) fn content(&self, name: &str) -> Vec<u8> {
+        let mut state = self.state().clone();
+        state.freeze();
+        let file = state.names[name];
+        state.files[file].live.to_vec()
     }
 
     /// Names and lengths of all files, also of a stopped machine.

@@ -2,6 +2,7 @@
 //!
 #![doc = concat!("```text\n", include_str!("format.layout.txt"), "```")]
 
+use super::catalog::{self, Catalog};
 use crate::codec::{self, Put, Reader};
 use crate::id::{Lsn, Position, StoreId};
 
@@ -9,10 +10,10 @@ use crate::id::{Lsn, Position, StoreId};
 pub(crate) const LAYOUT: &str = include_str!("format.layout.txt");
 const MAGIC: u32 = u32::from_le_bytes(*b"EWMF");
 pub(crate) const VERSION: u32 = 1;
-const HEAD_LEN: usize = 176;
+const HEAD_LEN: usize = 184;
 const SEGMENT_LEN: usize = 32;
 /// Longest file that can be a manifest.
-pub(crate) const LEN_MAX: u64 = (HEAD_LEN + SEGMENT_LEN * 2 * crate::config::SEGMENTS_MAX as usize) as u64 + 4096;
+pub(crate) const LEN_MAX: u64 = (HEAD_LEN + SEGMENT_LEN * 2 * crate::config::SEGMENTS_MAX as usize + catalog::LEN_MAX) as u64 + 4096;
 
 /// A segment's state as far as recovery must know it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,6 +70,7 @@ pub(crate) struct Manifest {
     pub(crate) flash: u64,
     pub(crate) checkpoint: Option<Checkpoint>,
     pub(crate) segments: Vec<Segment>,
+    pub(crate) catalog: Catalog,
 }
 
 /// Why bytes are not a manifest.
@@ -80,11 +82,13 @@ pub(crate) enum Damage {
 
 impl Manifest {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(HEAD_LEN + self.segments.len() * SEGMENT_LEN);
+        let catalog = self.catalog.encode();
+        let len = HEAD_LEN + self.segments.len() * SEGMENT_LEN + catalog.len();
+        let mut out = Vec::with_capacity(len);
         out.put_u32(MAGIC);
         out.put_u32(VERSION);
         out.put_u32(0);
-        out.put_u32((HEAD_LEN + self.segments.len() * SEGMENT_LEN) as u32);
+        out.put_u32(len as u32);
         out.put_u64(self.store.0);
         out.put_u64(self.sequence);
         out.put_u64(self.hash_seed);
@@ -106,6 +110,8 @@ impl Manifest {
         out.put_u64(self.flash);
         out.put_u64(self.checkpoint.map_or(0, |c| c.sequence));
         out.put_u64(self.checkpoint.map_or(0, |c| c.start.0));
+        out.put_u32(catalog.len() as u32);
+        out.put_u32(0);
         debug_assert_eq!(out.len(), HEAD_LEN, "the table at the top states this length");
         for segment in &self.segments {
             out.put_u64(segment.base.0);
@@ -114,6 +120,7 @@ impl Manifest {
             out.put_u32(segment.size.max(1).ilog2());
             out.put_u32(segment.state as u32);
         }
+        out.put(&catalog);
         let check = codec::checksum(self.store, MAGIC, self.sequence, &[&out[..8], &out[12..]]);
         out[8..12].copy_from_slice(&check.to_le_bytes());
         out
@@ -134,10 +141,7 @@ impl Manifest {
         let boot_id = r.u64()?;
         let clean = r.u32()? == 1;
         let count = r.u32()? as usize;
-        if len != HEAD_LEN + count.checked_mul(SEGMENT_LEN)? {
-            return None;
-        }
-        let manifest = Self {
+        let mut manifest = Self {
             store,
             sequence,
             hash_seed,
@@ -157,8 +161,16 @@ impl Manifest {
             segment_size: r.u64()?,
             flash: r.u64()?,
             checkpoint: Some(Checkpoint { sequence: r.u64()?, start: Position(r.u64()?) }).filter(|c| c.sequence > 0),
-            segments: (0..count).map(|_| decode_segment(&mut r)).collect::<Option<_>>()?,
+            segments: Vec::new(),
+            catalog: Catalog::default(),
         };
+        let catalog_len = r.u32()? as usize;
+        r.u32()?;
+        if len != HEAD_LEN + count.checked_mul(SEGMENT_LEN)? + catalog_len {
+            return None;
+        }
+        manifest.segments = (0..count).map(|_| decode_segment(&mut r)).collect::<Option<_>>()?;
+        manifest.catalog = Catalog::decode(r.bytes(catalog_len)?)?;
         manifest.plausible().then_some(manifest)
     }
 
@@ -206,6 +218,7 @@ fn decode_segment(r: &mut Reader<'_>) -> Option<Segment> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::Scope;
 
     fn sample() -> Manifest {
         let segment = |i: u64| Segment {
@@ -236,6 +249,11 @@ mod tests {
             flash: 1 << 20,
             checkpoint: Some(Checkpoint { sequence: 4, start: Position(99) }),
             segments: (0..9).map(segment).collect(),
+            catalog: Catalog {
+                namespaces: [("users".to_owned(), Scope(7))].into(),
+                tokens: [("t".to_owned(), vec![1, 2])].into(),
+                lsn: Lsn(8),
+            },
         }
     }
 

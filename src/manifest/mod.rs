@@ -1,5 +1,6 @@
 //! What a store is: identity, geometry, segment table, watermarks. In two copies.
 
+pub(crate) mod catalog;
 pub(crate) mod format;
 
 use std::io;

@@ -88,22 +88,33 @@ impl Builder {
     }
 
     /// The finished blocks, to be written so that the first lies where `place` says, given their length.
-    pub(crate) fn finish(mut self, store: StoreId, place: impl FnOnce(usize) -> Position) -> Vec<u8> {
+    pub(crate) fn finish(&self, store: StoreId, place: impl FnOnce(usize) -> Position) -> Vec<u8> {
         let at = place(self.blocks.len());
-        for (i, block) in self.blocks.chunks_exact_mut(BLOCK).enumerate() {
+        let mut blocks = self.blocks.clone();
+        for (i, block) in blocks.chunks_exact_mut(BLOCK).enumerate() {
             let check = codec::checksum(store, FOOTER_MAGIC, at.plus((i * BLOCK) as u64).0, &[&block[4..]]);
             block[..4].copy_from_slice(&check.to_le_bytes());
         }
-        self.blocks
+        blocks
+    }
+
+    /// What was added so far.
+    pub(crate) fn entries_so_far(&self) -> Vec<Entry> {
+        self.blocks.chunks_exact(BLOCK).filter_map(entries_of).flatten().collect()
     }
 }
 
 /// The entries of one footer block that lies at `at`, or `None` if it does not verify.
 pub(crate) fn decode_block(store: StoreId, at: Position, block: &[u8]) -> Option<Vec<Entry>> {
-    let mut r = Reader::new(block);
-    if r.u32()? != codec::checksum(store, FOOTER_MAGIC, at.0, &[block.get(4..)?]) {
+    if Reader::new(block).u32()? != codec::checksum(store, FOOTER_MAGIC, at.0, &[block.get(4..)?]) {
         return None;
     }
+    entries_of(block)
+}
+
+/// The entries of a footer block whose check does not matter.
+fn entries_of(block: &[u8]) -> Option<Vec<Entry>> {
+    let mut r = Reader::new(block.get(4..)?);
     let (count, used) = (r.u16()?, r.u16()?);
     let mut offset = r.u32()?;
     r.u32()?;

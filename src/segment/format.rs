@@ -1,12 +1,12 @@
 //! The bytes of a segment file. `docs/FORMAT.md` explains them.
 //!
 #![doc = concat!("```text\n", include_str!("format.layout.txt"), "```")]
-//! A tombstone has no key; its value is the 8-byte key hash.
+//! A tombstone has no key; its value is the 8-byte key hash. A note has none either.
 
 use std::ops::Range;
 
 use crate::codec::{self, Put, Reader, varint_len};
-use crate::id::{KeyHash, Lsn, Position, SegmentId, StoreId, UNIT};
+use crate::id::{Key, KeyHash, Lsn, Position, Scope, SegmentId, StoreId, UNIT};
 use crate::io::{BLOCK, SECTOR};
 
 /// The table above, as `inspect layout` prints it.
@@ -19,7 +19,9 @@ pub(crate) const VERSION: u32 = 1;
 const TOMBSTONE: u8 = 1;
 const COMPRESSED: u8 = 2;
 const EXPIRES: u8 = 4;
-const KNOWN_FLAGS: u8 = TOMBSTONE | COMPRESSED | EXPIRES;
+const SCOPED: u8 = 8;
+const NOTE: u8 = 16;
+const KNOWN_FLAGS: u8 = TOMBSTONE | COMPRESSED | EXPIRES | SCOPED | NOTE;
 
 /// Bytes before the flags: the check and the relative LSN, both known only when the record gets its place.
 pub(crate) const PREFIX_LEN: usize = 8;
@@ -96,8 +98,8 @@ pub(crate) fn decode_trailer(store: StoreId, block: &[u8]) -> Option<(Life, Trai
     Some((life, Trailer { footer_blocks: r.u32()?, data_end: r.u32()?, entries: r.u64()? }))
 }
 
-/// Longest [`Draft`] head: flags, three varints, expiry.
-const HEAD_LEN_MAX: usize = 1 + 3 + 5 + 5 + 8;
+/// Longest [`Draft`] head: flags, three lengths, expiry, scope.
+const HEAD_LEN_MAX: usize = 1 + 3 + 5 + 5 + 8 + 10;
 
 /// A record without its place: everything after the LSN, and the CRC-32 of it, computed outside every lock.
 #[derive(Debug)]
@@ -120,7 +122,7 @@ pub(crate) enum Content<'a> {
 
 impl<'a> Draft<'a> {
     /// A put.
-    pub(crate) fn put(key: &'a [u8], content: Content<'a>, expires_ms: Option<u64>) -> Self {
+    pub(crate) fn put(key: Key<'a>, content: Content<'a>, expires_ms: Option<u64>) -> Self {
         let (value, raw_len) = match content {
             Content::Plain(bytes) => (bytes, None),
             Content::Zstd(bytes, raw_len) => (bytes, Some(raw_len)),
@@ -128,8 +130,9 @@ impl<'a> Draft<'a> {
         let mut head = ArrayWriter::default();
         let compressed = if raw_len.is_some() { COMPRESSED } else { 0 };
         let expires = if expires_ms.is_some() { EXPIRES } else { 0 };
-        head.put_u8(compressed | expires);
-        head.put_varint(key.len() as u64);
+        let scoped = if key.scope == Scope::FIRST { 0 } else { SCOPED };
+        head.put_u8(compressed | expires | scoped);
+        head.put_varint(key.bytes.len() as u64);
         head.put_varint(value.len() as u64);
         if let Some(raw_len) = raw_len {
             head.put_varint(raw_len as u64);
@@ -137,7 +140,19 @@ impl<'a> Draft<'a> {
         if let Some(at) = expires_ms {
             head.put_u64(at);
         }
-        Self::finish(head, key, value)
+        if scoped != 0 {
+            head.put_varint(key.scope.0);
+        }
+        Self::finish(head, key.bytes, value)
+    }
+
+    /// Something that governs more than one entry, as the catalog encodes it.
+    pub(crate) fn note(note: &'a [u8]) -> Self {
+        let mut head = ArrayWriter::default();
+        head.put_u8(NOTE);
+        head.put_varint(0);
+        head.put_varint(note.len() as u64);
+        Self::finish(head, &[], note)
     }
 
     /// A delete.
@@ -213,6 +228,7 @@ pub(crate) struct Record {
 pub(crate) enum Kind {
     /// A key has this value.
     Put {
+        scope: Scope,
         key: Range<usize>,
         value: Range<usize>,
         /// Length before compression, if compressed.
@@ -221,6 +237,8 @@ pub(crate) enum Kind {
     },
     /// The keys with this hash have no value.
     Tombstone(KeyHash),
+    /// The catalog changes.
+    Note(Range<usize>),
 }
 
 /// Decodes and verifies the record at the front of `bytes`. `None` if it is not whole, or not the record of this place in this store.
@@ -242,6 +260,10 @@ pub(crate) fn decode_record(store: StoreId, at: Position, base_lsn: Lsn, bytes: 
         0 => None,
         _ => Some(r.u64()?),
     };
+    let scope = match flags & SCOPED {
+        0 => Scope::FIRST,
+        _ => Scope(r.varint()?),
+    };
     let start = bytes.len() - r.remaining();
     let key = start..start.checked_add(key_len)?;
     let value = key.end..key.end.checked_add(value_len)?;
@@ -250,12 +272,29 @@ pub(crate) fn decode_record(store: StoreId, at: Position, base_lsn: Lsn, bytes: 
         return None;
     }
     let len = value.end.next_multiple_of(UNIT);
-    let kind = if flags & TOMBSTONE == 0 {
-        Kind::Put { key, value, raw_len, expires_ms }
-    } else {
-        Kind::Tombstone(KeyHash(Reader::new(&bytes[value]).u64()?))
+    let kind = match flags & (TOMBSTONE | NOTE) {
+        0 => Kind::Put { scope, key, value, raw_len, expires_ms },
+        TOMBSTONE => Kind::Tombstone(KeyHash(Reader::new(&bytes[value]).u64()?)),
+        NOTE => Kind::Note(value),
+        _ => return None,
     };
     Some(Record { lsn, kind, len })
+}
+
+impl Record {
+    /// What the index knows of the record, whose bytes these are: its hash, and whether it removes rather than sets.
+    pub(crate) fn effect(&self, hash_seed: u64, bytes: &[u8]) -> (KeyHash, bool) {
+        match &self.kind {
+            Kind::Put { scope, key, .. } => (KeyHash::of(hash_seed, Key { scope: *scope, bytes: &bytes[key.clone()] }), false),
+            Kind::Tombstone(hash) => (*hash, true),
+            Kind::Note(note) => (note_hash(hash_seed, &bytes[note.clone()]), true),
+        }
+    }
+}
+
+/// The hash under which a note is listed. No key has it but by chance.
+pub(crate) fn note_hash(hash_seed: u64, note: &[u8]) -> KeyHash {
+    KeyHash::of(hash_seed, Key { scope: Scope::NOTES, bytes: note })
 }
 
 impl<'a> Draft<'a> {
@@ -270,7 +309,7 @@ impl<'a> Draft<'a> {
 
 /// Longest record for which a put of `key_len` and `value_len` bytes may need: upper bound of [`Draft::len`].
 pub(crate) fn record_len_max(key_len: usize, value_len: usize) -> usize {
-    let head = 1 + varint_len(key_len as u64) + 2 * varint_len(value_len as u64) + 8;
+    let head = 1 + varint_len(key_len as u64) + 2 * varint_len(value_len as u64) + 8 + 10;
     (PREFIX_LEN + head + key_len + value_len).next_multiple_of(UNIT)
 }
 
@@ -303,6 +342,7 @@ mod tests {
             key in prop::collection::vec(any::<u8>(), 1..300),
             value in prop::collection::vec(any::<u8>(), 0..900),
             expires in prop::option::of(any::<u64>()),
+            scope in prop::option::of(any::<u64>()),
             raw in prop::option::of(0usize..1 << 30),
             lsn in 1u64..1 << 40,
             back in -1000i64..1000,
@@ -310,12 +350,14 @@ mod tests {
         ) {
             let base = Lsn(lsn.saturating_add_signed(back));
             let content = raw.map_or(Content::Plain(&value), |n| Content::Zstd(&value, n));
-            let draft = Draft::put(&key, content, expires);
+            let scope = Scope(scope.unwrap_or(0));
+            let draft = Draft::put(Key { scope, bytes: &key }, content, expires);
             let mut bytes = bytes_of(&draft, Position(4096), Lsn(lsn), base);
             prop_assert!(draft.len() <= record_len_max(key.len(), value.len().max(raw.unwrap_or(0))));
             let record = decode_record(STORE, Position(4096), base, &bytes).unwrap();
             prop_assert_eq!((record.lsn, record.len), (Lsn(lsn), bytes.len()));
-            let Kind::Put { key: k, value: v, raw_len, expires_ms } = record.kind else { panic!("a put") };
+            let Kind::Put { scope: s, key: k, value: v, raw_len, expires_ms } = record.kind else { panic!("a put") };
+            prop_assert_eq!(s, scope);
             let end = v.end;
             prop_assert_eq!((&bytes[k], &bytes[v]), (&key[..], &value[..]));
             prop_assert_eq!((raw_len, expires_ms), (raw, expires));
@@ -345,7 +387,7 @@ mod tests {
 
     #[test]
     fn a_hundred_bytes_of_user_data_take_112() {
-        assert_eq!(Draft::put(&[1; 16], Content::Plain(&[0; 84]), None).len(), 112);
+        assert_eq!(Draft::put((&[1; 16]).into(), Content::Plain(&[0; 84]), None).len(), 112);
     }
 
     #[test]
@@ -364,7 +406,7 @@ mod tests {
 
     #[test]
     fn a_moved_record_verifies_at_its_new_place_with_its_old_version() {
-        let draft = Draft::put(b"key", Content::Plain(b"value"), Some(9));
+        let draft = Draft::put(b"key".into(), Content::Plain(b"value"), Some(9));
         let bytes = bytes_of(&draft, Position(64), Lsn(10), Lsn(9));
         let record = decode_record(STORE, Position(64), Lsn(9), &bytes).unwrap();
         let moved = Draft::of_record(&bytes, &record).unwrap();

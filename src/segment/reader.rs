@@ -3,10 +3,10 @@
 use std::io;
 
 use super::footer::{self, Entry};
-use super::format::{self, DATA_START, Kind};
+use super::format::{self, DATA_START};
 use super::table::Row;
 use crate::codec::{round_down, round_up};
-use crate::id::{KeyHash, StoreId};
+use crate::id::StoreId;
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, File, SECTOR};
 
@@ -21,21 +21,21 @@ pub(crate) struct Contents {
     pub(crate) lost_to: u32,
 }
 
-/// Everything that can be known of a sealed segment.
-pub(crate) fn entries(store: StoreId, row: &Row, hash_seed: u64, file: &dyn File) -> io::Result<Contents> {
+/// Everything that can be known of a sealed segment. Blocks that cannot be read are as bad as blocks that do not verify.
+pub(crate) fn entries(store: StoreId, row: &Row, hash_seed: u64, file: &dyn File) -> Contents {
     let block = BLOCK as u64;
     let trailer_at = row.size - block;
     let mut trailer = AlignedBuf::zeroed(BLOCK);
-    file.read_at(trailer_at, &mut trailer)?;
+    read_or_zero(file, trailer_at, &mut trailer);
     let stated = format::decode_trailer(store, &trailer).filter(|(life, _)| *life == row.life).map(|(_, t)| t);
     let footer_at = match stated {
         Some(trailer) => trailer_at.saturating_sub(u64::from(trailer.footer_blocks) * block),
-        None => first_footer_block(store, row, file)?,
+        None => first_footer_block(store, row, file),
     };
     let data_end = stated.map_or(footer_at as u32, |t| t.data_end);
     let mut bytes = AlignedBuf::zeroed((trailer_at - footer_at).max(block) as usize);
     if footer_at < trailer_at {
-        file.read_at(footer_at, &mut bytes)?;
+        read_or_zero(file, footer_at, &mut bytes);
     }
     let mut contents = Contents::default();
     let mut known_to = DATA_START;
@@ -48,48 +48,53 @@ pub(crate) fn entries(store: StoreId, row: &Row, hash_seed: u64, file: &dyn File
             continue;
         };
         if let (true, Some(first)) = (gap, block_entries.first()) {
-            scan(store, row, hash_seed, file, known_to..first.offset, &mut contents)?;
+            scan(store, row, hash_seed, file, known_to..first.offset, &mut contents);
             gap = false;
         }
         known_to = block_entries.last().map_or(known_to, |e| e.offset + e.len);
         contents.entries.extend(block_entries);
     }
     if gap {
-        scan(store, row, hash_seed, file, known_to..data_end, &mut contents)?;
+        scan(store, row, hash_seed, file, known_to..data_end, &mut contents);
     }
-    Ok(contents)
+    contents
+}
+
+/// Reads, block by block if it must be; a block that cannot be read is left as it is.
+fn read_or_zero(file: &dyn File, offset: u64, buf: &mut [u8]) {
+    if file.read_at(offset, buf).is_err() {
+        for (i, block) in buf.chunks_mut(BLOCK).enumerate() {
+            let read: io::Result<()> = file.read_at(offset + (i * BLOCK) as u64, block);
+            if read.is_err() {
+                block.fill(0);
+            }
+        }
+    }
 }
 
 /// Where the footer begins, found without a trailer: before the last block, as far as blocks verify.
-fn first_footer_block(store: StoreId, row: &Row, file: &dyn File) -> io::Result<u64> {
+fn first_footer_block(store: StoreId, row: &Row, file: &dyn File) -> u64 {
     let mut at = row.size - BLOCK as u64;
     let mut block = AlignedBuf::zeroed(BLOCK);
     while at > u64::from(DATA_START) + BLOCK as u64 {
-        file.read_at(at - BLOCK as u64, &mut block)?;
+        read_or_zero(file, at - BLOCK as u64, &mut block);
         if footer::decode_block(store, row.life.base.plus(at - BLOCK as u64), &block).is_none() {
             break;
         }
         at -= BLOCK as u64;
     }
-    Ok(at)
+    at
 }
 
 /// Adds the records in `range`, one after the other. One that does not verify ends the scan: the rest of the range is lost.
-fn scan(
-    store: StoreId,
-    row: &Row,
-    hash_seed: u64,
-    file: &dyn File,
-    range: std::ops::Range<u32>,
-    contents: &mut Contents,
-) -> io::Result<()> {
+fn scan(store: StoreId, row: &Row, hash_seed: u64, file: &dyn File, range: std::ops::Range<u32>, contents: &mut Contents) {
     if range.is_empty() {
-        return Ok(());
+        return;
     }
     let start = round_down(range.start.into(), SECTOR as u64);
     let end = round_up(range.end.into(), SECTOR as u64).min(row.size);
     let mut bytes = AlignedBuf::zeroed((end - start) as usize);
-    file.read_at(start, &mut bytes)?;
+    read_or_zero(file, start, &mut bytes);
     let mut offset = range.start;
     while offset < range.end {
         let here = &bytes[(u64::from(offset) - start) as usize..];
@@ -97,14 +102,10 @@ fn scan(
         let Some(record) = format::decode_record(store, at, row.life.base_lsn, here) else {
             contents.lost += 1;
             contents.lost_to = range.end;
-            return Ok(());
+            return;
         };
-        let (hash, tombstone) = match &record.kind {
-            Kind::Put { key, .. } => (KeyHash::of(hash_seed, &here[key.clone()]), false),
-            Kind::Tombstone(hash) => (*hash, true),
-        };
+        let (hash, tombstone) = record.effect(hash_seed, here);
         contents.entries.push(Entry { hash, offset, len: record.len as u32, lsn: record.lsn, tombstone });
         offset += record.len as u32;
     }
-    Ok(())
 }

@@ -37,6 +37,8 @@ pub(crate) enum State {
     Full,
     Sealed,
     Draining,
+    /// A write or a sync failed while it held records without a footer, which are being rescued.
+    Failed,
     Quarantined,
 }
 
@@ -106,7 +108,7 @@ impl Table {
         let row = |r: &Row| manifest::Segment {
             state: match r.state {
                 State::Free => SegmentState::Free,
-                State::Ready | State::Open | State::Full => SegmentState::Open,
+                State::Ready | State::Open | State::Full | State::Failed => SegmentState::Open,
                 State::Sealed | State::Draining => SegmentState::Sealed,
                 State::Quarantined => SegmentState::Quarantined,
             },
@@ -116,7 +118,7 @@ impl Table {
             last_lsn: r.last_lsn,
         };
         let rows = lock(&self.rows);
-        let open = rows.iter().filter(|r| matches!(r.state, State::Open | State::Full));
+        let open = rows.iter().filter(|r| matches!(r.state, State::Open | State::Full | State::Failed));
         (rows.iter().map(row).collect(), open.map(|r| r.wal_start).min().unwrap_or(wal_end))
     }
 

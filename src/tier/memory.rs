@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use bytes::Bytes;
 use crossbeam::epoch::{self, Atomic, Guard, Owned, Shared};
 
-use crate::id::{KeyHash, Lsn, Position};
+use crate::id::{Key, KeyHash, Lsn, Position, Scope};
 use crate::sync::lock;
 
 const SHARDS_MAX: usize = 16;
@@ -32,6 +32,7 @@ const OVERHEAD: u64 = (size_of::<Node>() + 8 + 16 + 2 * 16) as u64;
 #[derive(Clone, Debug)]
 pub(crate) struct Item {
     pub(crate) hash: KeyHash,
+    pub(crate) scope: Scope,
     pub(crate) lsn: Lsn,
     pub(crate) expires_ms: Option<u64>,
     pub(crate) key_len: usize,
@@ -44,6 +45,11 @@ pub(crate) struct Item {
 impl Item {
     pub(crate) fn key(&self) -> &[u8] {
         &self.bytes[..self.key_len]
+    }
+
+    /// Whether this is the record of `key`.
+    pub(crate) fn is_of(&self, key: Key<'_>) -> bool {
+        self.key() == key.bytes && self.scope == key.scope
     }
 
     pub(crate) fn value(&self) -> Bytes {
@@ -366,7 +372,7 @@ mod tests {
         let hash = KeyHash(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut bytes = n.to_le_bytes().to_vec();
         bytes.resize(8 + len, n as u8);
-        Item { hash, lsn: Lsn(n), expires_ms: None, key_len: 8, held: bytes.len(), bytes: bytes.into() }
+        Item { hash, scope: Scope::FIRST, lsn: Lsn(n), expires_ms: None, key_len: 8, held: bytes.len(), bytes: bytes.into() }
     }
 
     fn at(n: u64) -> Position {

@@ -26,11 +26,20 @@ pub(crate) struct Summary {
     pub(crate) time_ms: u64,
     /// Bytes above the durable watermark that were cut.
     pub(crate) torn_bytes: u64,
-    /// Holes below it: what they held is lost.
+    /// Holes below it.
     pub(crate) holes: Vec<Hole>,
 }
 
-/// A damaged stretch of the WAL with frames after it.
+/// Who is told what the WAL says.
+pub(crate) trait Visitor {
+    /// A record was appended, with a new version or, if it was `moved`, with its old one. `record` are its bytes if the WAL holds them.
+    fn visit(&mut self, mutation: &Mutation, moved: bool, record: &[u8]) -> io::Result<()>;
+
+    /// Brings from elsewhere what a hole held, as far as that can be. Says whether no mutation is missing.
+    fn repair(&mut self, hole: &Hole) -> io::Result<bool>;
+}
+
+/// A damaged stretch of the WAL with frames after it. Whoever has the records in their order has a second copy of what it said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Hole {
     pub(crate) from: u64,
@@ -38,8 +47,12 @@ pub(crate) struct Hole {
     /// Mutations after `after` and before `before` are lost.
     pub(crate) after: Lsn,
     pub(crate) before: Lsn,
+    /// Whether it is known that it held nothing newer than `before`.
+    bounded: bool,
     /// Every record below this position may have been superseded by what the hole held.
     pub(crate) floor: Position,
+    /// Whether what it held was brought from elsewhere, or was nothing.
+    pub(crate) repaired: bool,
 }
 
 /// Reads the WAL that begins at `start`.
@@ -81,15 +94,14 @@ impl Replay {
         in_files.max(round_up(end, BLOCK as u64) + self.ring_size())
     }
 
-    /// Visits every mutation from `start` on, where the first one has LSN `first` or a later one, with the record's bytes if the WAL holds them. `page_cache_whole` says that nothing above the
-    /// durable watermark can be missing either, since the host did not crash; `durable` is what is known of it elsewhere. The visitor is also told whether a record
-    /// was moved.
+    /// Visits every mutation from `start` on, where the first one has LSN `first` or a later one. `page_cache_whole` says that nothing above the durable watermark can
+    /// be missing either, since the host did not crash; `durable` is what is known of it elsewhere.
     pub(crate) fn run(
         &mut self,
         (start, first): (u64, Lsn),
         durable: Lsn,
         page_cache_whole: bool,
-        mut visit: impl FnMut(&Mutation, bool, &[u8]) -> io::Result<()>,
+        visitor: &mut impl Visitor,
     ) -> io::Result<Summary> {
         let last = Lsn(first.0.saturating_sub(1));
         let mut summary = Summary { end: start, durable, last, ..Summary::default() };
@@ -107,18 +119,20 @@ impl Replay {
                 if !self.frame_at(next, summary.last, &mut bytes)? {
                     break;
                 }
-                let hole = self.describe_hole(&summary, next)?;
-                summary.holes.extend(hole);
+                let mut hole = self.describe_hole(&summary, next)?;
+                hole.repaired = visitor.repair(&hole)? && hole.bounded;
+                summary.last = summary.last.max(Lsn(hole.before.0 - 1));
+                summary.holes.push(hole);
                 summary.end = next;
                 continue;
             }
             let Some((frame, record)) = format::decode_frame(self.store, summary.end, &bytes) else { break };
             match frame {
                 Frame::Mutation(mutation) => {
-                    visit(&mutation, false, record)?;
+                    visitor.visit(&mutation, false, record)?;
                     summary.last = mutation.lsn;
                 }
-                Frame::Move(mutation) => visit(&mutation, true, record)?,
+                Frame::Move(mutation) => visitor.visit(&mutation, true, record)?,
                 Frame::Mark { durable, time_ms, .. } => {
                     summary.durable = summary.durable.max(durable);
                     summary.time_ms = summary.time_ms.max(time_ms);
@@ -130,27 +144,26 @@ impl Replay {
         Ok(summary)
     }
 
-    /// The hole between `summary.end` and the frame at `next`. `None` if only a mark was lost.
-    fn describe_hole(&mut self, summary: &Summary, next: u64) -> io::Result<Option<Hole>> {
+    /// The hole between `summary.end` and the frame at `next`.
+    fn describe_hole(&mut self, summary: &Summary, next: u64) -> io::Result<Hole> {
         let mut bytes = Vec::new();
         let mut at = next;
         // What the hole held ends before the first mutation after it, or with the newest one that a mark after it knows. Moves say nothing of it: if nothing else
         // follows, a mutation may be lost.
         let floor_of_all = Position(u64::MAX);
-        let (mut before, mut floor, mut known) = (summary.last.next(), floor_of_all, false);
+        let (mut before, mut floor, mut bounded) = (summary.last.next(), floor_of_all, false);
         while self.frame_at(at, summary.last, &mut bytes)? {
             match format::decode_frame(self.store, at, &bytes) {
                 Some((Frame::Mutation(m), _)) => {
-                    (before, floor, known) = (m.lsn, m.record, true);
+                    (before, floor, bounded) = (m.lsn, m.record, true);
                     break;
                 }
-                Some((Frame::Mark { appended, .. }, _)) => (before, known) = (before.max(appended.next()), true),
+                Some((Frame::Mark { appended, .. }, _)) => (before, bounded) = (before.max(appended.next()), true),
                 Some((Frame::Move(_), _)) | None => {}
             }
             at += bytes.len() as u64;
         }
-        let lost_some = before > summary.last.next() || !known;
-        Ok(lost_some.then_some(Hole { from: summary.end, to: next, after: summary.last, before, floor }))
+        Ok(Hole { from: summary.end, to: next, after: summary.last, before, bounded, floor, repaired: false })
     }
 
     /// Puts the frame at `at` into `bytes`. False if none is there, neither in a file nor in the ring, that could follow `last`.

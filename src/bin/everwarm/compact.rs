@@ -31,17 +31,23 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let total = from.stats().entries;
     let progress = indicatif::ProgressBar::new(total).with_message("entries");
     let mut copied = 0u64;
-    for entry in from.entries() {
-        let entry = entry?;
-        let mut options = PutOptions::new();
-        if let Some(ms) = entry.expires_in_ms {
-            options = options.ttl(Duration::from_millis(ms));
+    for name in from.namespaces().into_iter().chain([String::new()]) {
+        let to = to.namespace(&name)?;
+        for entry in from.namespace(&name)?.entries() {
+            let entry = entry?;
+            let mut options = PutOptions::new();
+            if let Some(ms) = entry.expires_in_ms {
+                options = options.ttl(Duration::from_millis(ms));
+            }
+            to.put_with(&entry.key, &entry.value, &options).with_context(|| format!("after {copied} entries"))?;
+            copied += 1;
+            progress.inc(1);
         }
-        to.put_with(&entry.key, &entry.value, &options).with_context(|| format!("after {copied} entries"))?;
-        copied += 1;
-        progress.inc(1);
     }
     progress.finish_and_clear();
+    for name in from.resume_tokens() {
+        to.set_resume_token(&name, from.resume_token(&name).unwrap_or_default())?;
+    }
     to.close()?;
     from.close()?;
     println!("{copied} entries copied to {}", args.output.display());

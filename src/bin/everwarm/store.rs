@@ -10,6 +10,9 @@ use crate::size;
 pub(crate) struct Store {
     /// The store's directory.
     dir: PathBuf,
+    /// The namespace that keys belong to; made if there is none [default: the one without a name]
+    #[arg(long, short, value_name = "NAME", default_value = "", hide_default_value = true)]
+    namespace: String,
     /// Bytes of DRAM, such as 64MiB.
     #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes)]
     memory: Option<u64>,
@@ -21,12 +24,16 @@ pub(crate) struct Store {
 impl Store {
     /// Opens the store that is there.
     pub(crate) fn open(&self) -> anyhow::Result<Cache> {
-        Ok(Cache::open(self.options().create(false))?)
+        self.enter(Cache::open(self.options().create(false))?)
     }
 
     /// Opens the store, new if there is none.
     pub(crate) fn open_or_create(&self) -> anyhow::Result<Cache> {
-        Ok(Cache::open(self.options())?)
+        self.enter(Cache::open(self.options())?)
+    }
+
+    fn enter(&self, cache: Cache) -> anyhow::Result<Cache> {
+        Ok(cache.namespace(&self.namespace)?)
     }
 
     fn options(&self) -> Options {

@@ -8,16 +8,32 @@ use crate::error::Error;
 enum Step {
     Put(u8, usize, Ack),
     Delete(u8, Ack),
+    Clear(Ack),
+    Token(Ack),
     Checkpoint,
     Sync,
     Work,
 }
 
-/// What a key was set to, in order: a version, or a removal.
+/// What happened, in order. Its number is its version.
 #[derive(Clone, Copy, Debug)]
-struct Mutation {
-    key: u8,
-    version: Option<u64>,
+enum Mutation {
+    Put(u8),
+    Delete(u8),
+    Clear,
+    Token,
+}
+
+impl Mutation {
+    /// What it does to a key, if anything: sets it (true) or removes it.
+    fn of_key(self, key: u8) -> Option<bool> {
+        match self {
+            Self::Put(k) if k == key => Some(true),
+            Self::Delete(k) if k == key => Some(false),
+            Self::Clear => Some(false),
+            _ => None,
+        }
+    }
 }
 
 /// What a run had done when its machine stopped.
@@ -32,27 +48,47 @@ struct History {
 }
 
 impl History {
-    fn apply(&mut self, engine: &Engine, step: Step) -> Result<(), Error> {
+    /// An error if the machine stopped meanwhile: what a stopped machine answers, nobody hears.
+    fn apply(&mut self, engine: &Engine, step: Step, disk: &SimDisk) -> Result<(), Error> {
+        let heard = || if disk.has_stopped() { Err(Error::Closed) } else { Ok(()) };
         let n = self.mutations.len() as u64;
         match step {
             Step::Put(key, len, ack) => {
-                self.mutations.push(Mutation { key, version: Some(n) });
-                engine.put(&[key], &value(key.into(), n, len), &PutOptions::new().ack(ack))?;
+                self.mutations.push(Mutation::Put(key));
+                let space = engine.namespace("")?;
+                engine.put(space.key(&[key]), &value(key.into(), n, len), &PutOptions::new().ack(ack))?;
+                heard()?;
                 self.mutation_returned(ack);
             }
             Step::Delete(key, ack) => {
-                self.mutations.push(Mutation { key, version: None });
-                engine.delete(&[key], Some(ack))?;
+                self.mutations.push(Mutation::Delete(key));
+                let space = engine.namespace("")?;
+                engine.delete(space.key(&[key]), &DeleteOptions::new().ack(ack))?;
+                heard()?;
+                self.mutation_returned(ack);
+            }
+            Step::Clear(ack) => {
+                self.mutations.push(Mutation::Clear);
+                let space = engine.namespace("")?;
+                engine.clear(&space, Some(ack))?;
+                heard()?;
+                self.mutation_returned(ack);
+            }
+            Step::Token(ack) => {
+                self.mutations.push(Mutation::Token);
+                engine.set_resume_token("stream", &n.to_le_bytes(), Some(ack))?;
+                heard()?;
                 self.mutation_returned(ack);
             }
             Step::Checkpoint => drop(engine.step_checkpoint(true)?),
             Step::Sync => {
                 engine.persist(Ack::Host)?;
+                heard()?;
                 self.durable = self.returned;
             }
             Step::Work => engine.step_all()?,
         }
-        Ok(())
+        heard()
     }
 
     fn mutation_returned(&mut self, ack: Ack) {
@@ -66,10 +102,17 @@ impl History {
     fn check(&self, engine: &Engine, floor: usize, what: &str) {
         let evicted = engine.stats().reclaimed;
         let (mut low, mut high) = (floor, self.mutations.len());
+        let tokens = || self.mutations.iter().enumerate().filter(|(_, m)| matches!(m, Mutation::Token)).map(|(i, _)| i);
+        let token = engine.resume_token("stream").map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap()) as usize);
+        assert!(token >= tokens().take_while(|i| *i < floor).last(), "{what}: the token is {token:?}, floor {floor}");
+        low = low.max(token.map_or(0, |i| i + 1));
+        high = high.min(tokens().find(|i| token.is_none_or(|token| *i > token)).unwrap_or(high));
+        assert!(low <= high, "{what}: the token {token:?} fits no prefix, floor {floor}");
+        let space = engine.namespace("").unwrap();
         for key in 0..KEYS {
-            let found = engine.get(&[key], false).unwrap();
-            let of_key: Vec<(usize, Option<u64>)> =
-                self.mutations.iter().enumerate().filter(|(_, m)| m.key == key).map(|(i, m)| (i, m.version)).collect();
+            let found = engine.get(space.key(&[key]), false).unwrap();
+            let numbered = self.mutations.iter().enumerate();
+            let of_key: Vec<(usize, Option<u64>)> = numbered.filter_map(|(i, m)| Some((i, m.of_key(key)?.then_some(i as u64)))).collect();
             let Some(found) = found else {
                 let must = of_key.iter().rev().find(|(i, _)| *i < floor).and_then(|(_, version)| *version);
                 let superseded_later = of_key.iter().any(|(i, _)| *i >= floor);
@@ -103,7 +146,7 @@ fn run(options: &Options, steps: &[Step], stop: u64) -> (bool, History, SimDisk)
     let opened = open(options, Some(Arc::new(disk.clone())), Arc::new(SimClock::new(2)), Mode::Inline);
     let Ok(engine) = opened else { return (true, history, disk) };
     for step in steps {
-        if history.apply(&engine, *step).is_err() {
+        if history.apply(&engine, *step, &disk).is_err() {
             return (true, history, disk);
         }
     }
@@ -179,6 +222,8 @@ fn mixed(seed: u64, count: u64, len_max: u64, host_every: u64) -> Vec<Step> {
             0 | 1 => Step::Delete(key, ack),
             2 => Step::Work,
             3 if r & 3 == 0 => Step::Checkpoint,
+            5 if r & 7 == 0 => Step::Clear(ack),
+            6 if r & 1 == 0 => Step::Token(ack),
             4 if r & 3 == 0 => Step::Sync,
             _ => Step::Put(key, ((r >> 16) % len_max) as usize, ack),
         });

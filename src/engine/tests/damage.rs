@@ -9,11 +9,11 @@ fn reopen(disk: &SimDisk) -> Result<Arc<Engine>, Error> {
 }
 
 fn get(engine: &Engine, key: &[u8]) -> Option<Vec<u8>> {
-    engine.get(key, true).unwrap().map(|v| v.to_vec())
+    engine.get((key).into(), true).unwrap().map(|v| v.to_vec())
 }
 
 #[test]
-fn a_hole_in_the_wal_is_reported_and_nothing_older_is_served() {
+fn a_hole_in_the_wal_is_filled_from_the_records() {
     let store = Store::new(small());
     for (key, value) in [(b"a", b"1"), (b"a", b"2"), (b"b", b"3"), (b"c", b"4")] {
         store.put(key, value);
@@ -21,6 +21,41 @@ fn a_hole_in_the_wal_is_reported_and_nothing_older_is_served() {
     let image = store.disk.after_kill();
     // The frame that superseded a's first value.
     image.corrupt("ring.wal", FRAME_LEN as u64 + 30, 1);
+    let engine = reopen(&image).unwrap();
+    assert_eq!(engine.report.damaged.len(), 1, "{:?}", engine.report);
+    for (key, value) in [(b"a", b"2"), (b"b", b"3"), (b"c", b"4")] {
+        assert_eq!(get(&engine, key).as_deref(), Some(&value[..]));
+    }
+    drop(engine);
+    let again = reopen(&image.after_kill()).unwrap();
+    assert_eq!(get(&again, b"a").as_deref(), Some(&b"2"[..]));
+    assert!(again.report.damaged.is_empty());
+}
+
+/// Damages the record of the last put of `key` that `disk` holds, wherever it lies.
+fn damage_record(disk: &SimDisk, value: &[u8]) {
+    let mut found = 0;
+    for (name, len) in disk.files() {
+        let bytes = disk.content(&name);
+        for at in 0..len as usize - value.len().min(len as usize) {
+            if bytes[at..].starts_with(value) {
+                disk.corrupt(&name, at as u64, 1);
+                found += 1;
+            }
+        }
+    }
+    assert!(found > 0);
+}
+
+#[test]
+fn a_hole_in_the_wal_whose_records_are_damaged_too_is_reported_and_nothing_older_is_served() {
+    let store = Store::new(small());
+    for (key, value) in [(b"a", &b"1"[..]), (b"a", b"the second value"), (b"b", b"3"), (b"c", b"4")] {
+        store.put(key, value);
+    }
+    let image = store.disk.after_kill();
+    image.corrupt("ring.wal", FRAME_LEN as u64 + 30, 1);
+    damage_record(&image, b"the second value");
     let engine = reopen(&image).unwrap();
     assert_eq!(engine.report.damaged.len(), 1, "{:?}", engine.report);
     assert_eq!(get(&engine, b"a"), None, "neither the lost value nor the one it superseded");
@@ -57,12 +92,12 @@ fn what_is_put_after_damage_survives_the_next_stop() {
         image.corrupt(file, header + FRAME_LEN as u64 + 30, 1);
     }
     let engine = reopen(&image).unwrap();
-    engine.put(b"b", b"3", &PutOptions::new()).unwrap();
+    engine.put((b"b").into(), b"3", &PutOptions::new()).unwrap();
     engine.begin_close();
     engine.finish().unwrap();
     drop(engine);
     let engine = reopen(&image).unwrap();
-    assert_eq!(get(&engine, b"a"), None);
+    assert_eq!(get(&engine, b"a").as_deref(), Some(&b"2"[..]));
     assert_eq!(get(&engine, b"b").as_deref(), Some(&b"3"[..]));
 }
 
@@ -89,7 +124,9 @@ fn worn(clean: bool) -> SimDisk {
             store.put(&k.to_le_bytes(), &value(k, round, 300));
         }
     }
-    (0..120u64).filter(|k| k % 10 == 3).for_each(|k| assert!(store.engine().delete(&k.to_le_bytes(), None).is_ok()));
+    (0..120u64)
+        .filter(|k| k % 10 == 3)
+        .for_each(|k| assert!(store.engine().delete((&k.to_le_bytes()).into(), &DeleteOptions::new()).is_ok()));
     if clean {
         let engine = store.engine.take().unwrap();
         engine.begin_close();

@@ -7,7 +7,7 @@ use crate::io::sim::FaultOp;
 
 fn put_now(engine: &Engine, key: u64, len: usize) -> Result<(), Error> {
     let options = PutOptions::new().wait(Wait::No);
-    engine.put(&key.to_le_bytes(), &value(key, 0, len), &options).map(drop)
+    engine.put((&key.to_le_bytes()).into(), &value(key, 0, len), &options).map(drop)
 }
 
 /// Puts until there is no room, doing all background work in between. How many were acknowledged.
@@ -51,21 +51,66 @@ fn a_full_disk_is_back_pressure_and_service_returns_with_space() {
 }
 
 #[test]
-fn after_a_failed_write_or_sync_nothing_is_acknowledged_and_reads_go_on() {
+fn after_a_failed_write_or_sync_of_the_wal_nothing_is_acknowledged_and_reads_go_on() {
     for op in [FaultOp::Write, FaultOp::Sync, FaultOp::SyncDroppingPages] {
-        let mut store = Store::new(small());
+        // Values in the WAL, so that a sync touches nothing else.
+        let mut store = Store::new(small().wal_values(WalValues::Always));
         store.put(b"before", b"1");
         store.engine().persist(Ack::Host).unwrap();
         store.disk.fail(op, 1, std::io::ErrorKind::Other, false);
         let host = PutOptions::new().ack(Ack::Host);
-        let refused = store.engine().put(b"before", b"2", &host);
+        let refused = store.engine().put((b"before").into(), b"2", &host);
         assert!(matches!(refused, Err(Error::Failed { .. })), "{op:?}: {refused:?}");
-        assert!(matches!(store.engine().put(b"other", b"x", &PutOptions::new()), Err(Error::Failed { .. })), "the failure is sticky");
+        assert!(
+            matches!(store.engine().put((b"other").into(), b"x", &PutOptions::new()), Err(Error::Failed { .. })),
+            "the failure is sticky"
+        );
         assert!(matches!(store.engine().persist(Ack::Host), Err(Error::Failed { .. })), "a sync is not retried");
         assert!(store.get(b"before").is_some(), "reads go on");
         store.power_cut(1, PowerCut::LoseAll);
         let found = store.get(b"before").unwrap();
         assert!(found == b"1" || found == b"2", "what was not acknowledged is in doubt, nothing else");
+    }
+}
+
+#[test]
+fn a_segment_that_cannot_be_written_or_synced_is_given_up_and_nothing_of_it_is_lost() {
+    for op in [FaultOp::Write, FaultOp::Sync, FaultOp::SyncDroppingPages] {
+        for n in 0..30u64 {
+            let mut store = Store::new(small().wal_values(WalValues::Never));
+            let put = |store: &Store, n: u64, ack| {
+                let options = PutOptions::new().ack(ack);
+                store.engine().put((&(n % 20).to_le_bytes()).into(), &value(n % 20, n, 2_000), &options).unwrap();
+            };
+            for k in 0..40 + n {
+                put(&store, k, Ack::Process);
+            }
+            store.engine().delete((&3u64.to_le_bytes()).into(), &DeleteOptions::new()).unwrap();
+            // A flush, or the sync of a segment, is the next thing that happens.
+            store.disk.fail(op, 1, std::io::ErrorKind::Other, false);
+            store.engine().step_flush().unwrap();
+            if op != FaultOp::Write {
+                store.engine().step_sync().unwrap();
+            }
+            assert_eq!(store.disk.faults_injected(), 1, "{op:?} {n}");
+            store.engine().step_all().unwrap();
+            assert_eq!(store.engine().stats().segments_quarantined, 1, "{op:?} {n}: {:?}", store.engine().stats());
+            let newest = |k: u64| (k..40 + n).rev().find(|v| v % 20 == k).map(|v| value(k, v, 2_000)).filter(|_| k != 3);
+            let check = |store: &Store, what: &str| {
+                for k in 0..20u64 {
+                    assert_eq!(store.get(&k.to_le_bytes()), newest(k), "{op:?} {n}: key {k} {what}");
+                }
+            };
+            check(&store, "at once");
+            store.engine().persist(Ack::Host).unwrap();
+            check(&store, "later");
+            store.power_cut(n, if n % 2 == 0 { PowerCut::LoseAll } else { PowerCut::Random });
+            check(&store, "after a power cut");
+            assert_eq!(store.engine().stats().segments_quarantined, 1);
+            put(&store, 7, Ack::Host);
+            store.kill();
+            assert_eq!(store.get(&7u64.to_le_bytes()), Some(value(7, 7, 2_000)));
+        }
     }
 }
 
@@ -76,7 +121,7 @@ fn every_write_and_sync_of_a_scenario_may_fail_once_and_nothing_lies() {
         for n in 0..150u64 {
             let ack = if n % 7 == 0 { Ack::Host } else { Ack::Process };
             let options = PutOptions::new().ack(ack).wait(Wait::No);
-            let put = store.engine().put(&(n % 20).to_le_bytes(), &value(n % 20, n, 3_000), &options);
+            let put = store.engine().put((&(n % 20).to_le_bytes()).into(), &value(n % 20, n, 3_000), &options);
             match put {
                 Ok(_) => acked.push(n),
                 Err(Error::WouldBlock) => drop(store.engine().step_all()),
@@ -92,6 +137,13 @@ fn every_write_and_sync_of_a_scenario_may_fail_once_and_nothing_lies() {
             let acked = scenario(&store);
             if store.disk.faults_injected() == 0 {
                 break;
+            }
+            if store.engine().failure.get().is_none() {
+                store.engine().persist(Ack::Host).ok();
+                for key in 0..20u64 {
+                    let newest = acked.iter().rev().find(|n| **n % 20 == key);
+                    assert_eq!(store.get(&key.to_le_bytes()), newest.map(|n| value(key, *n, 3_000)), "{op:?} {nth}: key {key} at once");
+                }
             }
             store.kill();
             for key in 0..20u64 {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::driver::Mode;
-use super::{Engine, PutOptions, Start, open};
+use super::{DeleteOptions, Engine, PutOptions, Start, open};
 use crate::config::{Ack, Options, WalValues};
 use crate::io::Disk;
 use crate::io::sim::{PowerCut, SimClock, SimDisk};
@@ -63,11 +63,11 @@ impl Store {
     }
 
     fn put(&self, key: &[u8], value: &[u8]) {
-        self.engine().put(key, value, &PutOptions::new()).unwrap();
+        self.engine().put((key).into(), value, &PutOptions::new()).unwrap();
     }
 
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.engine().get(key, true).unwrap().map(|v| v.to_vec())
+        self.engine().get((key).into(), true).unwrap().map(|v| v.to_vec())
     }
 }
 
@@ -90,7 +90,7 @@ fn what_was_put_is_there_and_what_was_deleted_is_not() {
     assert_eq!(store.get(b"b").as_deref(), Some(&b""[..]));
     assert_eq!(store.get(b"c"), None);
     store.put(b"a", b"2");
-    store.engine().delete(b"b", None).unwrap();
+    store.engine().delete((b"b").into(), &DeleteOptions::new()).unwrap();
     assert_eq!(store.get(b"a").as_deref(), Some(&b"2"[..]));
     assert_eq!(store.get(b"b"), None);
 }
@@ -102,7 +102,7 @@ fn everything_acknowledged_survives_a_kill() {
         for k in 0..300u64 {
             store.put(&k.to_le_bytes(), &value(k, round, 200));
         }
-        store.engine().delete(&7u64.to_le_bytes(), None).unwrap();
+        store.engine().delete((&7u64.to_le_bytes()).into(), &DeleteOptions::new()).unwrap();
         store.kill();
         assert_eq!(store.engine().report.kind, Start::Process);
         assert!(store.engine().report.damaged.is_empty(), "{:?}", store.engine().report);
@@ -133,7 +133,7 @@ fn a_lost_checkpoint_costs_time_only() {
     for k in 0..1000u64 {
         store.put(&k.to_le_bytes(), &value(k, 0, 100));
     }
-    store.engine().delete(&5u64.to_le_bytes(), None).unwrap();
+    store.engine().delete((&5u64.to_le_bytes()).into(), &DeleteOptions::new()).unwrap();
     let engine = store.engine.take().unwrap();
     engine.begin_close();
     engine.finish().unwrap();
@@ -196,7 +196,7 @@ fn host_acknowledgements_survive_a_power_cut() {
                 store.put(&k.to_le_bytes(), &value(k, 0, 300));
                 store.put(&k.to_le_bytes(), &value(k, 1, 300));
             }
-            store.engine().delete(&3u64.to_le_bytes(), None).unwrap();
+            store.engine().delete((&3u64.to_le_bytes()).into(), &DeleteOptions::new()).unwrap();
             store.power_cut(seed, damage);
             assert_eq!(store.engine().report.kind, Start::Host);
             for k in (0..100u64).filter(|k| *k != 3) {
@@ -211,7 +211,7 @@ fn host_acknowledgements_survive_a_power_cut() {
 fn an_expired_entry_stays_expired_when_the_clock_goes_back() {
     let mut store = Store::new(small());
     let ttl = PutOptions::new().ttl(Duration::from_secs(10));
-    store.engine().put(b"k", b"v", &ttl).unwrap();
+    store.engine().put((b"k").into(), b"v", &ttl).unwrap();
     store.clock.advance(Duration::from_secs(9));
     assert!(store.get(b"k").is_some());
     store.clock.advance(Duration::from_secs(2));
@@ -221,7 +221,7 @@ fn an_expired_entry_stays_expired_when_the_clock_goes_back() {
     store.clock.jump_wall(-3_600_000);
     store.close();
     assert!(store.get(b"k").is_none());
-    store.engine().put(b"l", b"v", &ttl).unwrap();
+    store.engine().put((b"l").into(), b"v", &ttl).unwrap();
     assert!(store.get(b"l").is_some());
     store.clock.advance(Duration::from_secs(11));
     assert!(store.get(b"l").is_none());
@@ -286,12 +286,12 @@ proptest! {
                 Op::Put(k, len) | Op::PutHost(k, len) => {
                     let ack = if matches!(op, Op::PutHost(..)) { Ack::Host } else { Ack::Process };
                     let bytes = value(k.into(), n as u64, len);
-                    let version = store.engine().put(&[k], &bytes, &PutOptions::new().ack(ack)).unwrap().unwrap();
+                    let version = store.engine().put((&[k]).into(), &bytes, &PutOptions::new().ack(ack)).unwrap().unwrap();
                     prop_assert!(versions.insert(k, version.0).is_none_or(|old| old < version.0));
                     model.insert(k, bytes);
                 }
                 Op::Delete(k) => {
-                    store.engine().delete(&[k], None).unwrap();
+                    store.engine().delete((&[k]).into(), &DeleteOptions::new()).unwrap();
                     model.remove(&k);
                 }
                 Op::Get(k) => check(&store, &model, k)?,
@@ -313,7 +313,7 @@ proptest! {
 }
 
 fn check(store: &Store, model: &HashMap<u8, Vec<u8>>, k: u8) -> Result<(), TestCaseError> {
-    let found = store.engine().get(&[k], true).unwrap();
+    let found = store.engine().get((&[k]).into(), true).unwrap();
     match (found, model.get(&k)) {
         (Some(found), Some(expected)) => prop_assert_eq!(&found[..], &expected[..]),
         (Some(found), None) => return Err(TestCaseError::fail(format!("key {k} came back: {found:?}"))),

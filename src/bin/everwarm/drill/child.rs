@@ -58,7 +58,7 @@ fn work(cache: &Cache, plan: &Plan, board: &Board, rate: u64) {
     std::thread::scope(|scope| {
         for index in 0..board.shape().workers {
             scope.spawn(move || {
-                if let Err(error) = Worker::new(index, cache, plan, board, pace).run() {
+                if let Err(error) = Worker::new(index, cache, plan, board, pace).and_then(|mut worker| worker.run()) {
                     // At once, not when the other workers are done: what they meet now is a consequence.
                     eprintln!("everwarm: worker {index}: {error:#}");
                     std::process::exit(2);

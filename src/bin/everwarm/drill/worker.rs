@@ -42,6 +42,8 @@ impl Pace {
 pub(crate) struct Worker<'a> {
     index: usize,
     cache: &'a Cache,
+    /// A namespace of this worker alone, for some of its keys.
+    space: Cache,
     plan: &'a Plan,
     board: &'a Board,
     pace: Pace,
@@ -52,8 +54,9 @@ pub(crate) struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    pub(crate) fn new(index: usize, cache: &'a Cache, plan: &'a Plan, board: &'a Board, pace: Pace) -> Self {
-        Self { index, cache, plan, board, pace, reclaimed: 0, key: Vec::new(), value: Vec::new() }
+    pub(crate) fn new(index: usize, cache: &'a Cache, plan: &'a Plan, board: &'a Board, pace: Pace) -> anyhow::Result<Self> {
+        let space = cache.namespace(&format!("worker-{index}"))?;
+        Ok(Self { index, cache, space, plan, board, pace, reclaimed: 0, key: Vec::new(), value: Vec::new() })
     }
 
     /// Serves what no earlier life began, then looks at every key.
@@ -74,6 +77,18 @@ impl<'a> Worker<'a> {
 
     fn owns(&self, key: u32) -> bool {
         key as usize % self.board.shape().workers == self.index
+    }
+
+    /// One key in so many is in the namespace of its worker.
+    const SCOPED_SHARE: u32 = 61;
+
+    fn is_scoped(key: u32) -> bool {
+        (key / 7).is_multiple_of(Self::SCOPED_SHARE)
+    }
+
+    /// The cache as the key's namespace sees it.
+    fn cache_of(&self, key: u32) -> &Cache {
+        if Self::is_scoped(key) { &self.space } else { self.cache }
     }
 
     fn verify(&mut self) -> anyhow::Result<()> {
@@ -97,6 +112,7 @@ impl<'a> Worker<'a> {
             }
             Op::Put => self.put(at, request, Doing::Other)?,
             Op::Delete => self.delete(at, request.key)?,
+            Op::Drop => self.drop_space(at)?,
         }
         Ok(Answer::Mutated)
     }
@@ -115,7 +131,7 @@ impl<'a> Worker<'a> {
         let deadline = |returned_ms| Deadline::of_put(request.ttl_s * 1_000, began_ms, returned_ms);
         state.intend(mutation, deadline(None));
         self.board.set_doing(self.index, doing);
-        let put = self.cache.put_with(&self.key, &self.value, &options);
+        let put = self.cache_of(request.key).put_with(&self.key, &self.value, &options);
         self.board.set_doing(self.index, Doing::Other);
         match put {
             Ok(Some(lsn)) => state.acknowledge(deadline(Some(wall_ms())), lsn.0),
@@ -134,8 +150,22 @@ impl<'a> Worker<'a> {
         payload::write_key(&mut self.key, key, self.plan.key_len(key));
         let state = self.board.key(key);
         state.intend(Mutation::delete(at), Deadline::NONE);
-        let lsn = self.cache.delete(&self.key)?;
+        let lsn = self.cache_of(key).delete(&self.key)?;
         state.acknowledge(Deadline::NONE, lsn.0);
+        Ok(())
+    }
+
+    /// Every key of the namespace is deleted by one call.
+    fn drop_space(&mut self, at: usize) -> anyhow::Result<()> {
+        let keys: Vec<u32> = (0..self.plan.keys() as u32).filter(|key| self.owns(*key) && Self::is_scoped(*key)).collect();
+        for key in &keys {
+            self.settle_doubt(at, *key)?;
+            self.board.key(*key).intend(Mutation::delete(at), Deadline::NONE);
+        }
+        let lsn = self.space.clear()?;
+        for key in &keys {
+            self.board.key(*key).acknowledge(Deadline::NONE, lsn.0);
+        }
         Ok(())
     }
 
@@ -152,7 +182,7 @@ impl<'a> Worker<'a> {
     fn look(&mut self, at: usize, key: u32) -> anyhow::Result<Option<Tier>> {
         payload::write_key(&mut self.key, key, self.plan.key_len(key));
         let began_ms = wall_ms();
-        let found = self.cache.get(&self.key)?;
+        let found = self.cache_of(key).get(&self.key)?;
         let returned_ms = wall_ms();
         let seen = match &found {
             None => Seen::Miss,

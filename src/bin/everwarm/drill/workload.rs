@@ -7,6 +7,8 @@ use super::payload::{KEY_LEN_MIN, VALUE_LEN_MIN};
 
 /// Longest value. Longer ones of a trace are cut.
 pub(crate) const VALUE_LEN_MAX: usize = (1 << 25) - 1;
+/// Drops of namespaces in one workload.
+const DROPS: usize = 8;
 /// Longest life that is drilled. An entry that is to live longer outlives the drill and is put without an expiry.
 const TTL_S_MAX: u64 = 15;
 
@@ -17,6 +19,8 @@ pub(crate) enum Op {
     Get,
     Put,
     Delete,
+    /// Drops the namespace that belongs to whoever owns the key.
+    Drop,
 }
 
 /// One request.
@@ -39,6 +43,7 @@ impl Request {
             Op::Get => 0,
             Op::Put => 1,
             Op::Delete => 2,
+            Op::Drop => 3,
         };
         u64::from(self.key) | value_len << 32 | ttl_s << 57 | op << 61
     }
@@ -47,7 +52,8 @@ impl Request {
         let op = match code >> 61 {
             0 => Op::Get,
             1 => Op::Put,
-            _ => Op::Delete,
+            2 => Op::Delete,
+            _ => Op::Drop,
         };
         Self { op, key: code as u32, value_len: (code >> 32) as usize & VALUE_LEN_MAX, ttl_s: code >> 57 & TTL_S_MAX }
     }
@@ -62,10 +68,18 @@ pub(crate) struct Workload {
 }
 
 impl Workload {
-    /// Makes some requests what many sources lack and crashes are about: 10 % overwrites, 5 % deletes, 2 % entries that expire within seconds.
+    /// Makes some requests what many sources lack and crashes are about: 10 % overwrites, 5 % deletes, 2 % entries that expire within seconds; and a few drops of
+    /// namespaces.
     pub(crate) fn enrich(&mut self, seed: u64) {
         let mut rng = StdRng::seed_from_u64(seed ^ 0xE4A1);
-        for request in &mut self.requests {
+        let count = self.requests.len().max(1);
+        for drop in 1..=DROPS {
+            let at = (count * drop / (DROPS + 1) + rng.random_range(0..count.div_ceil(16))) % count;
+            if let Some(request) = self.requests.get_mut(at) {
+                request.op = Op::Drop;
+            }
+        }
+        for request in self.requests.iter_mut().filter(|request| request.op != Op::Drop) {
             match rng.random_range(0..100) {
                 0..10 => {
                     request.op = Op::Put;
@@ -104,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_request_fits_a_word() {
-        for op in [Op::Get, Op::Put, Op::Delete] {
+        for op in [Op::Get, Op::Put, Op::Delete, Op::Drop] {
             let request = Request { op, key: u32::MAX, value_len: VALUE_LEN_MAX, ttl_s: TTL_S_MAX };
             assert_eq!(Request::from_code(request.code()), request);
         }
@@ -122,6 +136,7 @@ mod tests {
         assert_ne!(a, c);
         let share = |matches: fn(&Request) -> bool| a.requests.iter().filter(|request| matches(request)).count() as f64 / 20_000.0;
         assert!((0.11..0.13).contains(&share(|request| request.op == Op::Put)));
+        assert_eq!(a.requests.iter().filter(|request| request.op == Op::Drop).count(), DROPS);
         assert!((0.04..0.06).contains(&share(|request| request.op == Op::Delete)));
         assert!((0.015..0.025).contains(&share(|request| request.ttl_s > 0)));
     }

@@ -1,0 +1,183 @@
+//! Namespaces and resume tokens of an open store: changed by notes in the log, so that they keep their place among mutations.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Engine;
+use super::append::{Append, Placed};
+use crate::config::Ack;
+use crate::error::{Error, Result};
+use crate::id::{Key, Lsn, Scope};
+use crate::manifest::catalog::{Catalog, NAME_LEN_MAX, NAMESPACES_MAX, Note, TOKEN_LEN_MAX, TOKENS_MAX};
+use crate::segment::format::{self, Draft};
+use crate::sync::lock;
+
+/// A namespace that somebody uses.
+#[derive(Debug)]
+pub(crate) struct Space {
+    name: String,
+    /// The life that it is in.
+    scope: AtomicU64,
+}
+
+impl Space {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A key of this namespace.
+    pub(crate) fn key<'a>(&self, bytes: &'a [u8]) -> Key<'a> {
+        Key { scope: self.scope(), bytes }
+    }
+
+    pub(crate) fn scope(&self) -> Scope {
+        // Pairs with the release in `Registry::apply`: whoever knows that a drop returned sees the life after it.
+        Scope(self.scope.load(Ordering::Acquire))
+    }
+}
+
+/// The catalog as it is, and as a manifest may state it.
+#[derive(Debug)]
+pub(super) struct Registry {
+    current: Catalog,
+    /// Without the notes of `pending`.
+    settled: Catalog,
+    /// Notes that a power cut might still take back, and everything before them with them; oldest first.
+    pending: VecDeque<(Lsn, Vec<u8>)>,
+    spaces: BTreeMap<String, Arc<Space>>,
+}
+
+impl Registry {
+    pub(super) fn new(catalog: &Catalog) -> Self {
+        Self { current: catalog.clone(), settled: catalog.clone(), pending: VecDeque::new(), spaces: BTreeMap::new() }
+    }
+
+    /// What a manifest may state: notes before `wal_start`, where everything is in sealed segments, and notes that are `durable`, so that a note never outlives a
+    /// mutation before it. Replay finds the others.
+    pub(super) fn settle(&mut self, wal_start: Lsn, durable: Lsn) -> Catalog {
+        while let Some((lsn, note)) = self.pending.pop_front_if(|(lsn, _)| *lsn < wal_start || *lsn <= durable) {
+            if let Some(note) = Note::decode(&note) {
+                self.settled.apply(lsn, &note);
+            }
+        }
+        self.settled.clone()
+    }
+
+    fn apply(&mut self, lsn: Lsn, note: &Note<'_>, durable: Lsn) {
+        self.current.apply(lsn, note);
+        self.pending.push_back((lsn, note.encode()));
+        for (name, space) in &self.spaces {
+            let scope = self.current.scope(name).unwrap_or_default();
+            space.scope.store(scope.0, Ordering::Release);
+        }
+        self.settle(Lsn::ZERO, durable);
+    }
+
+    fn space(&mut self, name: &str) -> Option<Arc<Space>> {
+        let scope = self.current.scope(name)?;
+        let make = || Arc::new(Space { name: name.to_owned(), scope: AtomicU64::new(scope.0) });
+        Some(Arc::clone(self.spaces.entry(name.to_owned()).or_insert_with(make)))
+    }
+}
+
+impl Engine {
+    /// The namespace with this name, which is made if there is none.
+    pub(crate) fn namespace(&self, name: &str) -> Result<Arc<Space>> {
+        loop {
+            if let Some(space) = lock(&self.registry).space(name) {
+                return Ok(space);
+            }
+            self.note(&Note::Namespace(name), None, |catalog| catalog.scope(name).is_none())?;
+        }
+    }
+
+    /// Names of all namespaces but the default one.
+    pub(crate) fn namespaces(&self) -> Vec<String> {
+        lock(&self.registry).current.namespaces.keys().filter(|name| !name.is_empty()).cloned().collect()
+    }
+
+    /// Drops everything that a namespace holds.
+    pub(crate) fn clear(&self, space: &Space, ack: Option<Ack>) -> Result<Lsn> {
+        self.note(&Note::Namespace(&space.name), ack, |_| true)
+    }
+
+    /// Drops everything.
+    pub(crate) fn clear_all(&self, ack: Option<Ack>) -> Result<Lsn> {
+        self.note(&Note::AllNamespaces, ack, |_| true)
+    }
+
+    /// Sets a resume token, or removes it if `value` is empty.
+    pub(crate) fn set_resume_token(&self, name: &str, value: &[u8], ack: Option<Ack>) -> Result<Lsn> {
+        self.note(&Note::Token(name, value), ack, |_| true)
+    }
+
+    pub(crate) fn resume_token(&self, name: &str) -> Option<Vec<u8>> {
+        lock(&self.registry).current.tokens.get(name).cloned()
+    }
+
+    pub(crate) fn resume_tokens(&self) -> Vec<String> {
+        lock(&self.registry).current.tokens.keys().cloned().collect()
+    }
+
+    /// The lives that namespaces are in. An entry of another one was dropped.
+    pub(super) fn scopes(&self) -> HashSet<Scope> {
+        lock(&self.registry).current.scopes()
+    }
+
+    /// Appends a note and applies it, as one step, if `wanted` still says so.
+    fn note(&self, note: &Note<'_>, ack: Option<Ack>, wanted: impl Fn(&Catalog) -> bool) -> Result<Lsn> {
+        check(note)?;
+        let bytes = note.encode();
+        let draft = Draft::note(&bytes);
+        let hash = format::note_hash(self.hash_seed, &bytes);
+        let Placed { lsn, .. } = loop {
+            self.check_open()?;
+            let seen = self.events.room.count();
+            {
+                let mut registry = lock(&self.registry);
+                if !wanted(&registry.current) {
+                    return Ok(Lsn::ZERO);
+                }
+                check_count(&registry.current, note)?;
+                // In the WAL itself, where replay finds it.
+                let what = Append { hash, draft: &draft, tombstone: true, supersedes: false, inline: true, version: None };
+                if let Ok(placed) = self.append(&what) {
+                    registry.apply(placed.lsn, note, self.durable());
+                    break placed;
+                }
+            }
+            self.wait(&self.events.room, seen, None);
+        };
+        self.wait_for(ack.unwrap_or(self.settings.ack), lsn)?;
+        Ok(lsn)
+    }
+}
+
+fn check(note: &Note<'_>) -> Result<()> {
+    let (name, value): (&str, &[u8]) = match note {
+        Note::Namespace(name) => (name, &[]),
+        Note::AllNamespaces => return Ok(()),
+        Note::Token(name, value) => (name, value),
+    };
+    if name.len() > NAME_LEN_MAX {
+        return Err(Error::InvalidName { reason: format!("{} B given, the limit is {NAME_LEN_MAX}", name.len()) });
+    }
+    if value.len() > TOKEN_LEN_MAX {
+        return Err(Error::ValueTooLarge { len: value.len(), max: TOKEN_LEN_MAX });
+    }
+    Ok(())
+}
+
+fn check_count(catalog: &Catalog, note: &Note<'_>) -> Result<()> {
+    let (full, what, max) = match note {
+        Note::Namespace(name) => {
+            (!catalog.namespaces.contains_key(*name) && catalog.namespaces.len() >= NAMESPACES_MAX, "namespaces", NAMESPACES_MAX)
+        }
+        Note::AllNamespaces => return Ok(()),
+        Note::Token(name, value) => {
+            (!value.is_empty() && !catalog.tokens.contains_key(*name) && catalog.tokens.len() >= TOKENS_MAX, "resume tokens", TOKENS_MAX)
+        }
+    };
+    if full { Err(Error::InvalidName { reason: format!("there are {max} {what} already, which is the limit") }) } else { Ok(()) }
+}

@@ -1,0 +1,132 @@
+//! Room for new segments: free ones are prepared, and the oldest is emptied when there is none.
+
+use std::io;
+use std::sync::atomic::Ordering;
+
+use super::Engine;
+use crate::codec::round_up;
+use crate::error::Result;
+use crate::id::{Lsn, Position, SegmentId};
+use crate::io::BLOCK;
+use crate::io::aligned::AlignedBuf;
+use crate::manifest::{self, Manifest};
+use crate::segment::format::{self, Life};
+use crate::segment::table::{Row, State, WalStart};
+use crate::sync::lock;
+
+/// Empty segments that are kept ready, in stores of few and of many segments. Puts leave one of them to records that are moved.
+const READY: [usize; 2] = [2, 4];
+/// A store has many segments from here on.
+const MANY: u32 = 64;
+
+impl Engine {
+    /// Prepares one segment if too few are ready, or empties the oldest if none is free. Says whether it did either.
+    pub(crate) fn step_prepare(&self) -> Result<bool> {
+        let mut manifest = lock(&self.manifest);
+        if self.failure.get().is_some() || self.closing.load(Ordering::Acquire) {
+            return Ok(false);
+        }
+        self.balance_memory();
+        self.starved.store(false, Ordering::Release);
+        let rescued = self.step_rescue(&mut manifest)?;
+        let free = self.free_segment();
+        let wanted = lock(&self.log).ready.len() < self.ready_wanted();
+        let busy = match free {
+            Some(id) if wanted => self.prepare(id, &mut manifest)?,
+            // One ahead, so that what is hot in the oldest segment finds a ready one to go to.
+            None => self.drain_oldest() || (self.index_is_over_budget() && self.seal_early()?),
+            Some(_) => self.index_is_over_budget() && (self.drain_oldest() || self.seal_early()?),
+        };
+        Ok(rescued || busy)
+    }
+
+    /// Gives a free segment a new life: its file, its header, and the manifest that says so, durable before the first record. False if the disk has no room for it. One
+    /// that cannot be written is quarantined.
+    fn prepare(&self, id: SegmentId, manifest: &mut Manifest) -> Result<bool> {
+        let size = self.settings.segment_size;
+        let base = Position(round_up(manifest.next_base.0, size));
+        let life = Life { id, base, base_lsn: lock(&self.log).next_lsn };
+        match self.begin_life(&life, size) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::StorageFull => {
+                // Back-pressure: writers wait until space returns.
+                self.starved.store(true, Ordering::Release);
+                self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(dir = %self.dir.display(), "the disk is full: no room for the next segment");
+                return Ok(false);
+            }
+            Err(e) => {
+                self.quarantine(id, State::Free, &e)?;
+                return Ok(true);
+            }
+        }
+        self.table.change(id, &[State::Free], |row| {
+            *row = Row { state: State::Ready, size, life, last_lsn: Lsn::ZERO, wal_start: WalStart::default() };
+        });
+        manifest.next_base = base.plus(size);
+        self.write_manifest(manifest).map_err(|e| self.fail("writing the manifest", &e))?;
+        self.table.publish(&life);
+        lock(&self.log).ready.push_back((life, size));
+        self.events.room.signal();
+        Ok(true)
+    }
+
+    fn begin_life(&self, life: &Life, size: u64) -> io::Result<()> {
+        if self.table.allocate(life.id, size)? {
+            self.disk.sync_dir()?;
+        }
+        let mut block = AlignedBuf::zeroed(BLOCK);
+        format::encode_header(self.store, life, &mut block);
+        let file = self.table.file(life.id)?;
+        file.write_at(0, &block)?;
+        file.sync()
+    }
+
+    /// Seals the open segment before it is full, so that it can be emptied. False if there is no other to go on with.
+    fn seal_early(&self) -> Result<bool> {
+        {
+            let mut log = lock(&self.log);
+            if log.ready.is_empty() {
+                return Ok(false);
+            }
+            let Some(open) = log.open.take() else { return Ok(false) };
+            self.retire(&mut log, open);
+        }
+        self.step_flush()
+    }
+
+    pub(super) fn ready_wanted(&self) -> usize {
+        READY[usize::from(self.settings.segments >= MANY)]
+    }
+
+    /// A segment that is free and that flash has room for.
+    pub(super) fn free_segment(&self) -> Option<SegmentId> {
+        let used: u64 = self.table.select(|r| r.state != State::Free).iter().map(|r| r.size).sum();
+        if used + self.settings.segment_size > self.settings.flash {
+            return None;
+        }
+        self.table.select(|r| r.state == State::Free && r.life.id.0 < self.settings.segments).first().map(|r| r.life.id)
+    }
+
+    /// Writes what the engine knows now into the manifest, and gives up the WAL before the point where replay would begin.
+    pub(super) fn write_manifest(&self, manifest: &mut Manifest) -> io::Result<()> {
+        let (next_lsn, wal_head) = {
+            let log = lock(&self.log);
+            (log.next_lsn, WalStart { position: log.wal_head, lsn: log.next_lsn })
+        };
+        // The head was read first: if no segment is open now, everything before it is in sealed segments.
+        let (segments, wal_start) = self.table.describe(wal_head);
+        let durable = self.durable();
+        manifest.catalog = lock(&self.registry).settle(wal_start.lsn, durable);
+        manifest.segments = segments;
+        manifest.wal_start = wal_start.position;
+        manifest.wal_lsn = wal_start.lsn;
+        manifest.next_lsn = next_lsn;
+        manifest.durable = durable;
+        manifest.reclaimed = Lsn(self.marks.reclaimed.load(Ordering::Acquire));
+        manifest.time_ms = self.time.now_ms();
+        let written = manifest::store(&self.disk, manifest)?;
+        self.counters.manifest_bytes.fetch_add(written, Ordering::Relaxed);
+        self.wal.trim(wal_start.position)
+    }
+}

@@ -1,0 +1,230 @@
+//! Bringing a store back: checkpoint, footers, WAL, and what only the rings hold.
+//!
+//! Nothing that is read here is changed, but for segment files that were not sealed: they get the records that the dead process had not written out, and their
+//! footers. Both would be written again, with the same bytes, if recovery is killed: the next manifest alone ends it.
+
+mod patch;
+mod sealed;
+mod tail;
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{files, flush};
+use crate::config::{OnHostCrash, Settings};
+use crate::id::{Location, Lsn, Position, SegmentId, StoreId};
+use crate::index::Index;
+use crate::index::batch::Batch;
+use crate::index::geometry::{Entry, Geometry};
+use crate::io::{Disk, File};
+use crate::manifest::catalog::Catalog;
+use crate::manifest::{Manifest, Segment, SegmentState};
+use crate::segment::footer;
+use crate::segment::format::Life;
+use crate::segment::table::{self, Row, State, WalStart};
+use crate::wal::replay::{Replay, Summary};
+
+/// What kind of stop preceded an open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Start {
+    /// None: the store is new.
+    #[default]
+    Created,
+    /// An orderly close.
+    Clean,
+    /// The process ended without closing; the host went on.
+    Process,
+    /// The host went down.
+    Host,
+}
+
+/// What recovery found and did.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct RecoveryReport {
+    /// What preceded.
+    pub kind: Start,
+    /// Entries loaded from the checkpoint.
+    pub checkpoint_entries: u64,
+    /// Whether the checkpoint was missing, damaged or of another geometry, so that the index was rebuilt from footers alone.
+    pub rebuilt: bool,
+    /// Entries applied from footers of segments that the checkpoint does not cover.
+    pub footer_entries: u64,
+    /// WAL frames read.
+    pub wal_frames: u64,
+    /// Entries in the index afterwards.
+    pub entries: u64,
+    /// Bytes of WAL above the durable watermark that were not whole and were cut.
+    pub torn_bytes: u64,
+    /// Whether one copy of the manifest was missing or not whole: its writing was interrupted, or it rotted. The other copy says everything.
+    pub manifest_repaired: bool,
+    /// What was found damaged, one line each.
+    pub damaged: Vec<String>,
+    /// The host went down: mutations after this LSN may be missing, since they were not synced. Everything up to it is there.
+    pub maybe_lost_after: Option<Lsn>,
+    /// The store was alive at least until this store time, in ms since 1970.
+    pub alive_until_ms: u64,
+    /// From the call of open until the cache could serve.
+    pub took: Duration,
+}
+
+/// A store that is ready for its next manifest.
+#[derive(Debug)]
+pub(super) struct Recovered {
+    pub(super) manifest: Manifest,
+    pub(super) index: Index,
+    pub(super) report: RecoveryReport,
+    /// No WAL position at or above it was ever used.
+    pub(super) wal_limit: u64,
+}
+
+struct Recovery<'a> {
+    disk: &'a dyn Disk,
+    store: StoreId,
+    hash_seed: u64,
+    rows: Vec<Row>,
+    index: Index,
+    /// Changes that are not in the index yet.
+    batch: Batch,
+    catalog: Catalog,
+    report: RecoveryReport,
+    floor: Position,
+    files: HashMap<SegmentId, Arc<dyn File>>,
+}
+
+/// Brings back the store that `manifest` describes.
+pub(super) fn recover(disk: &dyn Disk, settings: &Settings, mut manifest: Manifest, manifest_damaged: bool) -> io::Result<Recovered> {
+    let kind = match manifest.clean {
+        true => Start::Clean,
+        false if manifest.boot_id == disk.boot_id() => Start::Process,
+        false => Start::Host,
+    };
+    let mut report = RecoveryReport { kind, alive_until_ms: manifest.time_ms, ..RecoveryReport::default() };
+    report.manifest_repaired = manifest_damaged;
+    let cold = kind == Start::Host && settings.on_host_crash == OnHostCrash::Cold;
+    if cold {
+        forget_all(&mut manifest);
+    }
+    let fresh = Segment { size: settings.segment_size, ..Segment::default() };
+    let count = manifest.segments.len().max(settings.segments as usize);
+    manifest.segments.resize(count, fresh);
+    let size_max = manifest.segments.iter().map(|s| s.size).max().unwrap_or(0).max(settings.segment_size);
+    let geometry = Geometry::new(count as u32, size_max);
+    let mut recovery = Recovery {
+        disk,
+        store: manifest.store,
+        hash_seed: manifest.hash_seed,
+        rows: rows_of(&manifest.segments),
+        index: Index::new(geometry),
+        batch: Batch::new(geometry),
+        catalog: manifest.catalog.clone(),
+        report,
+        floor: manifest.floor,
+        files: HashMap::new(),
+    };
+    recovery.load_sealed(manifest.checkpoint)?;
+    let mut wal_limit = manifest.wal_start;
+    if kind != Start::Clean {
+        let (wal_ring, _) = disk.map(files::RINGS[1], manifest.wal_ring)?;
+        let (segment_ring, _) = disk.map(files::RINGS[0], manifest.segment_ring)?;
+        let mut replay = Replay::open(disk, manifest.store, wal_ring, manifest.wal_payload)?;
+        wal_limit = replay.limit(manifest.wal_start);
+        let summary = match cold {
+            true => Summary { end: manifest.wal_start, ..Summary::default() },
+            false => tail::replay(&mut recovery, &mut replay, &manifest, kind, segment_ring.as_ref())?,
+        };
+        manifest.next_lsn = manifest.next_lsn.max(summary.last.next());
+        manifest.time_ms = manifest.time_ms.max(summary.time_ms);
+        wal_limit = wal_limit.max(replay.limit(summary.end));
+    }
+    Ok(recovery.finish(manifest, wal_limit))
+}
+
+fn forget_all(manifest: &mut Manifest) {
+    manifest.checkpoint = None;
+    for segment in &mut manifest.segments {
+        segment.state = SegmentState::Free;
+    }
+}
+
+fn rows_of(segments: &[Segment]) -> Vec<Row> {
+    let row = |(i, s): (usize, &Segment)| Row {
+        state: match s.state {
+            SegmentState::Free => State::Free,
+            SegmentState::Open => State::Full,
+            SegmentState::Sealed => State::Sealed,
+            SegmentState::Quarantined => State::Quarantined,
+        },
+        size: s.size,
+        life: Life { id: SegmentId(i as u32), base: s.base, base_lsn: s.base_lsn },
+        last_lsn: s.last_lsn,
+        wal_start: WalStart::default(),
+    };
+    segments.iter().enumerate().map(row).collect()
+}
+
+impl Recovery<'_> {
+    fn file(&mut self, id: SegmentId) -> io::Result<Arc<dyn File>> {
+        if let Some(file) = self.files.get(&id) {
+            return Ok(Arc::clone(file));
+        }
+        let file = open_segment(self.disk, &self.rows[id.index()])?;
+        self.files.insert(id, Arc::clone(&file));
+        Ok(file)
+    }
+    fn apply(&mut self, row: &Row, entry: &footer::Entry) {
+        change(&mut self.batch, row, entry, self.floor);
+        if self.batch.is_full() {
+            self.batch.merge(&self.index);
+        }
+    }
+
+    /// Forgets every entry below `floor`, for good.
+    fn raise_floor(&mut self, floor: Position) {
+        if floor <= self.floor {
+            return;
+        }
+        self.floor = floor;
+        self.batch.merge(&self.index);
+        let rows = &self.rows;
+        self.index.retain(|entry| rows[entry.location.segment.index()].life.base.plus(entry.location.offset.into()) >= floor);
+    }
+
+    fn finish(mut self, mut manifest: Manifest, wal_limit: u64) -> Recovered {
+        self.batch.merge(&self.index);
+        for (segment, row) in manifest.segments.iter_mut().zip(&self.rows) {
+            let below_floor = row.life.base.plus(row.size) <= self.floor;
+            segment.last_lsn = row.last_lsn;
+            segment.state = match row.state {
+                State::Quarantined => SegmentState::Quarantined,
+                State::Sealed if !below_floor => SegmentState::Sealed,
+                _ => SegmentState::Free,
+            };
+        }
+        // No position at or above the next base was ever used, so nothing above it is suspect.
+        manifest.floor = self.floor.min(manifest.next_base);
+        manifest.catalog = self.catalog;
+        self.report.entries = self.index.entries();
+        Recovered { manifest, index: self.index, report: self.report, wal_limit }
+    }
+}
+
+/// Notes in `batch` what an entry of a footer, or of the WAL, does to the index.
+fn change(batch: &mut Batch, row: &Row, entry: &footer::Entry, floor: Position) {
+    if entry.tombstone {
+        batch.remove(entry.hash);
+    } else if row.life.base.plus(entry.offset.into()) >= floor {
+        let location = Location { segment: row.life.id, offset: entry.offset };
+        batch.insert(entry.hash, &Entry::new(location, entry.len as usize));
+    }
+}
+fn open_segment(disk: &dyn Disk, row: &Row) -> io::Result<Arc<dyn File>> {
+    let id = row.life.id;
+    let file = disk.open(&table::file_name(id))?;
+    if file.len() < row.size {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("segment {id} is shorter than it was")));
+    }
+    Ok(file)
+}

@@ -1,0 +1,63 @@
+//! Bytes into a file at any offset, in whole blocks.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::codec::{round_down, round_up};
+use crate::io::aligned::AlignedBuf;
+use crate::io::{BLOCK, File, SECTOR};
+
+const _: () = assert!(BLOCK.is_multiple_of(SECTOR), "a block can be read");
+const LEN: usize = 1 << 20;
+
+/// Puts bytes into a file at any offset: what surrounds them in their blocks is read first and kept.
+pub(super) struct Patch {
+    file: Arc<dyn File>,
+    buf: AlignedBuf,
+    /// Offset in the file of the buffer's first byte, a multiple of a block.
+    start: u64,
+    len: usize,
+}
+
+impl Patch {
+    pub(super) fn new(file: Arc<dyn File>) -> Self {
+        let len = (LEN as u64).min(file.len()) as usize;
+        Self { file, buf: AlignedBuf::zeroed(len), start: 0, len: 0 }
+    }
+
+    pub(super) fn write(&mut self, offset: u32, mut bytes: &[u8]) -> io::Result<()> {
+        let mut offset = u64::from(offset);
+        while !bytes.is_empty() {
+            if self.len == 0 || offset != self.start + self.len as u64 || self.len == self.buf.len() {
+                self.flush()?;
+                self.start = round_down(offset, BLOCK as u64);
+                self.len = (offset - self.start) as usize;
+                if self.len > 0 {
+                    self.file.read_at(self.start, &mut self.buf[..BLOCK])?;
+                }
+            }
+            let n = bytes.len().min(self.buf.len() - self.len);
+            self.buf[self.len..self.len + n].copy_from_slice(&bytes[..n]);
+            self.len += n;
+            offset += n as u64;
+            bytes = &bytes[n..];
+        }
+        Ok(())
+    }
+
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        if self.len == 0 {
+            return Ok(());
+        }
+        let end = round_up(self.len as u64, BLOCK as u64) as usize;
+        if end > self.len {
+            let mut last = AlignedBuf::zeroed(BLOCK);
+            self.file.read_at(self.start + (end - BLOCK) as u64, &mut last)?;
+            let within = self.len % BLOCK;
+            self.buf[self.len..end].copy_from_slice(&last[within..]);
+        }
+        self.file.write_at(self.start, &self.buf[..end])?;
+        self.len = 0;
+        Ok(())
+    }
+}

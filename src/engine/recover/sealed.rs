@@ -1,0 +1,157 @@
+//! What sealed segments say: the checkpoint, and the footers of what was sealed since.
+
+use std::io;
+
+use crossbeam::channel::Sender;
+
+use super::{Recovery, change, open_segment};
+use crate::engine::files;
+use crate::id::{Location, Position, StoreId};
+use crate::index::batch::Batch;
+use crate::index::geometry::Geometry;
+use crate::index::{self, Index};
+use crate::io::Disk;
+use crate::manifest::Checkpoint;
+use crate::segment::reader;
+use crate::segment::table::{Row, State};
+
+impl Recovery<'_> {
+    /// Brings the index to where sealed segments say: the checkpoint, then the footers of what was sealed since. Without a checkpoint, all footers.
+    pub(super) fn load_sealed(&mut self, named: Option<Checkpoint>) -> io::Result<()> {
+        if let Some(checkpoint) = named {
+            let loaded = self.with_footers(checkpoint.start, |recovery| recovery.load_checkpoint(checkpoint.sequence))?;
+            if loaded {
+                return Ok(());
+            }
+            // Another geometry is as good a reason as damage: footers say everything.
+            self.report.rebuilt = true;
+            self.index = Index::new(self.index.geometry());
+        }
+        self.with_footers(Position(0), |_| Ok(true)).map(drop)
+    }
+
+    /// Runs `first`, and if it says so applies the footers of sealed segments that end after `start`, oldest first. They are read and sorted by a thread of their own
+    /// meanwhile.
+    fn with_footers(&mut self, start: Position, first: impl FnOnce(&mut Self) -> io::Result<bool>) -> io::Result<bool> {
+        let after = |r: &&Row| r.state == State::Sealed && r.life.base.plus(r.size) > start;
+        let mut rows: Vec<Row> = self.rows.iter().filter(after).copied().collect();
+        rows.sort_by_key(|r| r.life.base);
+        let reader = FooterReader {
+            disk: self.disk,
+            store: self.store,
+            hash_seed: self.hash_seed,
+            geometry: self.index.geometry(),
+            floor: self.floor,
+        };
+        let (to, from) = crossbeam::channel::bounded(1);
+        std::thread::scope(|scope| {
+            scope.spawn(move || reader.read_all(&rows, &to));
+            if !first(self)? {
+                return Ok(false);
+            }
+            for part in from {
+                match part {
+                    Footers::Entries(mut batch, count) => {
+                        batch.merge(&self.index);
+                        self.report.footer_entries += count;
+                    }
+                    Footers::Lost(row, lost, to) => self.lose(&row, &lost, to),
+                    Footers::Unreadable(row, error) => {
+                        self.rows[row.life.id.index()].state = State::Free;
+                        self.lose(&row, &format!("it cannot be read ({error})"), row.size as u32);
+                    }
+                }
+            }
+            Ok(true)
+        })
+    }
+
+    /// A stretch of a sealed segment is lost: what it superseded or deleted is unknown, so nothing before its end is served.
+    fn lose(&mut self, row: &Row, what: &str, to: u32) {
+        self.report.damaged.push(format!("segment {}: {what}; everything older is dropped", row.life.id));
+        self.raise_floor(row.life.base.plus(to.into()));
+    }
+
+    /// Loads a checkpoint. False if it is not there, not whole, or of another geometry.
+    fn load_checkpoint(&mut self, sequence: u64) -> io::Result<bool> {
+        let file = match self.disk.open(&files::checkpoint(sequence)) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Ok(self.checkpoint_unreadable(&e)),
+        };
+        let (rows, floor) = (self.rows.clone(), self.floor);
+        let keep = move |bases: &[u64]| -> Box<dyn Fn(Location) -> bool> {
+            let same: Vec<Option<Position>> = rows
+                .iter()
+                .zip(bases.iter().copied().chain(std::iter::repeat(0)))
+                .map(|(row, base)| (base != 0 && row.life.base.0 == base && row.state != State::Free).then_some(row.life.base))
+                .collect();
+            Box::new(move |at: Location| match same.get(at.segment.index()) {
+                Some(Some(base)) => base.plus(at.offset.into()) >= floor,
+                _ => false,
+            })
+        };
+        let loaded = match index::checkpoint::load(self.store, sequence, file.as_ref(), &self.index, keep) {
+            Ok(loaded) => loaded,
+            Err(e) => return Ok(self.checkpoint_unreadable(&e)),
+        };
+        self.report.checkpoint_entries = loaded.unwrap_or(0);
+        Ok(loaded.is_some())
+    }
+
+    /// A checkpoint that cannot be read costs time only.
+    fn checkpoint_unreadable(&mut self, error: &io::Error) -> bool {
+        self.report.damaged.push(format!("the checkpoint cannot be read: {error}"));
+        false
+    }
+}
+
+/// A part of what footers say, in order.
+enum Footers {
+    /// Sorted changes, and how many entries they come from.
+    Entries(Batch, u64),
+    /// Stretches of a segment are lost, up to this offset.
+    Lost(Row, String, u32),
+    Unreadable(Row, io::Error),
+}
+
+/// Reads footers while the checkpoint is loaded.
+struct FooterReader<'a> {
+    disk: &'a dyn Disk,
+    store: StoreId,
+    hash_seed: u64,
+    geometry: Geometry,
+    floor: Position,
+}
+
+impl FooterReader<'_> {
+    /// Sends everything that the footers of `rows` say, until nobody wants it.
+    fn read_all(&self, rows: &[Row], to: &Sender<Footers>) {
+        let (mut batch, mut count) = (Batch::new(self.geometry), 0);
+        for row in rows {
+            let read = open_segment(self.disk, row).map(|file| reader::entries(self.store, row, self.hash_seed, file.as_ref()));
+            let damage = match &read {
+                Ok(contents) if contents.lost == 0 => None,
+                Ok(contents) => Some(Footers::Lost(*row, format!("{} stretches lost", contents.lost), contents.lost_to)),
+                Err(error) => Some(Footers::Unreadable(*row, io::Error::new(error.kind(), error.to_string()))),
+            };
+            if batch.is_full() || damage.is_some() {
+                batch.sort();
+                let full = std::mem::replace(&mut batch, Batch::new(self.geometry));
+                let sent = to.send(Footers::Entries(full, std::mem::take(&mut count)));
+                if sent.is_err() || damage.is_some_and(|damage| to.send(damage).is_err()) {
+                    return;
+                }
+            }
+            let contents = read.unwrap_or_default();
+            let floor = self.floor.max(row.life.base.plus(contents.lost_to.into()));
+            contents.entries.iter().for_each(|entry| change(&mut batch, row, entry, floor));
+            count += contents.entries.len() as u64;
+        }
+        if !batch.is_empty() {
+            batch.sort();
+            // Whoever does not want it has given up on the checkpoint and asks again.
+            let _unwanted = to.send(Footers::Entries(batch, count));
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! What only the WAL and the rings hold: brought into the segment files, which are then sealed.
+
+use std::io;
+
+use super::flush::write_footer;
+use super::patch::Patch;
+use super::{Recovery, Start};
+use crate::id::{Location, Lsn, Position};
+use crate::io::aligned::AlignedBuf;
+use crate::io::{BLOCK, File, Mapping, SECTOR};
+use crate::manifest::Manifest;
+use crate::manifest::catalog::Note;
+use crate::segment::footer;
+use crate::segment::format::{self, DATA_START, Kind, Record};
+use crate::segment::table::{Row, State};
+use crate::segment::writer::Full;
+use crate::wal::format::Mutation;
+use crate::wal::replay::{Hole, Replay, Summary, Visitor};
+
+/// A segment that only the WAL describes.
+struct Unsealed {
+    row: Row,
+    entries: Vec<Listed>,
+    /// The first failure of its file.
+    error: Option<io::Error>,
+}
+
+/// A record of an unsealed segment.
+struct Listed {
+    entry: footer::Entry,
+    /// Whether its bytes are in the file, or on their way.
+    placed: bool,
+}
+
+/// Applies the WAL, brings what only the rings hold into the segment files, and seals them.
+pub(super) fn replay(
+    recovery: &mut Recovery<'_>,
+    replay: &mut Replay,
+    manifest: &Manifest,
+    kind: Start,
+    ring: &dyn Mapping,
+) -> io::Result<Summary> {
+    let mut rows: Vec<Row> = recovery.rows.iter().filter(|r| r.state == State::Full).copied().collect();
+    rows.sort_by_key(|r| r.life.base);
+    let unsealed = rows.into_iter().map(|row| Unsealed { row, entries: Vec::new(), error: None }).collect();
+    let mut tail = Tail { recovery, unsealed, ring, kind, end: Position(0), unknown: Position(0), patch: None };
+    let summary = replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, kind == Start::Process, &mut tail)?;
+    let durable = summary.durable.max(manifest.durable);
+    tail.report(&summary, durable);
+    tail.restore((kind == Start::Host).then_some(durable));
+    for segment in std::mem::take(&mut tail.unsealed) {
+        tail.seal(segment);
+    }
+    Ok(summary)
+}
+
+struct Tail<'r, 'a> {
+    recovery: &'r mut Recovery<'a>,
+    /// Oldest first.
+    unsealed: Vec<Unsealed>,
+    ring: &'r dyn Mapping,
+    kind: Start,
+    /// Where the last record that is known ends.
+    end: Position,
+    /// The highest record of a segment that the manifest does not know.
+    unknown: Position,
+    /// Of the segment with this number among the unsealed ones.
+    patch: Option<(usize, Patch)>,
+}
+
+impl Visitor for Tail<'_, '_> {
+    fn visit(&mut self, mutation: &Mutation, moved: bool, bytes: &[u8]) -> io::Result<()> {
+        if mutation.record < self.end {
+            // Found before its frame was, behind a hole.
+            return Ok(());
+        }
+        self.end = mutation.record.plus(mutation.record_len.into());
+        let Some(i) = self.unsealed.iter().position(|u| contains(&u.row, mutation.record)) else {
+            // Sealed segments speak for themselves. One that the manifest does not know can only be a lost manifest's.
+            if !self.recovery.rows.iter().any(|row| row.state == State::Sealed && contains(row, mutation.record)) {
+                self.unknown = self.unknown.max(mutation.record);
+            }
+            return Ok(());
+        };
+        let row = self.unsealed[i].row;
+        let offset = (mutation.record.0 - row.life.base.0) as u32;
+        let entry =
+            footer::Entry { hash: mutation.hash, offset, len: mutation.record_len, lsn: mutation.lsn, tombstone: mutation.tombstone };
+        if moved && self.kind == Start::Host && !self.is_there(&row, &entry) {
+            // The move did not last, so it did not happen: the old place is not reused before the new one is synced.
+            return Ok(());
+        }
+        self.recovery.apply(&row, &entry);
+        let record = format::decode_record(self.recovery.store, mutation.record, row.life.base_lsn, bytes);
+        if let Some(Record { kind: Kind::Note(note), lsn, .. }) = &record
+            && let Some(note) = Note::decode(&bytes[note.clone()])
+        {
+            self.recovery.catalog.apply(*lsn, &note);
+        }
+        let placed = record.is_some_and(|record| record.lsn == entry.lsn);
+        if placed {
+            self.place(i, offset, bytes);
+        }
+        self.unsealed[i].entries.push(Listed { entry, placed });
+        Ok(())
+    }
+
+    /// The records say what their frames said, in the same order: those between the last one known and the next one are read one after the other.
+    fn repair(&mut self, hole: &Hole) -> io::Result<bool> {
+        let mut expected = hole.after.next();
+        for row in self.unsealed.iter().map(|u| u.row).collect::<Vec<_>>() {
+            if self.end >= row.life.base.plus(row.size) {
+                continue;
+            }
+            let mut at = self.end.max(row.life.base.plus(DATA_START.into()));
+            while at < hole.floor
+                && let Some((record, bytes)) = self.record_at(&row, at)
+            {
+                let moved = record.lsn < expected;
+                if !moved && (record.lsn != expected || record.lsn >= hole.before) {
+                    return Ok(expected == hole.before);
+                }
+                let (hash, tombstone) = record.effect(self.recovery.hash_seed, &bytes);
+                let (lsn, record_len) = (record.lsn, record.len as u32);
+                self.visit(&Mutation { lsn, hash, tombstone, supersedes: true, record: at, record_len }, moved, &bytes)?;
+                at = at.plus(record_len.into());
+                expected = if moved { expected } else { expected.next() };
+            }
+        }
+        Ok(expected == hole.before)
+    }
+}
+
+impl Tail<'_, '_> {
+    /// The record at `at`, from the ring or the file, and its bytes.
+    fn record_at(&mut self, row: &Row, at: Position) -> Option<(Record, Vec<u8>)> {
+        let room = (row.life.base.0 + row.size).saturating_sub(at.0) as usize;
+        let most = room.min(self.ring.words().len() * 8);
+        let file = self.recovery.file(row.life.id).ok();
+        for len in [most.min(BLOCK), most] {
+            let mut bytes = vec![0; len];
+            crate::io::ring::copy(self.ring.words(), at.0, &mut bytes);
+            for from_file in [false, true] {
+                if from_file && file.as_ref().and_then(|file| read(row, at, len, file.as_ref(), &mut bytes).ok()).is_none() {
+                    continue;
+                }
+                if let Some(record) = format::decode_record(self.recovery.store, at, row.life.base_lsn, &bytes) {
+                    bytes.truncate(record.len);
+                    return Some((record, bytes));
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether the record of `entry` can be had.
+    fn is_there(&mut self, row: &Row, entry: &footer::Entry) -> bool {
+        self.record_at(row, row.life.base.plus(entry.offset.into())).is_some_and(|(record, _)| record.lsn == entry.lsn)
+    }
+
+    /// Puts bytes where they belong in the file of an unsealed segment.
+    fn place(&mut self, i: usize, offset: u32, bytes: &[u8]) {
+        if self.unsealed[i].error.is_some() {
+            return;
+        }
+        if self.patch.as_ref().is_none_or(|(number, _)| *number != i) {
+            self.flush_patch();
+            match self.recovery.file(self.unsealed[i].row.life.id) {
+                Ok(file) => self.patch = Some((i, Patch::new(file))),
+                Err(error) => self.unsealed[i].error = Some(error),
+            }
+        }
+        if let Some((_, patch)) = &mut self.patch
+            && let Err(error) = patch.write(offset, bytes)
+        {
+            self.unsealed[i].error = Some(error);
+            self.patch = None;
+        }
+    }
+
+    fn flush_patch(&mut self) {
+        if let Some((i, mut patch)) = self.patch.take()
+            && let Err(error) = patch.flush()
+        {
+            self.unsealed[i].error = Some(error);
+        }
+    }
+
+    /// Says what was found, and drops what a hole may have superseded.
+    fn report(&mut self, summary: &Summary, durable: Lsn) {
+        self.recovery.batch.merge(&self.recovery.index);
+        let report = &mut self.recovery.report;
+        report.wal_frames = summary.frames;
+        report.torn_bytes = summary.torn_bytes;
+        report.alive_until_ms = report.alive_until_ms.max(summary.time_ms);
+        if self.kind == Start::Host {
+            report.maybe_lost_after = Some(durable);
+        }
+        if self.unknown > Position(0) {
+            report.damaged.push("the WAL names a segment that the manifest does not know; everything older is dropped".to_owned());
+            self.recovery.raise_floor(self.unknown);
+        }
+        for hole in &summary.holes {
+            let what = if hole.repaired { "what they said was read from the records" } else { "everything older is dropped" };
+            self.recovery.report.damaged.push(format!("WAL bytes {} to {} are lost; {what}", hole.from, hole.to));
+            if !hole.repaired {
+                self.recovery.raise_floor(hole.floor);
+            }
+        }
+    }
+
+    /// Writes into segment files what only the ring holds of their records. Records later than `verify_after` may be nowhere: then they become tombstones.
+    fn restore(&mut self, verify_after: Option<Lsn>) {
+        let low = self.end.0.saturating_sub(self.ring.words().len() as u64 * 8);
+        for i in 0..self.unsealed.len() {
+            if let Err(error) = self.restore_segment(i, Position(low), verify_after) {
+                self.unsealed[i].error.get_or_insert(error);
+            }
+        }
+        self.flush_patch();
+    }
+
+    fn restore_segment(&mut self, i: usize, low: Position, verify_after: Option<Lsn>) -> io::Result<()> {
+        let (row, store) = (self.unsealed[i].row, self.recovery.store);
+        let mut bytes = Vec::new();
+        for n in 0..self.unsealed[i].entries.len() {
+            let Listed { entry, placed } = self.unsealed[i].entries[n];
+            let at = row.life.base.plus(entry.offset.into());
+            if placed {
+                continue;
+            }
+            bytes.resize(entry.len as usize, 0);
+            if at >= low {
+                crate::io::ring::copy(self.ring.words(), at.0, &mut bytes);
+                if format::decode_record(store, at, row.life.base_lsn, &bytes).is_some() {
+                    self.place(i, entry.offset, &bytes);
+                    continue;
+                }
+            }
+            if verify_after.is_none_or(|durable| entry.lsn <= durable) {
+                continue;
+            }
+            let file = self.recovery.file(row.life.id)?;
+            read(&row, at, bytes.len(), file.as_ref(), &mut bytes)?;
+            if format::decode_record(store, at, row.life.base_lsn, &bytes).is_none() {
+                // Its frame is there, its bytes are not: the key misses, and no older version of it is served.
+                self.recovery.index.remove_if_at(entry.hash, Location { segment: row.life.id, offset: entry.offset });
+                self.unsealed[i].entries[n].entry.tombstone = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the footer of a segment, or frees it if nothing is in it. One that cannot be written is not used again.
+    fn seal(&mut self, segment: Unsealed) {
+        let Unsealed { row, entries, error } = segment;
+        let id = row.life.id;
+        let Some(Listed { entry: last, .. }) = entries.last() else {
+            self.recovery.rows[id.index()].state = State::Free;
+            return;
+        };
+        let mut builder = footer::Builder::default();
+        entries.iter().for_each(|listed| builder.push(&listed.entry));
+        let last_lsn = entries.iter().map(|listed| listed.entry.lsn).max().unwrap_or(Lsn::ZERO);
+        let data_end = last.offset + last.len;
+        let fits = u64::from(data_end) + u64::from(builder.blocks() + 1) * BLOCK as u64 <= row.size;
+        let full = Full { life: row.life, size: row.size, data_end, footer: builder, last_lsn };
+        let sealed = match error {
+            Some(error) => Err(error),
+            // Gaps cost footer blocks of their own; more of them than a damaged WAL leaves room for.
+            None if !fits => Err(io::Error::other("its footer does not fit")),
+            None => self.recovery.file(id).and_then(|file| {
+                write_footer(self.recovery.store, &full, file.as_ref())?;
+                file.sync()
+            }),
+        };
+        let state = match sealed {
+            Ok(()) => State::Sealed,
+            Err(error) => {
+                // What it superseded will not be known any more.
+                self.recovery.report.damaged.push(format!("segment {id} cannot be restored: {error}; everything older is dropped"));
+                self.recovery.raise_floor(row.life.base.plus(row.size));
+                if fits { State::Quarantined } else { State::Free }
+            }
+        };
+        let row = &mut self.recovery.rows[id.index()];
+        row.state = state;
+        row.last_lsn = last_lsn;
+    }
+}
+
+fn contains(row: &Row, at: Position) -> bool {
+    (row.life.base.0..row.life.base.0 + row.size).contains(&at.0)
+}
+
+/// Reads `len` bytes at `at` of a segment into `bytes`.
+fn read(row: &Row, at: Position, len: usize, file: &dyn File, bytes: &mut Vec<u8>) -> io::Result<()> {
+    let offset = at.0 - row.life.base.0;
+    let range = format::sectors(offset as u32, len);
+    let range = range.start..range.end.min(row.size);
+    let mut buf = AlignedBuf::zeroed((range.end - range.start).max(SECTOR as u64) as usize);
+    file.read_at(range.start, &mut buf)?;
+    let here = &buf[(offset - range.start) as usize..];
+    bytes.clear();
+    bytes.extend_from_slice(&here[..len.min(here.len())]);
+    Ok(())
+}
