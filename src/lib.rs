@@ -17,8 +17,10 @@ mod wal;
 
 mod cache;
 
-pub use cache::{Cache, Entries};
-pub use config::{Ack, Activity, Backend, Cause, Compression, Evicted, KEY_LEN_MAX, OnHostCrash, Options, WalValues};
+pub use cache::{AsyncCache, Cache, Entries};
+#[cfg(feature = "toml")]
+pub use config::parse_size;
+pub use config::{Ack, Activity, Backend, Cause, Compression, Evicted, KEY_LEN_MAX, OnHostCrash, Options, RecoveryMode, WalValues};
 pub use engine::{Condition, DeleteOptions, Entry, FillError, Hint, PutOptions, RecoveryReport, Start, Stats, Tier, Value, Wait};
 pub use error::{Error, Result};
 pub use id::Lsn;

@@ -1,7 +1,9 @@
 //! Small shared helpers: locks that ignore poisoning on purpose, events, and integer logarithms.
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 /// Locks, also after another holder panicked: every guarded structure here is valid between statements, and a panic is one of our own bugs, which must not turn into a second one.
@@ -10,13 +12,20 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Something that happens again and again. Whoever waits first notes the count, then checks its condition, then waits for the count to move, so no occurrence between
-/// check and wait is missed. Signalling without waiters is two atomic operations.
+/// check and wait is missed. Signalling without waiters is two atomic operations. Threads and tasks may wait.
 #[derive(Debug, Default)]
 pub(crate) struct Event {
     count: AtomicU64,
+    /// Threads that wait, and tasks that are listed.
     waiters: AtomicUsize,
-    mutex: Mutex<()>,
+    tasks: Mutex<Tasks>,
     condvar: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Tasks {
+    next: u64,
+    wakers: Vec<(u64, Waker)>,
 }
 
 impl Event {
@@ -27,25 +36,87 @@ impl Event {
 
     /// It happened.
     pub(crate) fn signal(&self) {
-        // Sequentially consistent with the two accesses in `wait`: either the waiter sees the new count, or this sees the waiter.
+        // Sequentially consistent with the two accesses in `wait` and `Happened::poll`: either the waiter sees the new count, or this sees the waiter.
         self.count.fetch_add(1, Ordering::SeqCst);
         if self.waiters.load(Ordering::SeqCst) > 0 {
-            let _waiter_is_waiting_or_gone = lock(&self.mutex);
-            self.condvar.notify_all();
+            let woken = {
+                let mut tasks = lock(&self.tasks);
+                self.condvar.notify_all();
+                std::mem::take(&mut tasks.wakers)
+            };
+            self.waiters.fetch_sub(woken.len(), Ordering::SeqCst);
+            woken.into_iter().for_each(|(_, waker)| waker.wake());
         }
     }
 
     /// Waits until it happened after `seen`, for at most `timeout` if there is one. False if the time ran out.
     pub(crate) fn wait(&self, seen: u64, timeout: Option<Duration>) -> bool {
         self.waiters.fetch_add(1, Ordering::SeqCst);
-        let guard = lock(&self.mutex);
-        let not_yet = |(): &mut ()| self.count() == seen;
+        let guard = lock(&self.tasks);
+        let not_yet = |_: &mut Tasks| self.count() == seen;
         match timeout {
             None => drop(self.condvar.wait_while(guard, not_yet)),
             Some(timeout) => drop(self.condvar.wait_timeout_while(guard, timeout, not_yet)),
         }
         self.waiters.fetch_sub(1, Ordering::SeqCst);
         self.count() != seen
+    }
+
+    /// Ready once it happened after `seen`. May be dropped at any time.
+    pub(crate) fn after(&self, seen: u64) -> Happened<'_> {
+        Happened { event: self, seen, listed: None }
+    }
+}
+
+/// See [`Event::after`].
+#[derive(Debug)]
+pub(crate) struct Happened<'a> {
+    event: &'a Event,
+    seen: u64,
+    /// Number of the waker that was listed last.
+    listed: Option<u64>,
+}
+
+impl Happened<'_> {
+    fn unlist(&mut self) {
+        if let Some(listed) = self.listed.take() {
+            let mut tasks = lock(&self.event.tasks);
+            let before = tasks.wakers.len();
+            tasks.wakers.retain(|(number, _)| *number != listed);
+            let gone = before - tasks.wakers.len();
+            self.event.waiters.fetch_sub(gone, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Future for Happened<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        self.unlist();
+        if self.event.count() != self.seen {
+            return Poll::Ready(());
+        }
+        let number = {
+            let mut tasks = lock(&self.event.tasks);
+            tasks.next += 1;
+            let number = tasks.next;
+            tasks.wakers.push((number, context.waker().clone()));
+            self.event.waiters.fetch_add(1, Ordering::SeqCst);
+            number
+        };
+        self.listed = Some(number);
+        if self.event.count() == self.seen {
+            return Poll::Pending;
+        }
+        self.unlist();
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Happened<'_> {
+    fn drop(&mut self) {
+        self.unlist();
     }
 }
 

@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
 use super::{Engine, PutOptions};
 use crate::error::{Error, Result};
 use crate::id::{Key, KeyHash};
-use crate::sync::lock;
+use crate::sync::{Event, lock};
 
 /// Why [`crate::Cache::get_or_fill`] has no value.
 #[derive(Debug, thiserror::Error)]
@@ -33,11 +33,11 @@ pub(super) struct Fills {
 
 /// One load.
 #[derive(Debug, Default)]
-struct Flight {
+pub(super) struct Flight {
     /// A put or a delete of the key came in between, and wins.
-    superseded: AtomicBool,
-    landed: Mutex<bool>,
-    condvar: Condvar,
+    pub(super) superseded: AtomicBool,
+    pub(super) landed: AtomicBool,
+    pub(super) over: Event,
 }
 
 impl Fills {
@@ -51,7 +51,7 @@ impl Fills {
     }
 
     /// Starts a load, or finds the one under way (`false`).
-    fn board(&self, hash: KeyHash) -> (Arc<Flight>, bool) {
+    pub(super) fn board(&self, hash: KeyHash) -> (Arc<Flight>, bool) {
         let mut flights = lock(&self.flights);
         if let Some(flight) = flights.get(&hash) {
             return (Arc::clone(flight), false);
@@ -64,18 +64,18 @@ impl Fills {
 }
 
 /// Ends a load, also when the loader panics.
-struct Landing<'a> {
-    fills: &'a Fills,
-    hash: KeyHash,
-    flight: &'a Flight,
+pub(super) struct Landing<'a> {
+    pub(super) fills: &'a Fills,
+    pub(super) hash: KeyHash,
+    pub(super) flight: &'a Flight,
 }
 
 impl Drop for Landing<'_> {
     fn drop(&mut self) {
         lock(&self.fills.flights).remove(&self.hash);
         self.fills.count.fetch_sub(1, Ordering::SeqCst);
-        *lock(&self.flight.landed) = true;
-        self.flight.condvar.notify_all();
+        self.flight.landed.store(true, Ordering::SeqCst);
+        self.flight.over.signal();
     }
 }
 
@@ -107,9 +107,10 @@ impl Engine {
                     Err(e) => Err(e.into()),
                 };
             }
-            let landed = lock(&flight.landed);
-            // A poisoned wait is over as well: the loader panicked, and this caller tries itself.
-            drop(flight.condvar.wait_while(landed, |landed| !*landed));
+            let seen = flight.over.count();
+            if !flight.landed.load(Ordering::SeqCst) {
+                flight.over.wait(seen, None);
+            }
         }
     }
 }

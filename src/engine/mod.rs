@@ -20,6 +20,7 @@ mod rescue;
 mod scan;
 pub(crate) mod stats;
 mod sync;
+mod tasks;
 mod write;
 
 #[cfg(test)]
@@ -175,6 +176,11 @@ impl Engine {
 
     pub(crate) fn recovery(&self) -> &RecoveryReport {
         &self.report
+    }
+
+    /// The newest mutation.
+    pub(crate) fn appended(&self) -> Lsn {
+        Lsn(self.marks.appended.load(Ordering::Acquire))
     }
 
     fn durable(&self) -> Lsn {

@@ -13,9 +13,9 @@ use crate::io::{BatchRead, SECTOR};
 use crate::segment::format::{self, Life};
 
 /// A key whose record must be read from flash.
-struct Wanted {
+pub(super) struct Wanted {
     /// Its number among the keys.
-    number: usize,
+    pub(super) number: usize,
     hash: KeyHash,
     entry: Entry,
     life: Life,
@@ -38,7 +38,7 @@ impl Engine {
         }
         self.disk.read_batch(&mut reads);
         for (want, read) in wanted.into_iter().zip(reads) {
-            match self.take_read(keys[want.number], &want, read) {
+            match self.take_read(keys[want.number], &want, read, true) {
                 Some(value) => {
                     self.counters.hits_flash.fetch_add(1, Ordering::Relaxed);
                     values[want.number] = Some(value);
@@ -53,7 +53,7 @@ impl Engine {
     }
 
     /// The read that the value of `key` takes, if its record is on flash and in neither DRAM tier nor write buffer.
-    fn plan(&self, number: usize, key: Key<'_>) -> Option<(Wanted, BatchRead)> {
+    pub(super) fn plan(&self, number: usize, key: Key<'_>) -> Option<(Wanted, BatchRead)> {
         let hash = self.hash(key);
         let entry = self.index.get(hash)?;
         let life = self.table.life(entry.location.segment)?;
@@ -69,7 +69,7 @@ impl Engine {
     }
 
     /// The value that was read, if it verifies, is the key's, and the index still names it.
-    fn take_read(&self, key: Key<'_>, want: &Wanted, read: BatchRead) -> Option<Value> {
+    pub(super) fn take_read(&self, key: Key<'_>, want: &Wanted, read: BatchRead, promote: bool) -> Option<Value> {
         if !read.done {
             return None;
         }
@@ -84,6 +84,6 @@ impl Engine {
         if !still || !self.accept(key, entry, &item) {
             return None;
         }
-        Some(self.serve(want.hash, entry, at, item, Tier::Flash, true))
+        Some(self.serve(want.hash, entry, at, item, Tier::Flash, promote))
     }
 }

@@ -14,7 +14,7 @@ use super::recover::{self, Recovered, RecoveryReport, Start};
 use super::{Engine, Marks, STRIPES, files};
 use crate::clock::{Clock, StoreTime};
 use crate::codec::round_up;
-use crate::config::{Activity, Observer, Options, Settings, Stored};
+use crate::config::{Activity, Observer, Options, RecoveryMode, Settings, Stored};
 use crate::error::{Error, Result};
 use crate::id::{Lsn, Position, StoreId};
 use crate::index::Index;
@@ -38,7 +38,10 @@ const LSN_GAP: u64 = 1 << 24;
 pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dyn Clock>, driver: Mode) -> Result<Arc<Engine>> {
     let disk = match disk {
         Some(disk) => disk,
-        None => Arc::new(posix_disk(options)?),
+        None => {
+            options.validate_depth()?;
+            Arc::new(posix_disk(options)?)
+        }
     };
     let started = clock.monotonic();
     let settings = options.validate(None)?;
@@ -72,6 +75,9 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
         }
     };
     let (settings, mut recovered) = recovered.map_err(io_error)?;
+    if settings.recovery == RecoveryMode::Refuse && !recovered.report.damaged.is_empty() {
+        return Err(Error::Corrupt { path: dir.clone(), what: recovered.report.damaged.join("; ") });
+    }
     recovered.report.took = clock.monotonic().saturating_sub(started);
     let built = build(settings, options, Arc::clone(&disk), clock, driver, recovered, guard);
     let engine = Arc::new(built.map_err(Error::io("start the store in", dir))?);
@@ -80,7 +86,7 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
 }
 
 fn posix_disk(options: &Options) -> Result<posix::PosixDisk> {
-    posix::PosixDisk::new(prepare_directory(options)?, options.backend)
+    posix::PosixDisk::new(prepare_directory(options)?, options.backend, options.depth)
         .map_err(|e| Error::InvalidOption { name: "backend", reason: format!("io_uring cannot be used here: {e}") })
 }
 

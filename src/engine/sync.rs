@@ -81,6 +81,15 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether everything up to `lsn` is durable; an error if it never will be.
+    pub(super) fn is_durable(&self, lsn: Lsn) -> Result<bool> {
+        match self.failure.get() {
+            _ if self.durable() >= lsn => Ok(true),
+            Some(reason) => Err(Error::Failed { reason: reason.clone() }),
+            None => Ok(false),
+        }
+    }
+
     /// Waits until everything up to `lsn` is as durable as `level` says.
     pub(super) fn wait_for(&self, level: Ack, lsn: Lsn) -> Result<()> {
         if level < Ack::Host {
@@ -88,11 +97,8 @@ impl Engine {
         }
         loop {
             let seen = self.events.durable.count();
-            if self.durable() >= lsn {
+            if self.is_durable(lsn)? {
                 return Ok(());
-            }
-            if let Some(reason) = self.failure.get() {
-                return Err(Error::Failed { reason: reason.clone() });
             }
             self.request_sync();
             self.wait(&self.events.durable, seen, None);
@@ -101,6 +107,6 @@ impl Engine {
 
     /// Makes everything that was acknowledged before the call as durable as `level` says.
     pub(crate) fn persist(&self, level: Ack) -> Result<()> {
-        self.wait_for(level, Lsn(self.marks.appended.load(Ordering::Acquire)))
+        self.wait_for(level, self.appended())
     }
 }

@@ -146,15 +146,21 @@ impl DeleteOptions {
 
 /// One mutation on its way. Made once; tried until there is room.
 pub(super) struct Request<'a> {
-    key: Key<'a>,
+    pub(super) key: Key<'a>,
     hash: KeyHash,
     draft: Draft<'a>,
     /// Value and expiry of a put. None for a delete.
     put: Option<(&'a [u8], Option<u64>)>,
     hint: Hint,
     pub(super) ack: Ack,
-    pub(super) condition: Condition,
-    pub(super) wait: Wait,
+    condition: Condition,
+    wait: Wait,
+}
+
+impl Request<'_> {
+    pub(super) fn is_conditional(&self) -> bool {
+        self.condition != Condition::Always
+    }
 }
 
 /// What came of one try.
@@ -170,8 +176,8 @@ pub(super) enum Tried {
 
 /// What a condition is decided on: where the key's record was, and its version.
 pub(super) struct Observed {
-    at: Option<Position>,
-    version: Option<Lsn>,
+    pub(super) at: Option<Position>,
+    pub(super) version: Option<Lsn>,
 }
 
 impl Engine {
@@ -261,10 +267,7 @@ impl Engine {
     fn carry_out(&self, request: &Request<'_>, may: Option<&dyn Fn() -> bool>) -> Result<Option<Lsn>> {
         let deadline = self.deadline(request);
         loop {
-            let observed = match request.condition {
-                Condition::Always => None,
-                _ => Some(self.observe(request.key)?),
-            };
+            let observed = if request.is_conditional() { Some(self.observe(request.key)?) } else { None };
             match self.attempt(request, observed.as_ref(), may)? {
                 Tried::Done(lsn) => return Ok(Some(lsn)),
                 Tried::Refused => return Ok(None),
@@ -294,15 +297,18 @@ impl Engine {
         }
     }
 
+    /// Where the record is that the index names for `key`.
+    pub(super) fn place_of(&self, key: Key<'_>) -> Option<Position> {
+        self.index.get(self.hash(key)).and_then(|entry| self.position(&entry))
+    }
+
     /// What a condition is decided on.
     fn observe(&self, key: Key<'_>) -> Result<Observed> {
-        let hash = self.hash(key);
-        let place = || self.index.get(hash).and_then(|entry| self.position(&entry));
         loop {
-            let at = place();
+            let at = self.place_of(key);
             let version = self.get(key, false)?.map(|value| value.version());
             // A read removes what it finds expired or damaged, and may be overtaken.
-            if place() == at {
+            if self.place_of(key) == at {
                 return Ok(Observed { at, version });
             }
         }

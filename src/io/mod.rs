@@ -5,6 +5,8 @@
 
 pub(crate) mod aligned;
 pub(crate) mod posix;
+mod reactor;
+mod reading;
 pub(crate) mod ring;
 #[cfg(test)]
 pub(crate) mod sim;
@@ -15,6 +17,8 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+
+pub(crate) use reading::Reading;
 
 /// Unit of writes, and the alignment of every write's offset and length: a page, and the physical block of today's devices.
 ///
@@ -54,6 +58,11 @@ pub(crate) trait Disk: Send + Sync + Debug {
         for read in reads.iter_mut().filter(|read| !read.done) {
             read.done = read.file.read_at(read.offset, &mut read.buf).is_ok();
         }
+    }
+
+    /// Starts a read that a task waits for.
+    fn start_read(&self, read: BatchRead) -> Reading {
+        Reading::at_once(read)
     }
 
     /// Whether batches of reads are in flight together.

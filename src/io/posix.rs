@@ -6,16 +6,18 @@ use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 
 use super::aligned::AlignedBuf;
+use super::reactor::Reactor;
+use super::reading::{Operation, Pool};
 use super::uring::Rings;
-use super::{BatchRead, Disk, DiskLock, File, LockError, Mapping};
+use super::{BatchRead, Disk, DiskLock, File, LockError, Mapping, Reading};
 use crate::config::Backend;
 
 /// Name of the file whose lock takes the directory.
@@ -27,24 +29,33 @@ pub(crate) struct PosixDisk {
     dir: PathBuf,
     writable: bool,
     rings: Option<Rings>,
+    depth: u32,
+    reader: OnceLock<Reader>,
+}
+
+/// Who does the reads that tasks wait for.
+#[derive(Debug)]
+enum Reader {
+    Reactor(Reactor),
+    Pool(Pool),
 }
 
 impl PosixDisk {
     /// `dir` exists. Fails only if `backend` insists on `io_uring` and there is none.
-    pub(crate) fn new(dir: &Path, backend: Backend) -> io::Result<Self> {
+    pub(crate) fn new(dir: &Path, backend: Backend, depth: u32) -> io::Result<Self> {
         let rings = match backend {
             Backend::Portable => None,
-            Backend::IoUring => Some(Rings::probe()?),
-            Backend::Auto => Rings::probe()
+            Backend::IoUring => Some(Rings::probe(depth)?),
+            Backend::Auto => Rings::probe(depth)
                 .inspect_err(|error| tracing::info!(dir = %dir.display(), %error, "io_uring is not to be had here; reads go one by one"))
                 .ok(),
         };
-        Ok(Self { dir: dir.to_owned(), writable: true, rings })
+        Ok(Self { dir: dir.to_owned(), writable: true, rings, depth, reader: OnceLock::new() })
     }
 
     /// As [`PosixDisk::new`], for one who only reads.
     pub(crate) fn read_only(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), writable: false, rings: None }
+        Self { dir: dir.to_owned(), writable: false, rings: None, depth: 1, reader: OnceLock::new() }
     }
 
     fn options(&self) -> OpenOptions {
@@ -161,6 +172,23 @@ impl Disk for PosixDisk {
         for read in reads.iter_mut().filter(|read| !read.done) {
             read.done = read.file.read_at(read.offset, &mut read.buf).is_ok();
         }
+    }
+
+    fn start_read(&self, read: BatchRead) -> Reading {
+        let operation = Operation::new(read);
+        let reader = self.reader.get_or_init(|| match self.rings.is_some().then(|| Reactor::new(self.depth)) {
+            Some(Ok(reactor)) => Reader::Reactor(reactor),
+            Some(Err(error)) => {
+                tracing::info!(dir = %self.dir.display(), %error, "no ring for the reads of tasks; threads do them");
+                Reader::Pool(Pool::default())
+            }
+            None => Reader::Pool(Pool::default()),
+        });
+        match reader {
+            Reader::Reactor(reactor) => reactor.start(Arc::clone(&operation)),
+            Reader::Pool(pool) => pool.start(Arc::clone(&operation)),
+        }
+        Reading::new(operation)
     }
 
     fn reads_together(&self) -> bool {

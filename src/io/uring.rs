@@ -14,14 +14,14 @@ use rustix::io::Errno;
 use super::BatchRead;
 use crate::sync::lock;
 
-/// Reads of one batch that are in flight together.
-const DEPTH: u32 = 128;
 /// Rings that are kept for the next batch.
 const POOL_MAX: usize = 8;
 
 /// A pool of rings.
 pub(crate) struct Rings {
     idle: Mutex<Vec<IoUring>>,
+    /// Reads of one batch that are in flight together.
+    depth: u32,
 }
 
 impl std::fmt::Debug for Rings {
@@ -32,20 +32,20 @@ impl std::fmt::Debug for Rings {
 
 impl Rings {
     /// A pool, if this process may use `io_uring` here. The error says why not: the kernel lacks it, or a container or a sysctl forbids it.
-    pub(crate) fn probe() -> io::Result<Self> {
-        let ring = IoUring::new(DEPTH)?;
+    pub(crate) fn probe(depth: u32) -> io::Result<Self> {
+        let ring = new_ring(depth)?;
         let mut probe = io_uring::Probe::new();
         ring.submitter().register_probe(&mut probe)?;
         if !probe.is_supported(opcode::Read::CODE) {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        Ok(Self { idle: Mutex::new(vec![ring]) })
+        Ok(Self { idle: Mutex::new(vec![ring]), depth })
     }
 
     /// Does all reads that name a descriptor. A read that fails, is short, or could not be submitted is left with `done` false.
     pub(crate) fn read(&self, reads: &mut [BatchRead]) {
-        let Some(mut ring) = lock(&self.idle).pop().or_else(|| IoUring::new(DEPTH).ok()) else { return };
-        for batch in reads.chunks_mut(DEPTH as usize) {
+        let Some(mut ring) = lock(&self.idle).pop().or_else(|| new_ring(self.depth).ok()) else { return };
+        for batch in reads.chunks_mut(self.depth as usize) {
             read_together(&mut ring, batch);
         }
         let mut idle = lock(&self.idle);
@@ -55,7 +55,11 @@ impl Rings {
     }
 }
 
-/// Does at most [`DEPTH`] reads, all in flight together.
+fn new_ring(depth: u32) -> io::Result<IoUring> {
+    IoUring::new(depth.next_power_of_two())
+}
+
+/// Does at most as many reads as the ring has entries, all in flight together.
 fn read_together(ring: &mut IoUring, reads: &mut [BatchRead]) {
     let mut pending = 0;
     for (i, read) in reads.iter_mut().enumerate() {
@@ -89,6 +93,6 @@ fn read_entry(fd: RawFd, read: &mut BatchRead) -> io_uring::squeue::Entry {
 }
 
 /// Whether the call is to be repeated: interrupted, or the completion queue must be emptied first.
-fn is_passing(error: &io::Error) -> bool {
+pub(super) fn is_passing(error: &io::Error) -> bool {
     [Errno::INTR, Errno::AGAIN, Errno::BUSY].iter().any(|e| error.raw_os_error() == Some(e.raw_os_error()))
 }

@@ -1,21 +1,6 @@
 //! Sizes as people write them.
 
-/// Parses `4096`, `64MiB`, `2G` or `512 k`. Units are powers of 1024, in any case, with or without `B` or `iB`.
-pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| format!("`{text}` is not a size such as 64MiB, 2G or 4096"))?;
-    let shift = match unit.trim_start().to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        "t" | "tb" | "tib" => 40,
-        _ => return Err(format!("`{unit}` is not a unit of size; k, M, G and T are")),
-    };
-    number.checked_mul(1 << shift).ok_or_else(|| format!("`{text}` does not fit 64 bits"))
-}
+pub(crate) use everwarm::parse_size as parse_bytes;
 
 /// A size, or a multiple of the bytes that a workload touches.
 #[derive(Clone, Copy, Debug, PartialEq)]

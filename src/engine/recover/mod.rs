@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{files, flush};
-use crate::config::{OnHostCrash, Settings};
+use crate::config::{OnHostCrash, RecoveryMode, Settings};
 use crate::id::{Location, Lsn, Position, SegmentId, StoreId};
 use crate::index::Index;
 use crate::index::batch::Batch;
@@ -124,7 +124,7 @@ pub(super) fn recover(disk: &dyn Disk, settings: &Settings, mut manifest: Manife
         floor: manifest.floor,
         files: HashMap::new(),
     };
-    recovery.load_sealed(manifest.checkpoint)?;
+    recovery.load_sealed(manifest.checkpoint.filter(|_| settings.recovery != RecoveryMode::Rebuild))?;
     let mut wal_limit = manifest.wal_start;
     if kind != Start::Clean {
         let (wal_ring, _) = disk.map(files::RINGS[1], manifest.wal_ring)?;

@@ -1,11 +1,16 @@
 //! Options: what a user may choose, validated once.
 
+#[cfg(feature = "toml")]
+mod file;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::id::Lsn;
+#[cfg(feature = "toml")]
+pub use file::parse_size;
 
 /// Longest key, in bytes.
 pub const KEY_LEN_MAX: usize = 65_535;
@@ -20,6 +25,7 @@ const RING_MAX: u64 = 32 << 20;
 
 /// When a mutation is acknowledged. See the crate documentation for what each survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "toml", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Ack {
     /// Visible to every reader in the process.
     Memory,
@@ -32,6 +38,7 @@ pub enum Ack {
 
 /// Which values the WAL holds itself, besides the segment that holds them anyway.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "toml", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum WalValues {
     /// None. Flash writes each value once.
     Never,
@@ -54,11 +61,13 @@ pub enum Compression {
 
 /// How many reads at once are done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "toml", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Backend {
     /// `io_uring` where the process may use it, else the portable way. Which one it is stands in the statistics.
     #[default]
     Auto,
     /// `io_uring`; opening fails where it cannot be used.
+    #[cfg_attr(feature = "toml", serde(rename = "io_uring"))]
     IoUring,
     /// One `pread` after the other.
     Portable,
@@ -66,12 +75,26 @@ pub enum Backend {
 
 /// What to do with the data of a store whose host crashed, so that mutations which were not yet synced may be missing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "toml", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum OnHostCrash {
     /// Serve it. The recovery report states the window.
     #[default]
     Serve,
     /// Start empty.
     Cold,
+}
+
+/// What an opening does with what it finds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "toml", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
+pub enum RecoveryMode {
+    /// Serves what can be trusted, and reports what was lost.
+    #[default]
+    Serve,
+    /// As `Serve`, but leaves the checkpoint aside and reads what segments themselves say. Slower.
+    Rebuild,
+    /// Opens only if nothing is damaged; else fails with [`Error::Corrupt`], and another mode can still be chosen.
+    Refuse,
 }
 
 /// Something that happens in the background, or at open.
@@ -179,6 +202,8 @@ pub struct Options {
     pub(crate) create: bool,
     pub(crate) lock_timeout: Duration,
     pub(crate) backend: Backend,
+    pub(crate) depth: u32,
+    pub(crate) recovery: RecoveryMode,
     pub(crate) activity: Option<Observer>,
     pub(crate) listener: Option<Listener>,
 }
@@ -200,9 +225,18 @@ impl Options {
             create: true,
             lock_timeout: Duration::from_secs(5),
             backend: Backend::Auto,
+            depth: 128,
+            recovery: RecoveryMode::Serve,
             activity: None,
             listener: None,
         }
+    }
+
+    /// Another directory.
+    #[must_use]
+    pub fn dir(mut self, dir: impl AsRef<Path>) -> Self {
+        self.dir = dir.as_ref().to_owned();
+        self
     }
 
     /// Bytes of DRAM for everything: index, buffers, memory tier. Default 256 MiB, minimum 1 MiB.
@@ -289,6 +323,20 @@ impl Options {
         self
     }
 
+    /// Reads of one `get_many`, or of all tasks together, that are in flight at once. Default 128, 1 to 4096.
+    #[must_use]
+    pub fn depth(mut self, reads: u32) -> Self {
+        self.depth = reads;
+        self
+    }
+
+    /// What an opening does with what it finds. Default [`RecoveryMode::Serve`].
+    #[must_use]
+    pub fn recovery(mut self, mode: RecoveryMode) -> Self {
+        self.recovery = mode;
+        self
+    }
+
     /// Calls `observer` when a background activity begins (`true`) and ends (`false`), from the thread that does it: for tools that want to interrupt it.
     #[must_use]
     pub fn activity(mut self, observer: impl Fn(Activity, bool) + Send + Sync + 'static) -> Self {
@@ -304,12 +352,20 @@ impl Options {
         self
     }
 
+    pub(crate) fn validate_depth(&self) -> Result<()> {
+        if (1..=4096).contains(&self.depth) {
+            return Ok(());
+        }
+        Err(Error::InvalidOption { name: "depth", reason: format!("{} given, 1 to 4096 is possible", self.depth) })
+    }
+
     /// Checks every option and derives what follows from them. `stored` is the geometry of the store if it exists.
     pub(crate) fn validate(&self, stored: Option<Stored>) -> Result<Settings> {
         let invalid = |name, reason: String| Err(Error::InvalidOption { name, reason });
         if self.memory < 1 << 20 {
             return invalid("memory", format!("{} B given, at least 1 MiB is needed", self.memory));
         }
+        self.validate_depth()?;
         let flash = self.flash.or(stored.map(|s| s.flash)).unwrap_or(4 << 30);
         if flash < SEGMENTS_MIN * SEGMENT_SIZE_MIN {
             return invalid("flash", format!("{flash} B given, at least {} are needed", SEGMENTS_MIN * SEGMENT_SIZE_MIN));
@@ -366,6 +422,7 @@ impl Options {
             wal_values: self.wal_values,
             compression: self.compression,
             on_host_crash: self.on_host_crash,
+            recovery: self.recovery,
             index_bytes_max,
         })
     }
@@ -387,6 +444,7 @@ pub(crate) struct Settings {
     pub(crate) wal_values: WalValues,
     pub(crate) compression: Compression,
     pub(crate) on_host_crash: OnHostCrash,
+    pub(crate) recovery: RecoveryMode,
     /// What rings leave of the memory budget.
     pub(crate) index_bytes_max: u64,
 }
@@ -426,6 +484,7 @@ mod tests {
         assert_eq!(refused(o().flash(1 << 40).segment_size(1 << 16)), "segment_size");
         assert_eq!(refused(o().sync_interval(Duration::ZERO)), "sync_interval");
         assert_eq!(refused(o().sync_bytes(1)), "sync_bytes");
+        assert_eq!(refused(o().depth(0)), "depth");
         assert_eq!(refused(o().compression(Compression::Zstd(23))), "compression");
     }
 }

@@ -1,5 +1,7 @@
 //! The handle that users hold.
 
+mod tasks;
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -14,6 +16,7 @@ use crate::engine::{self, DeleteOptions, Engine, Entry, FillError, PutOptions, R
 use crate::error::Result;
 use crate::id::{Key, Lsn};
 use crate::sync::lock;
+pub use tasks::AsyncCache;
 
 /// An open cache. Cheap to clone; all clones are the same cache.
 ///

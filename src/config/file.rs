@@ -1,0 +1,172 @@
+//! Options from TOML.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+
+use super::{Ack, Backend, Compression, OnHostCrash, Options, RecoveryMode, WalValues};
+use crate::error::{Error, Result};
+
+/// Parses `4096`, `64MiB`, `2G` or `512 k`. Units are powers of 1024, in any case, with or without `B` or `iB`.
+///
+/// # Errors
+/// What is wrong with `text`, for a person.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| format!("`{text}` is not a size such as 64MiB, 2G or 4096"))?;
+    let shift = match unit.trim_start().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(format!("`{unit}` is not a unit of size; k, M, G and T are")),
+    };
+    number.checked_mul(1 << shift).ok_or_else(|| format!("`{text}` does not fit 64 bits"))
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected bytes as a number, or a size such as \"64MiB\"")]
+enum Size {
+    Bytes(u64),
+    Text(String),
+}
+
+fn size<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    match Size::deserialize(from)? {
+        Size::Bytes(bytes) => Ok(Some(bytes)),
+        Size::Text(text) => parse_size(&text).map(Some).map_err(serde::de::Error::custom),
+    }
+}
+
+fn compression<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Compression>, D::Error> {
+    let text = String::deserialize(from)?;
+    let level = text.strip_prefix("zstd:").and_then(|level| level.parse().ok());
+    match (text.as_str(), level) {
+        ("none", _) => Ok(Some(Compression::None)),
+        ("zstd", _) => Ok(Some(Compression::Zstd(3))),
+        (_, Some(level)) => Ok(Some(Compression::Zstd(level))),
+        _ => Err(serde::de::Error::custom(format!("`{text}` is not a compression; \"none\", \"zstd\" and \"zstd:LEVEL\" are"))),
+    }
+}
+
+/// The options' names and types as a file has them.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    dir: PathBuf,
+    #[serde(default, deserialize_with = "size")]
+    memory: Option<u64>,
+    #[serde(default, deserialize_with = "size")]
+    flash: Option<u64>,
+    #[serde(default, deserialize_with = "size")]
+    segment_size: Option<u64>,
+    ack: Option<Ack>,
+    sync_interval_ms: Option<u64>,
+    #[serde(default, deserialize_with = "size")]
+    sync_bytes: Option<u64>,
+    wal_values: Option<WalValues>,
+    #[serde(default, deserialize_with = "compression")]
+    compression: Option<Compression>,
+    on_host_crash: Option<OnHostCrash>,
+    create: Option<bool>,
+    lock_timeout_ms: Option<u64>,
+    backend: Option<Backend>,
+    depth: Option<u32>,
+    recovery: Option<RecoveryMode>,
+}
+
+impl Options {
+    /// Options from TOML: `dir`, and any other option by its name here. Sizes are numbers of bytes or texts such as `"64MiB"`; times are `sync_interval_ms` and
+    /// `lock_timeout_ms`; choices are their names in lower case, with `_` between words; `compression` is `"none"`, `"zstd"` or `"zstd:LEVEL"`. What is not given has its
+    /// default.
+    ///
+    /// ```
+    /// # fn main() -> everwarm::Result<()> {
+    /// let options = everwarm::Options::from_toml(r#"
+    ///     dir = "/var/cache/example"
+    ///     memory = "256MiB"
+    ///     flash = "4GiB"
+    ///     compression = "zstd:3"
+    /// "#)?;
+    /// # let _ = options;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] names the line and what is wrong: a syntax error, an option that does not exist, a value of the wrong type. Ranges are checked when the
+    /// cache is opened.
+    pub fn from_toml(text: &str) -> Result<Self> {
+        let file: File = toml::from_str(text).map_err(|e| Error::InvalidOption { name: "file", reason: e.to_string() })?;
+        let mut options = Self::new(file.dir);
+        let or = |given: Option<u64>, default: Duration| given.map_or(default, Duration::from_millis);
+        options.memory = file.memory.unwrap_or(options.memory);
+        options.flash = file.flash.or(options.flash);
+        options.segment_size = file.segment_size.or(options.segment_size);
+        options.ack = file.ack.unwrap_or(options.ack);
+        options.sync_interval = or(file.sync_interval_ms, options.sync_interval);
+        options.sync_bytes = file.sync_bytes.unwrap_or(options.sync_bytes);
+        options.wal_values = file.wal_values.unwrap_or(options.wal_values);
+        options.compression = file.compression.unwrap_or(options.compression);
+        options.on_host_crash = file.on_host_crash.unwrap_or(options.on_host_crash);
+        options.create = file.create.unwrap_or(options.create);
+        options.lock_timeout = or(file.lock_timeout_ms, options.lock_timeout);
+        options.backend = file.backend.unwrap_or(options.backend);
+        options.depth = file.depth.unwrap_or(options.depth);
+        options.recovery = file.recovery.unwrap_or(options.recovery);
+        Ok(options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_option_can_be_given() {
+        let options = Options::from_toml(
+            "dir = 'x'\nmemory = 2097152\nflash = '1GiB'\nsegment_size = '1 MiB'\nack = 'host'\nsync_interval_ms = 7\nsync_bytes = '1M'\nwal_values = 'always'\n\
+             compression = 'zstd:5'\non_host_crash = 'cold'\ncreate = false\nlock_timeout_ms = 9\nbackend = 'io_uring'\ndepth = 3\nrecovery = 'refuse'\n",
+        )
+        .unwrap();
+        assert_eq!(
+            (options.memory, options.flash, options.segment_size, options.sync_bytes),
+            (2 << 20, Some(1 << 30), Some(1 << 20), 1 << 20)
+        );
+        assert_eq!((options.ack, options.wal_values, options.compression), (Ack::Host, WalValues::Always, Compression::Zstd(5)));
+        assert_eq!((options.on_host_crash, options.backend, options.recovery), (OnHostCrash::Cold, Backend::IoUring, RecoveryMode::Refuse));
+        assert_eq!((options.sync_interval.as_millis(), options.lock_timeout.as_millis(), options.depth, options.create), (7, 9, 3, false));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, named) in [
+            ("memory = 1", "dir"),
+            ("dir = 'x'\nmemry = 1", "memry"),
+            ("dir = 'x'\nmemory = '3 parsecs'", "parsecs"),
+            ("dir = 'x'\nack = 'never'", "never"),
+            ("dir = 'x'\ncompression = 'lz4'", "lz4"),
+            ("dir = ", "line 1"),
+        ] {
+            let error = Options::from_toml(text).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_size(" 64MiB "), Ok(64 << 20));
+        assert_eq!(parse_size("2g"), Ok(2 << 30));
+        assert!(
+            parse_size("").is_err()
+                && parse_size("1x").is_err()
+                && parse_size("99999999999999999999").is_err()
+                && parse_size("18446744073709551615T").is_err()
+        );
+    }
+}

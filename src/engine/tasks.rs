@@ -1,0 +1,152 @@
+//! The same operations for tasks: what would wait, returns to the executor instead. Works on any, and every future may be dropped at any time.
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::fill::{FillError, Landing};
+use super::write::{Observed, Request, Tried};
+use super::{DeleteOptions, Engine, PutOptions, Value};
+use crate::config::Ack;
+use crate::error::{Error, Result};
+use crate::id::{Key, Lsn};
+
+impl Engine {
+    /// As [`Engine::get`].
+    pub(crate) async fn get_in_task(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>> {
+        if let Some((want, read)) = self.plan(0, key) {
+            let read = self.disk.start_read(read).await;
+            if let Some(value) = self.take_read(key, &want, read, promote) {
+                if promote {
+                    self.counters.hits_flash.fetch_add(1, Ordering::Relaxed);
+                }
+                return Ok(Some(value));
+            }
+        }
+        // In DRAM or absent; or overtaken, expired or damaged, which is rare enough for a read on this thread.
+        self.get(key, promote)
+    }
+
+    /// As [`Engine::get_many`].
+    pub(crate) async fn get_many_in_task(&self, keys: &[Key<'_>]) -> Result<Vec<Option<Value>>> {
+        let mut values: Vec<Option<Value>> = vec![None; keys.len()];
+        let (mut started, mut rest) = (Vec::new(), Vec::new());
+        for (number, key) in keys.iter().enumerate() {
+            match self.plan(number, *key) {
+                Some((want, read)) => started.push((want, self.disk.start_read(read))),
+                None => rest.push(number),
+            }
+        }
+        for (want, reading) in started {
+            let number = want.number;
+            values[number] = self.take_read(keys[number], &want, reading.await, true);
+            match values[number] {
+                Some(_) => drop(self.counters.hits_flash.fetch_add(1, Ordering::Relaxed)),
+                None => rest.push(number),
+            }
+        }
+        for number in rest {
+            values[number] = self.get(keys[number], true)?;
+        }
+        Ok(values)
+    }
+
+    /// As [`Engine::put`].
+    pub(crate) async fn put_in_task(&self, key: Key<'_>, value: &[u8], options: &PutOptions) -> Result<Option<Lsn>> {
+        self.put_in_task_if(key, value, options, None).await
+    }
+
+    async fn put_in_task_if(
+        &self,
+        key: Key<'_>,
+        value: &[u8],
+        options: &PutOptions,
+        may: Option<&(dyn Fn() -> bool + Sync)>,
+    ) -> Result<Option<Lsn>> {
+        let compressed = self.compress(value)?;
+        let request = self.put_request(key, value, compressed.as_deref(), options)?;
+        self.carry_out_in_task(&request, may).await
+    }
+
+    /// As [`Engine::delete`].
+    pub(crate) async fn delete_in_task(&self, key: Key<'_>, options: &DeleteOptions) -> Result<Option<Lsn>> {
+        let request = self.delete_request(key, options)?;
+        self.carry_out_in_task(&request, None).await
+    }
+
+    async fn carry_out_in_task(&self, request: &Request<'_>, may: Option<&(dyn Fn() -> bool + Sync)>) -> Result<Option<Lsn>> {
+        let deadline = self.deadline(request);
+        let lsn = loop {
+            let observed = if request.is_conditional() { Some(self.observe_in_task(request.key).await?) } else { None };
+            match self.attempt(request, observed.as_ref(), may.map(|may| may as &dyn Fn() -> bool))? {
+                Tried::Done(lsn) => break lsn,
+                Tried::Refused => return Ok(None),
+                Tried::Overtaken => {}
+                Tried::NoRoom(seen) => {
+                    self.patience(request, deadline)?;
+                    self.events.room.after(seen).await;
+                }
+            }
+        };
+        self.wait_in_task(request.ack, lsn).await.map(|()| Some(lsn))
+    }
+
+    async fn observe_in_task(&self, key: Key<'_>) -> Result<Observed> {
+        loop {
+            let at = self.place_of(key);
+            let version = self.get_in_task(key, false).await?.map(|value| value.version());
+            if self.place_of(key) == at {
+                return Ok(Observed { at, version });
+            }
+        }
+    }
+
+    /// As [`Engine::wait_for`].
+    pub(crate) async fn wait_in_task(&self, level: Ack, lsn: Lsn) -> Result<()> {
+        while level == Ack::Host {
+            let seen = self.events.durable.count();
+            if self.is_durable(lsn)? {
+                break;
+            }
+            self.request_sync();
+            self.events.durable.after(seen).await;
+        }
+        Ok(())
+    }
+
+    /// As [`Engine::get_or_fill`].
+    pub(crate) async fn get_or_fill_in_task<E>(
+        &self,
+        key: Key<'_>,
+        options: &PutOptions,
+        load: impl Future<Output = Result<Bytes, E>>,
+    ) -> Result<Bytes, FillError<E>> {
+        let hash = self.hash(key);
+        loop {
+            if let Some(value) = self.get_in_task(key, true).await? {
+                return Ok(value.into_bytes());
+            }
+            let (flight, mine) = self.fills.board(hash);
+            if !mine {
+                let seen = flight.over.count();
+                if !flight.landed.load(Ordering::SeqCst) {
+                    flight.over.after(seen).await;
+                }
+                continue;
+            }
+            // Lands also if this future is dropped.
+            let _landing = Landing { fills: &self.fills, hash, flight: &flight };
+            // Somebody else's load may have landed between the miss and the boarding.
+            if let Some(value) = self.get_in_task(key, false).await? {
+                return Ok(value.into_bytes());
+            }
+            let loaded = load.await.map_err(FillError::Loader)?;
+            let current = || !flight.superseded.load(Ordering::SeqCst);
+            return match self.put_in_task_if(key, &loaded, options, Some(&current)).await {
+                // A value that cannot be kept can still be used.
+                Ok(_) | Err(Error::ValueTooLarge { .. }) => Ok(loaded),
+                Err(e) => Err(e.into()),
+            };
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! A read that a task waits for. The buffer belongs to the operation, not to the future, so a future may be dropped while the kernel still writes to the buffer.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::thread;
+
+use super::BatchRead;
+use crate::sync::lock;
+
+/// Operations that may wait for their turn. Whoever brings one more does it on its own thread.
+pub(super) const WAITING_MAX: usize = 4096;
+/// Threads that read where there is no `io_uring`.
+const THREADS_MAX: usize = 8;
+
+/// One read, shared by whoever waits for it and whoever does it.
+#[derive(Debug)]
+pub(super) struct Operation {
+    progress: Mutex<Progress>,
+    abandoned: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Progress {
+    /// Taken by the future once it is completed.
+    read: Option<BatchRead>,
+    completed: bool,
+    waker: Option<Waker>,
+}
+
+impl Operation {
+    pub(super) fn new(read: BatchRead) -> Arc<Self> {
+        let progress = Progress { read: Some(read), completed: false, waker: None };
+        Arc::new(Self { progress: Mutex::new(progress), abandoned: AtomicBool::new(false) })
+    }
+
+    /// Runs `with` on the read, which nobody takes away before [`Operation::complete`].
+    pub(super) fn with<R>(&self, with: impl FnOnce(&mut BatchRead) -> R) -> Option<R> {
+        lock(&self.progress).read.as_mut().map(with)
+    }
+
+    /// Whether nobody waits for it any more. Only of use before it has begun.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed)
+    }
+
+    /// The buffer holds what was asked for, if `done`.
+    pub(super) fn complete(&self, done: bool) {
+        let waker = {
+            let mut progress = lock(&self.progress);
+            if let Some(read) = &mut progress.read {
+                read.done = done;
+            }
+            progress.completed = true;
+            progress.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Does it here and now.
+    pub(super) fn run(&self) {
+        let done = self.with(|read| read.file.read_at(read.offset, &mut read.buf).is_ok());
+        self.complete(done == Some(true));
+    }
+}
+
+/// The future of a read. Gives it back, with `done` saying whether it happened.
+#[derive(Debug)]
+pub(crate) struct Reading(Arc<Operation>);
+
+impl Reading {
+    pub(super) fn new(operation: Arc<Operation>) -> Self {
+        Self(operation)
+    }
+
+    /// A read that is done by this call.
+    pub(crate) fn at_once(read: BatchRead) -> Self {
+        let operation = Operation::new(read);
+        operation.run();
+        Self(operation)
+    }
+}
+
+impl Future for Reading {
+    type Output = BatchRead;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<BatchRead> {
+        let mut progress = lock(&self.0.progress);
+        if progress.completed {
+            return Poll::Ready(progress.read.take().expect("a future is not polled after it was ready"));
+        }
+        progress.waker = Some(context.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.abandoned.store(true, Ordering::Relaxed);
+        lock(&self.0.progress).waker = None;
+    }
+}
+
+/// A few threads that read, started when they are first needed.
+#[derive(Debug, Default)]
+pub(super) struct Pool {
+    queue: Arc<Queue>,
+    threads: Mutex<Vec<thread::JoinHandle<()>>>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    state: Mutex<QueueState>,
+    condvar: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct QueueState {
+    waiting: VecDeque<Arc<Operation>>,
+    idle: usize,
+    closed: bool,
+}
+
+impl Pool {
+    pub(super) fn start(&self, operation: Arc<Operation>) {
+        let wanted = {
+            let mut state = lock(&self.queue.state);
+            if state.waiting.len() >= WAITING_MAX {
+                state.waiting.retain(|waiting| !waiting.is_abandoned());
+            }
+            if state.waiting.len() < WAITING_MAX {
+                state.waiting.push_back(Arc::clone(&operation));
+                self.queue.condvar.notify_one();
+                state.waiting.len() > state.idle
+            } else {
+                drop(state);
+                return operation.run();
+            }
+        };
+        let mut threads = lock(&self.threads);
+        if wanted && threads.len() < THREADS_MAX {
+            let queue = Arc::clone(&self.queue);
+            let thread = thread::Builder::new().name("everwarm-read".to_owned()).spawn(move || queue.work());
+            match thread {
+                Ok(thread) => threads.push(thread),
+                // The others will come to it; without any, nobody would.
+                Err(_) if !threads.is_empty() => {}
+                Err(_) => self.queue.drain(),
+            }
+        }
+    }
+}
+
+impl Queue {
+    fn work(&self) {
+        let mut state = lock(&self.state);
+        loop {
+            if let Some(operation) = state.waiting.pop_front() {
+                drop(state);
+                if !operation.is_abandoned() {
+                    operation.run();
+                }
+                drop(operation);
+                state = lock(&self.state);
+            } else if state.closed {
+                return;
+            } else {
+                state.idle += 1;
+                state = self.condvar.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+                state.idle -= 1;
+            }
+        }
+    }
+
+    fn drain(&self) {
+        loop {
+            let Some(operation) = lock(&self.state).waiting.pop_front() else { return };
+            operation.run();
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        lock(&self.queue.state).closed = true;
+        self.queue.condvar.notify_all();
+        for thread in std::mem::take(&mut *lock(&self.threads)) {
+            // Woken tasks run where they were woken, so the last handle of a cache may be dropped by one of these threads.
+            if thread.thread().id() != thread::current().id() {
+                let _panicked = thread.join();
+            }
+        }
+    }
+}
