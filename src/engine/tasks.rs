@@ -103,15 +103,17 @@ impl Engine {
 
     /// As [`Engine::wait_for`].
     pub(crate) async fn wait_in_task(&self, level: Ack, lsn: Lsn) -> Result<()> {
-        while level == Ack::Host {
+        if level < Ack::Host {
+            return Ok(());
+        }
+        loop {
             let seen = self.events.durable.count();
             if self.is_durable(lsn)? {
-                break;
+                return Ok(());
             }
             self.request_sync();
             self.events.durable.after(seen).await;
         }
-        Ok(())
     }
 
     /// As [`Engine::get_or_fill`].
