@@ -129,7 +129,14 @@ fn inspect_segments(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) 
     for (i, segment) in manifest.segments.iter().enumerate().filter(|(_, s)| s.state != SegmentState::Free) {
         let id = SegmentId(i as u32);
         let life = Life { id, base: segment.base, base_lsn: segment.base_lsn };
-        let row = Row { state: State::Sealed, size: segment.size, life, last_lsn: segment.last_lsn, wal_start: WalStart::default() };
+        let row = Row {
+            state: State::Sealed,
+            size: segment.size,
+            life,
+            last_lsn: segment.last_lsn,
+            wal_start: WalStart::default(),
+            moved_until: 0,
+        };
         let state = match segment.state {
             SegmentState::Free | SegmentState::Open => "open",
             SegmentState::Sealed => "sealed",

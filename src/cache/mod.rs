@@ -297,7 +297,9 @@ impl Iterator for Entries<'_> {
     type Item = Result<Entry>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.cache.engine().scan_next(&mut self.scan).transpose()
+        let next = self.cache.engine().scan_next(&mut self.scan).transpose();
+        // What it found may have been dropped meanwhile.
+        next.filter(|_| self.scan.is_of(self.cache.space.scope()))
     }
 }
 

@@ -169,7 +169,10 @@ pub(crate) struct Listener(Arc<dyn Fn(&Evicted<'_>) + Send + Sync>);
 
 impl Listener {
     pub(crate) fn call(&self, evicted: &Evicted<'_>) {
-        (self.0)(evicted);
+        let call = std::panic::AssertUnwindSafe(|| (self.0)(evicted));
+        if std::panic::catch_unwind(call).is_err() {
+            tracing::error!("the listener of evictions panicked");
+        }
     }
 }
 
@@ -344,8 +347,8 @@ impl Options {
         self
     }
 
-    /// Calls `listener` for each entry that leaves flash when the oldest segment is emptied, from the thread that empties it, which waits for the call to return. Entries
-    /// that are replaced, deleted, or found expired by a get are not evicted. Emptying then reads every record, not only those that are kept.
+    /// Calls `listener` for each entry that leaves flash when the oldest segment is emptied, from the thread that empties it, which waits for the call to return: it
+    /// must not call mutations, `checkpoint` or `close` of the same cache, since what they may wait for is done by that thread. Entries that are replaced, deleted, or found expired by a get are not evicted. Emptying then reads every record, not only those that are kept.
     #[must_use]
     pub fn on_evict(mut self, listener: impl Fn(&Evicted<'_>) + Send + Sync + 'static) -> Self {
         self.listener = Some(Listener(Arc::new(listener)));

@@ -50,6 +50,8 @@ pub(super) struct Append<'a> {
     pub(super) inline: bool,
     /// The version of a record that is moved; a new one is assigned if there is none.
     pub(super) version: Option<Lsn>,
+    /// Whether it goes before everything else: it comes from a segment that failed.
+    pub(super) urgent: bool,
 }
 
 /// Where a record went.
@@ -75,12 +77,16 @@ impl Engine {
             // Under the lock: what comes before is retired, sealed and in the last checkpoint; nothing comes after.
             return Err(NoRoom);
         }
+        if !log.failed.is_empty() && !what.urgent {
+            // Until what failed is elsewhere, nothing is synced, and what room there is belongs to it.
+            return Err(NoRoom);
+        }
         if !log.open.as_ref().is_some_and(|open| open.fits(len)) {
             if len > record_len_max(self.settings.segment_size) {
                 // A record that is moved may come from a time of larger segments.
                 return Err(NoRoom);
             }
-            self.rotate(&mut log, what.version.is_some())?;
+            self.rotate(&mut log, what.version.is_some() || what.urgent)?;
         }
         let log = &mut *log;
         let Some(open) = log.open.as_mut().filter(|open| open.fits(len)) else { return Err(NoRoom) };
@@ -91,16 +97,16 @@ impl Engine {
             self.events.flush.signal();
             return Err(NoRoom);
         }
-        // Nothing is synced before a failed segment is rescued, so its records must find room.
-        let too_many = self.unsynced_bytes() > 2 * self.settings.sync_bytes && log.failed.is_empty();
+        let too_many = self.unsynced_bytes() > 2 * self.settings.sync_bytes && !what.urgent;
         if !self.wal.has_room(frame_end) || too_many {
             self.request_sync();
             return Err(NoRoom);
         }
-        if what.version.is_none() && self.outruns_checkpoint() {
+        let new = what.version.is_none() && !what.urgent;
+        if new && self.outruns_checkpoint() {
             return Err(NoRoom);
         }
-        if what.version.is_none() && !what.tombstone && self.index.allocated() > self.settings.index_bytes_max + self.settings.memory / 64 {
+        if new && !what.tombstone && self.index.allocated() > self.settings.index_bytes_max + self.settings.memory / 64 {
             // Entries must go before others come.
             self.events.prepare.signal();
             return Err(NoRoom);
@@ -148,7 +154,7 @@ impl Engine {
         });
         if let Some(old) = log.open.replace(Open::new(life, size)) {
             self.retire(log, old);
-        } else {
+        } else if log.full.is_empty() {
             // Nothing is unwritten: the ring goes on where this segment's records begin.
             self.segment_ring.skip_to(life.base.0 + u64::from(DATA_START));
         }

@@ -141,7 +141,7 @@ impl Engine {
                 }
                 check_count(&registry.current, note)?;
                 // In the WAL itself, where replay finds it.
-                let what = Append { hash, draft: &draft, tombstone: true, supersedes: false, inline: true, version: None };
+                let what = Append { hash, draft: &draft, tombstone: true, supersedes: false, inline: true, version: None, urgent: false };
                 if let Ok(placed) = self.append(&what) {
                     registry.apply(placed.lsn, note, self.durable());
                     break placed;

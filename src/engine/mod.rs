@@ -118,8 +118,6 @@ struct Marks {
     /// Bytes of both streams appended and synced so far.
     appended_bytes: AtomicU64,
     synced_bytes: AtomicU64,
-    /// What `appended_bytes` was after the last record that was moved.
-    moved_until_bytes: AtomicU64,
     /// When the oldest unsynced mutation was appended, ms since open plus one; 0 if there is none.
     unsynced_since_ms: AtomicU64,
     /// Records appended since the last checkpoint began.

@@ -24,7 +24,7 @@ use crate::io::ring::Ring;
 use crate::io::{Disk, DiskLock, LockError, Mapping};
 use crate::manifest::catalog::Catalog;
 use crate::manifest::{self, LoadError, Manifest, Segment};
-use crate::segment::table::{self, Table};
+use crate::segment::table::{self, State, Table};
 use crate::sync::Event;
 use crate::tier::memory::MemoryTier;
 use crate::wal::writer::{self, Wal};
@@ -286,6 +286,10 @@ impl Engine {
         self.retire_open();
         self.step_flush()?;
         self.step_sync()?;
+        if self.durable() < self.appended() || self.segments(State::Failed) > 0 {
+            // The next opening replays the WAL, as after a kill.
+            return Err(Error::Failed { reason: "not everything could be written before the close".to_owned() });
+        }
         self.step_checkpoint(true)?;
         self.step_heat()?;
         let mut manifest = crate::sync::lock(&self.manifest);

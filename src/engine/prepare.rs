@@ -28,7 +28,7 @@ impl Engine {
         }
         self.balance_memory();
         self.starved.store(false, Ordering::Release);
-        let rescued = self.step_rescue(&mut manifest)?;
+        let (rescued, waits) = self.step_rescue(&mut manifest)?;
         let free = self.free_segment();
         let wanted = lock(&self.log).ready.len() < self.ready_wanted();
         let busy = match free {
@@ -37,6 +37,9 @@ impl Engine {
             None => self.drain_oldest() || (self.index_is_over_budget() && self.seal_early()?),
             Some(_) => self.index_is_over_budget() && (self.drain_oldest() || self.seal_early()?),
         };
+        if waits && !rescued && !busy {
+            self.starved.store(true, Ordering::Release);
+        }
         Ok(rescued || busy)
     }
 
@@ -61,7 +64,7 @@ impl Engine {
             }
         }
         self.table.change(id, &[State::Free], |row| {
-            *row = Row { state: State::Ready, size, life, last_lsn: Lsn::ZERO, wal_start: WalStart::default() };
+            *row = Row { state: State::Ready, size, life, last_lsn: Lsn::ZERO, wal_start: WalStart::default(), moved_until: 0 };
         });
         manifest.next_base = base.plus(size);
         self.write_manifest(manifest).map_err(|e| self.fail("writing the manifest", &e))?;

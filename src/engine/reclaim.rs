@@ -8,7 +8,7 @@ use super::Engine;
 use super::append::{Append, NoRoom};
 use crate::codec::{round_down, round_up};
 use crate::config::{Activity, Cause, Evicted};
-use crate::id::{Location, Scope};
+use crate::id::{Location, Scope, SegmentId};
 use crate::io::aligned::AlignedBuf;
 use crate::io::{File, SECTOR};
 use crate::segment::format::{self, Draft, Kind, Record};
@@ -38,8 +38,9 @@ enum Fate {
 impl Engine {
     /// Empties the oldest sealed segment. False if there is none, or if it could not be freed yet.
     pub(super) fn drain_oldest(&self) -> bool {
-        let oldest = self.table.select(|r| r.state == State::Sealed).first().copied();
-        let drained = oldest.map(|row| self.drain(&row));
+        // One that was sealed after a segment failed waits until that one's entries are elsewhere.
+        let oldest = self.table.select(|r| matches!(r.state, State::Sealed | State::Failed)).first().copied();
+        let drained = oldest.filter(|row| row.state == State::Sealed).map(|row| self.drain(&row));
         self.starved.store(drained == Some(false), Ordering::Release);
         drained == Some(true)
     }
@@ -62,7 +63,8 @@ impl Engine {
             self.index.remove_segment(id);
             true
         });
-        if !finished || !self.moves_are_synced() {
+        self.events.room.signal();
+        if !finished || !self.moves_are_synced(id) {
             self.table.change(id, &[State::Draining], |row| row.state = State::Sealed);
             return false;
         }
@@ -73,9 +75,10 @@ impl Engine {
         true
     }
 
-    /// Whether everything that was moved is durable in its new place. It must be before its old place is reused: it may have been durable there.
-    pub(super) fn moves_are_synced(&self) -> bool {
-        let synced = || self.marks.synced_bytes.load(Ordering::Relaxed) >= self.marks.moved_until_bytes.load(Ordering::Relaxed);
+    /// Whether everything that was moved out of a segment is durable in its new place. It must be before the old one is reused: it may have been durable there.
+    fn moves_are_synced(&self, id: SegmentId) -> bool {
+        let moved_until = self.table.row(id).moved_until;
+        let synced = || self.marks.synced_bytes.load(Ordering::Relaxed) >= moved_until;
         if !synced() {
             let _recorded = self.step_sync();
         }
@@ -98,7 +101,12 @@ impl Engine {
         let live_bytes: u64 = live.iter().map(|e| u64::from(e.len)).sum();
         let data_bytes = contents.entries.iter().map(|e| u64::from(e.len)).sum();
         let keep_all = self.room_for_all(live_bytes, live.len() as u64, data_bytes, row.size) && !self.index_is_over_budget();
-        let mut budget = if keep_all { row.size } else { row.size / REINSERT_SHARE };
+        let mut budget = match keep_all {
+            // Nothing is synced meanwhile, so nothing that is moved would make room.
+            _ if self.segments(State::Failed) > 0 => 0,
+            true => row.size,
+            false => row.size / REINSERT_SHARE,
+        };
         let mut window = Window::new(file.as_ref(), row.size);
         let scopes = self.scopes();
         for entry in live {
@@ -184,7 +192,7 @@ impl Engine {
             let _recorded = self.step_flush().and_then(|_| self.step_sync());
             self.reinsert(row, entry, record, bytes)
         };
-        self.reinsert(row, entry, record, bytes).or_else(again).map_or(Fate::Unwanted, |()| Fate::Kept)
+        self.reinsert(row, entry, record, bytes).or_else(again).map_or(Fate::Unwanted, |_| Fate::Kept)
     }
 
     /// Whether flash has room for every live entry, going by segments that were emptied lately: the mean length of their live records, and the share of a segment that
@@ -209,29 +217,32 @@ impl Engine {
         current.hot || self.position(&current).is_some_and(|at| self.memory.holds(at))
     }
 
-    /// Appends a record again under its old version, unless the index no longer names it.
-    pub(super) fn reinsert(&self, row: &Row, entry: &footer::Entry, record: &Record, bytes: &[u8]) -> Result<(), NoRoom> {
-        let Some(draft) = Draft::of_record(bytes, record) else { return Ok(()) };
+    /// Appends a record again under its old version, unless the index no longer names it. Says whether it did.
+    pub(super) fn reinsert(&self, row: &Row, entry: &footer::Entry, record: &Record, bytes: &[u8]) -> Result<bool, NoRoom> {
+        let Some(draft) = Draft::of_record(bytes, record) else { return Ok(false) };
         let location = Location { segment: row.life.id, offset: entry.offset };
         let _in_order = lock(self.stripe(entry.hash));
         if self.index.get(entry.hash).is_none_or(|now| now.location != location) {
-            return Ok(());
+            return Ok(false);
         }
-        let what = Append { hash: entry.hash, draft: &draft, tombstone: false, supersedes: true, inline: false, version: Some(record.lsn) };
+        let what = Append {
+            hash: entry.hash,
+            draft: &draft,
+            tombstone: false,
+            supersedes: true,
+            inline: false,
+            version: Some(record.lsn),
+            urgent: row.state == State::Failed,
+        };
         let placed = self.append(&what)?;
         self.index.insert(entry.hash, &placed.entry);
         if let Some(moved_to) = self.position(&placed.entry) {
             self.memory.rename(row.life.base.plus(entry.offset.into()), moved_to);
         }
         self.counters.reinserted.fetch_add(1, Ordering::Relaxed);
-        self.note_move();
-        Ok(())
-    }
-
-    /// What was just appended must be durable before the segment that it comes from is reused.
-    pub(super) fn note_move(&self) {
         let appended = self.marks.appended_bytes.load(Ordering::Relaxed);
-        self.marks.moved_until_bytes.fetch_max(appended, Ordering::Relaxed);
+        self.table.change(row.life.id, &[State::Draining, State::Failed], |row| row.moved_until = appended);
+        Ok(true)
     }
 }
 

@@ -11,7 +11,7 @@ use super::Engine;
 use super::append::{Append, NoRoom};
 use super::flush::Dirty;
 use crate::error::Result;
-use crate::id::{Location, Lsn, SegmentId};
+use crate::id::{Location, SegmentId};
 use crate::io::aligned::AlignedBuf;
 use crate::manifest::Manifest;
 use crate::segment::footer;
@@ -35,6 +35,11 @@ pub(super) struct Failed {
 }
 
 impl Failed {
+    /// Bytes of DRAM held.
+    pub(super) fn allocated(&self) -> usize {
+        self.entries.len() * size_of::<footer::Entry>() + self.unwritten.1.len()
+    }
+
     pub(super) fn is_done(&self) -> bool {
         // Pairs with the release in `rescue`: what was appended before is there.
         self.done.load(Ordering::Acquire) == self.entries.len()
@@ -51,13 +56,13 @@ impl Engine {
             None => log.open.take_if(|open| open.life.id == id).map(Open::retire),
         };
         let Some(full) = full else { return Ok(()) };
-        let row = self.table.row(id);
         let end = full.end().0;
         let start = self.segment_ring.written().clamp(full.life.base.0, end);
         let mut unwritten = vec![0; (end - start) as usize];
         // They were not written out, so the ring still has them.
         let _held = unwritten.is_empty() || self.segment_ring.load(start, &mut unwritten);
         self.table.change(id, &[State::Open, State::Full], |row| row.state = State::Failed);
+        let row = self.table.row(id);
         let unwritten = ((start - full.life.base.0) as u32, unwritten);
         log.failed.push_back(Arc::new(Failed { row, entries: full.footer.entries_so_far(), done: AtomicUsize::new(0), unwritten }));
         drop(log);
@@ -83,28 +88,31 @@ impl Engine {
         Ok(())
     }
 
-    /// Goes on with segments that failed, as far as there is room. Says whether that changed anything.
-    pub(super) fn step_rescue(&self, manifest: &mut Manifest) -> Result<bool> {
-        let mut busy = false;
-        loop {
-            let Some(failed) = lock(&self.log).failed.front().cloned() else { return Ok(busy) };
-            let (id, before) = (failed.row.life.id, failed.done.load(Ordering::Relaxed));
-            let rescued = self.rescue(&failed);
-            busy |= failed.done.load(Ordering::Relaxed) > before;
-            let appended = Lsn(self.marks.appended.load(Ordering::Acquire));
-            self.step_flush()?;
-            self.step_sync()?;
-            // What superseded its records, here or elsewhere, must be as durable as they may have been.
-            if rescued.is_err() || self.durable() < appended || !self.moves_are_synced() {
-                return Ok(busy);
-            }
-            self.table.withdraw(id);
-            self.index.remove_segment(id);
-            self.table.change(id, &[State::Failed], |row| row.state = State::Quarantined);
-            lock(&self.log).failed.pop_front();
-            self.write_manifest(manifest).map_err(|e| self.fail("writing the manifest", &e))?;
-            busy = true;
+    /// Goes on with segments that failed, as far as there is room. Says whether that changed anything, and whether something is left to do.
+    pub(super) fn step_rescue(&self, manifest: &mut Manifest) -> Result<(bool, bool)> {
+        let all: Vec<Arc<Failed>> = lock(&self.log).failed.iter().cloned().collect();
+        if all.is_empty() {
+            return Ok((false, false));
         }
+        let done = || all.iter().map(|failed| failed.done.load(Ordering::Relaxed)).sum::<usize>();
+        let before = done();
+        let rescued = all.iter().try_for_each(|failed| self.rescue(failed));
+        let bytes = self.marks.appended_bytes.load(Ordering::Acquire);
+        self.step_flush()?;
+        self.step_sync()?;
+        // What superseded their records, here or elsewhere, must be as durable as they may have been.
+        if rescued.is_err() || self.marks.synced_bytes.load(Ordering::Acquire) < bytes {
+            return Ok((done() > before, true));
+        }
+        for Failed { row, .. } in all.iter().map(Arc::as_ref) {
+            self.table.withdraw(row.life.id);
+            self.index.remove_segment(row.life.id);
+            self.table.change(row.life.id, &[State::Failed], |row| row.state = State::Quarantined);
+        }
+        lock(&self.log).failed.drain(..all.len());
+        self.write_manifest(manifest).map_err(|e| self.fail("writing the manifest", &e))?;
+        self.events.room.signal();
+        Ok((true, false))
     }
 
     /// Appends again what a segment held, or what says that it is gone.
@@ -113,13 +121,12 @@ impl Engine {
             let location = Location { segment: failed.row.life.id, offset: entry.offset };
             let names_it = || self.index.get(entry.hash).map(|now| now.location == location);
             match names_it() {
-                Some(true) => match self.bytes_of(failed, entry) {
-                    Some((record, bytes)) => self.reinsert(&failed.row, entry, &record, &bytes)?,
-                    None => self.bury(entry, || names_it() == Some(true))?,
-                },
-                // Deleted, or found damaged: older versions may lie in older segments.
-                None => self.bury(entry, || names_it().is_none())?,
                 Some(false) => {}
+                Some(true)
+                    if let Some((record, bytes)) = self.bytes_of(failed, entry)
+                        && self.reinsert(&failed.row, entry, &record, &bytes)? => {}
+                // Lost, or deleted, or found expired or damaged by now: older versions may lie in older segments.
+                _ => self.bury(entry, || names_it() != Some(false))?,
             }
             failed.done.fetch_add(1, Ordering::Release);
         }
@@ -131,9 +138,16 @@ impl Engine {
         let draft = Draft::tombstone(entry.hash);
         let _in_order = lock(self.stripe(entry.hash));
         if still() {
-            self.append(&Append { hash: entry.hash, draft: &draft, tombstone: true, supersedes: true, inline: false, version: None })?;
+            self.append(&Append {
+                hash: entry.hash,
+                draft: &draft,
+                tombstone: true,
+                supersedes: true,
+                inline: false,
+                version: None,
+                urgent: true,
+            })?;
             self.index.remove(entry.hash);
-            self.note_move();
         }
         Ok(())
     }

@@ -37,6 +37,10 @@ impl Scan {
     pub(crate) fn new(scope: Scope) -> Self {
         Self { scope, ..Self::default() }
     }
+
+    pub(crate) fn is_of(&self, scope: Scope) -> bool {
+        self.scope == scope
+    }
 }
 
 impl Engine {

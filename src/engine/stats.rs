@@ -140,7 +140,8 @@ impl Engine {
         let log = crate::sync::lock(&self.log);
         let open = log.open.as_ref().map_or(0, |open| open.allocated());
         let full: usize = log.full.iter().map(|full| full.footer.allocated()).sum();
-        self.index.allocated() + self.segment_ring.size() + self.settings.wal_ring + (open + full) as u64
+        let failed: usize = log.failed.iter().map(|failed| failed.allocated()).sum();
+        self.index.allocated() + self.segment_ring.size() + self.settings.wal_ring + (open + full + failed) as u64
     }
 
     /// Gives the memory tier what the rest leaves of the budget now.

@@ -50,7 +50,6 @@ impl Engine {
         self.events.room.signal();
         if !rescued || lock(&self.log).failed.iter().any(|failed| !failed.is_done()) {
             // Records that were appended are nowhere yet where they would outlive the host.
-            self.events.prepare.signal();
             return Ok(self.postpone_sync());
         }
         self.wal.sync().map_err(|e| self.fail("syncing the WAL", &e))?;

@@ -339,7 +339,7 @@ impl Engine {
             }
         }
         let supersedes = tombstone || current.is_some();
-        let what = Append { hash, draft: &request.draft, tombstone, supersedes, inline, version: None };
+        let what = Append { hash, draft: &request.draft, tombstone, supersedes, inline, version: None, urgent: false };
         // Refused for want of room, or because the cache has closed: the next look tells.
         let Ok(placed) = self.append(&what) else { return Ok(Tried::NoRoom(seen)) };
         self.fills.supersede(hash);

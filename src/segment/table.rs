@@ -51,6 +51,8 @@ pub(crate) struct Row {
     pub(crate) last_lsn: Lsn,
     /// Where in the WAL its first record's frame lies. Only while it is open or full.
     pub(crate) wal_start: WalStart,
+    /// How many bytes had been appended to both streams when the last of its entries was moved elsewhere.
+    pub(crate) moved_until: u64,
 }
 
 /// A place in the WAL, and the LSN that the next mutation had there.
@@ -91,6 +93,7 @@ impl Table {
             life: Life { id: SegmentId(i as u32), base: s.base, base_lsn: s.base_lsn },
             last_lsn: s.last_lsn,
             wal_start: WalStart::default(),
+            moved_until: 0,
         });
         let rows: Vec<Row> = rows.collect();
         let table = Self { disk, seats: segments.iter().map(|_| Seat::default()).collect(), rows: Mutex::default() };
@@ -105,9 +108,13 @@ impl Table {
 
     /// Rows as the manifest states them, and where replay must begin once it states them: the oldest frame of a segment that is not sealed, else `wal_end`.
     pub(crate) fn describe(&self, wal_end: WalStart) -> (Vec<manifest::Segment>, WalStart) {
+        let rows = lock(&self.rows);
+        // What was sealed after a segment failed must be replayed after it, so the WAL speaks for both.
+        let failed = rows.iter().filter(|r| r.state == State::Failed).map(|r| r.life.base).min().unwrap_or(Position(u64::MAX));
         let row = |r: &Row| manifest::Segment {
             state: match r.state {
                 State::Free => SegmentState::Free,
+                State::Sealed | State::Draining if r.life.base > failed => SegmentState::Open,
                 State::Ready | State::Open | State::Full | State::Failed => SegmentState::Open,
                 State::Sealed | State::Draining => SegmentState::Sealed,
                 State::Quarantined => SegmentState::Quarantined,
@@ -117,7 +124,6 @@ impl Table {
             base_lsn: r.life.base_lsn,
             last_lsn: r.last_lsn,
         };
-        let rows = lock(&self.rows);
         let open = rows.iter().filter(|r| matches!(r.state, State::Open | State::Full | State::Failed));
         (rows.iter().map(row).collect(), open.map(|r| r.wal_start).min().unwrap_or(wal_end))
     }

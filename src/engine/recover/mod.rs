@@ -161,6 +161,7 @@ fn rows_of(segments: &[Segment]) -> Vec<Row> {
         life: Life { id: SegmentId(i as u32), base: s.base, base_lsn: s.base_lsn },
         last_lsn: s.last_lsn,
         wal_start: WalStart::default(),
+        moved_until: 0,
     };
     segments.iter().enumerate().map(row).collect()
 }

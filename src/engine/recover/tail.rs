@@ -114,7 +114,7 @@ impl Visitor for Tail<'_, '_> {
             }
             let mut at = self.end.max(row.life.base.plus(DATA_START.into()));
             while at < hole.floor
-                && let Some((record, bytes)) = self.record_at(&row, at)
+                && let Some((record, bytes)) = self.record_at(&row, at, None)
             {
                 let moved = record.lsn < expected;
                 if !moved && (record.lsn != expected || record.lsn >= hole.before) {
@@ -132,12 +132,17 @@ impl Visitor for Tail<'_, '_> {
 }
 
 impl Tail<'_, '_> {
-    /// The record at `at`, from the ring or the file, and its bytes.
-    fn record_at(&mut self, row: &Row, at: Position) -> Option<(Record, Vec<u8>)> {
+    /// The record at `at`, from the ring or the file, and its bytes. Its length, if that is known.
+    fn record_at(&mut self, row: &Row, at: Position, len: Option<u32>) -> Option<(Record, Vec<u8>)> {
         let room = (row.life.base.0 + row.size).saturating_sub(at.0) as usize;
         let most = room.min(self.ring.words().len() * 8);
         let file = self.recovery.file(row.life.id).ok();
-        for len in [most.min(BLOCK), most] {
+        let guesses = std::iter::successors(Some(BLOCK), |len| Some(len * 8)).map(|len| len.min(most));
+        let guesses: Vec<usize> = match len {
+            Some(len) => vec![(len as usize).min(most)],
+            None => guesses.take_while(|len| *len < most).chain([most]).collect(),
+        };
+        for len in guesses {
             let mut bytes = vec![0; len];
             crate::io::ring::copy(self.ring.words(), at.0, &mut bytes);
             for from_file in [false, true] {
@@ -155,7 +160,7 @@ impl Tail<'_, '_> {
 
     /// Whether the record of `entry` can be had.
     fn is_there(&mut self, row: &Row, entry: &footer::Entry) -> bool {
-        self.record_at(row, row.life.base.plus(entry.offset.into())).is_some_and(|(record, _)| record.lsn == entry.lsn)
+        self.record_at(row, row.life.base.plus(entry.offset.into()), Some(entry.len)).is_some_and(|(record, _)| record.lsn == entry.lsn)
     }
 
     /// Puts bytes where they belong in the file of an unsealed segment.
