@@ -13,6 +13,9 @@ enum Step {
     Token(Ack),
     Checkpoint,
     Sync,
+    /// One kind of background work, before others that would have come first.
+    Flush,
+    Prepare,
     Work,
 }
 
@@ -89,6 +92,8 @@ impl History {
                 heard()?;
                 self.durable = self.returned;
             }
+            Step::Flush => drop(engine.step_flush()?),
+            Step::Prepare => drop(engine.step_prepare()?),
             Step::Work => engine.step_all()?,
         }
         heard()
@@ -227,6 +232,8 @@ fn mixed(seed: u64, count: u64, len_max: u64, host_every: u64) -> Vec<Step> {
             3 if r & 3 == 0 => Step::Checkpoint,
             5 if r & 7 == 0 => Step::Clear(ack),
             6 if r & 1 == 0 => Step::Token(ack),
+            7 => Step::Prepare,
+            8 if r & 1 == 0 => Step::Flush,
             4 if r & 3 == 0 => Step::Sync,
             _ => Step::Put(key, ((r >> 16) % len_max) as usize, ack),
         });
@@ -281,6 +288,10 @@ fn run_with_faults(options: &Options, steps: &[Step], seed: u64, stop: u64) -> u
     }
     disk.stop_at(disk.operations() + stop);
     let all = steps.iter().all(|step| history.apply(&engine, *step, &disk).is_ok());
+    if drawn(30).is_multiple_of(2) {
+        let op = [FaultOp::Write, FaultOp::Sync, FaultOp::SyncDroppingPages][drawn(31) as usize % 3];
+        disk.fail(op, 1 + drawn(32) % 4, std::io::ErrorKind::Other, false);
+    }
     engine.begin_close();
     let closed = engine.finish().is_ok() && !disk.has_stopped();
     let faults = disk.faults_injected();

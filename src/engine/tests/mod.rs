@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use super::driver::Mode;
 use super::{DeleteOptions, Engine, PutOptions, Start, open};
 use crate::config::{Ack, Options, WalValues};
+use crate::id::{Key, Scope};
 use crate::io::Disk;
 use crate::io::sim::{PowerCut, SimClock, SimDisk};
 
@@ -93,6 +94,44 @@ fn what_was_put_is_there_and_what_was_deleted_is_not() {
     store.engine().delete((b"b").into(), &DeleteOptions::new()).unwrap();
     assert_eq!(store.get(b"a").as_deref(), Some(&b"2"[..]));
     assert_eq!(store.get(b"b"), None);
+}
+
+#[test]
+fn a_key_that_the_index_takes_for_another_misses() {
+    let store = Store::new(small());
+    store.put(b"a", b"1");
+    let engine = store.engine();
+    let (a, b) = (engine.hash(b"a".into()), engine.hash(b"b".into()));
+    // As if both had the same fingerprint, in the write buffer and in the memory tier.
+    engine.index.insert(b, &engine.index.get(a).unwrap());
+    for _ in 0..2 {
+        assert_eq!(store.get(b"b"), None);
+        assert_eq!(store.get(b"a").as_deref(), Some(&b"1"[..]));
+    }
+    let other = Key { scope: Scope(7), bytes: b"a" };
+    engine.index.insert(engine.hash(other), &engine.index.get(a).unwrap());
+    assert!(engine.get(other, true).unwrap().is_none(), "the same bytes in another namespace");
+    assert_eq!(engine.get_many(&[b"b".into(), other, b"a".into()]).unwrap().iter().filter(|v| v.is_some()).count(), 1);
+    assert!(engine.stats().collisions >= 4);
+}
+
+#[test]
+fn a_note_is_stated_by_a_manifest_only_when_everything_before_it_is_durable() {
+    let mut store = Store::new(small());
+    store.put(b"a", b"1");
+    store.engine().persist(Ack::Host).unwrap();
+    store.engine().delete((b"a").into(), &DeleteOptions::new()).unwrap();
+    store.engine().set_resume_token("stream", b"after the delete", None).unwrap();
+    let space = store.engine().namespace("users").unwrap();
+    store.engine().put(space.key(b"k"), b"v", &PutOptions::new()).unwrap();
+    store.engine().clear(&space, None).unwrap();
+    let mut manifest = crate::sync::lock(&store.engine().manifest);
+    store.engine().write_manifest(&mut manifest).unwrap();
+    drop(manifest);
+    store.power_cut(1, PowerCut::LoseAll);
+    assert_eq!(store.get(b"a").as_deref(), Some(&b"1"[..]));
+    assert_eq!(store.engine().resume_token("stream"), None, "the delete before it is lost as well");
+    assert!(store.engine().namespaces().is_empty());
 }
 
 #[test]
