@@ -9,6 +9,7 @@ mod generate;
 mod kills;
 mod oracle;
 mod outcome;
+mod page;
 mod payload;
 mod plan;
 mod random;
@@ -29,7 +30,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use crate::size::{self, Flash};
-use board::Shape;
+use board::{Board, Shape};
+use page::Curves;
 use plan::Plan;
 use report::Report;
 use subject::Subject;
@@ -81,6 +83,9 @@ pub(crate) struct Args {
     /// Print the totals only.
     #[arg(long)]
     quiet: bool,
+    /// Write a page with a plot of the hit ratio around the kills.
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
     /// Print one JSON object as the last line.
     #[arg(long)]
     json: bool,
@@ -129,7 +134,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if !args.quiet {
         println!("{}", report::describe(&setup));
     }
-    let report = drill(args, &setup, workspace.path()).map_err(|error| {
+    let (report, curves) = drill(args, &setup, workspace.path()).map_err(|error| {
         workspace.keep();
         error.context(format!("the drill stopped, and left its files in {}", workspace.path().display()))
     })?;
@@ -141,6 +146,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         workspace.keep();
         println!("{}the store, its twin and what the oracle knew are in {}", report.violations(), workspace.path().display());
         println!("to reproduce: {}", reproduction(setup.seed));
+    }
+    if let Some(path) = &args.report {
+        page::write(path, &report::describe(&setup), &report, &curves)?;
     }
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
@@ -178,7 +186,7 @@ fn workload(args: &Args, seed: u64) -> anyhow::Result<Workload> {
     Ok(workload)
 }
 
-fn drill(args: &Args, setup: &Setup, root: &Path) -> anyhow::Result<Report> {
+fn drill(args: &Args, setup: &Setup, root: &Path) -> anyhow::Result<(Report, Curves)> {
     let bar = progress_bar(args, setup)?;
     bar.set_message("the twin, not killed");
     let mut twin = Subject::create(root, "twin", setup, &bar)?;
@@ -195,7 +203,10 @@ fn drill(args: &Args, setup: &Setup, root: &Path) -> anyhow::Result<Report> {
     let process = victim.spawn()?;
     victim.finish(process)?;
     bar.finish_and_clear();
-    Ok(Report::new(setup, &kills, &victim.board, &twin.board))
+    let step = Curves::step(setup.shape.requests);
+    let curve = |board: &Board| warmth::curve(setup.shape.requests, step, |at| board.outcome(at));
+    let curves = Curves { step, victim: curve(&victim.board), twin: curve(&twin.board) };
+    Ok((Report::new(setup, &kills, &victim.board, &twin.board), curves))
 }
 
 fn progress_bar(args: &Args, setup: &Setup) -> anyhow::Result<ProgressBar> {

@@ -31,6 +31,9 @@ struct HitRatio {
     twin_before: Option<f64>,
     twin_first_second: Option<f64>,
     twin_first_100k: Option<f64>,
+    /// Of the memory tier alone, in the eleventh second after the exec; none if no process lived that long.
+    memory_after_10_s: Option<f64>,
+    twin_memory_after_10_s: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -130,7 +133,7 @@ impl Report {
         line(format_args!(""));
         line(format_args!("{:<16} {:>8} {:>8} {:>8} {:>15}", "all kills", "memory", "buffer", "flash", "together"));
         line(format_args!("{}", by_tier("100k before", &self.total.before)));
-        for (second, pair) in self.total.seconds.iter().enumerate() {
+        for (second, pair) in self.total.seconds.iter().enumerate().filter(|(_, pair)| pair.victim.gets > 0) {
             line(format_args!("{}", by_tier(&format!("second {}", second + 1), pair)));
         }
         line(format_args!(""));
@@ -159,6 +162,11 @@ impl Report {
                 percent(ratio.twin_first_100k)
             ),
             format!(
+                "memory tier after 10 s, hit ratio %: {} (twin {})",
+                percent(ratio.memory_after_10_s),
+                percent(ratio.twin_memory_after_10_s)
+            ),
+            format!(
                 "in doubt: {} had happened, {} had not; misses by eviction: {}; values too large: {}",
                 self.doubts_landed, self.doubts_dropped, self.evicted, self.refused
             ),
@@ -173,6 +181,11 @@ impl Report {
             String::new(),
         ]
         .join("\n")
+    }
+
+    /// Where the kills fell.
+    pub(crate) fn kill_requests(&self) -> impl Iterator<Item = usize> {
+        self.each.iter().map(|row| row.request)
     }
 
     /// The first violations, a line each.
@@ -202,6 +215,7 @@ fn ready(kills: &[Kill], victim: &Board) -> Ready {
 }
 
 fn hit_ratio(total: &Warmth) -> HitRatio {
+    let memory = |tally: &Tally| tally.share(tally.memory);
     HitRatio {
         before: total.before.victim.hit_ratio(),
         first_second: total.first_second().victim.hit_ratio(),
@@ -209,6 +223,8 @@ fn hit_ratio(total: &Warmth) -> HitRatio {
         twin_before: total.before.twin.hit_ratio(),
         twin_first_second: total.first_second().twin.hit_ratio(),
         twin_first_100k: total.first_100k.twin.hit_ratio(),
+        memory_after_10_s: memory(&total.after_ten_seconds().victim),
+        twin_memory_after_10_s: memory(&total.after_ten_seconds().twin),
     }
 }
 

@@ -9,7 +9,7 @@ use super::outcome::{Answer, Outcome};
 /// Requests of the windows before a kill and after it.
 pub(crate) const WINDOW: usize = 100_000;
 /// Seconds after an exec that are told apart.
-pub(crate) const SECONDS: usize = 5;
+pub(crate) const SECONDS: usize = 11;
 const SECOND_US: u64 = 1_000_000;
 
 /// Gets and where they were answered.
@@ -88,6 +88,11 @@ impl Warmth {
         &self.seconds[0]
     }
 
+    /// The eleventh second, in which the memory tier has had ten to fill.
+    pub(crate) fn after_ten_seconds(&self) -> &Pair {
+        &self.seconds[SECONDS - 1]
+    }
+
     pub(crate) fn sum<'a>(all: impl IntoIterator<Item = &'a Self>) -> Self {
         let mut sum = Self::default();
         for one in all {
@@ -99,6 +104,13 @@ impl Warmth {
         }
         sum
     }
+}
+
+/// What came of the requests, `step` by `step`.
+pub(crate) fn curve(requests: usize, step: usize, outcome: impl Fn(usize) -> Option<Outcome>) -> Vec<Tally> {
+    let mut points = vec![Tally::default(); requests.div_ceil(step)];
+    (0..requests).for_each(|at| points[at / step].add(outcome(at)));
+    points
 }
 
 /// Measures the kills that came at the requests `kills`: kill `k` ended life `k` of the victim.

@@ -1,0 +1,69 @@
+//! The report as a page: what was asked, what came of it, and the hit ratio around the kills as a plot.
+
+use std::path::Path;
+
+use anyhow::{Context, anyhow};
+use plotters::prelude::*;
+
+use super::report::Report;
+use super::warmth::{Tally, WINDOW};
+
+/// Points of a curve.
+const POINTS: usize = 400;
+
+/// Hit ratios over the requests, of a cache that was killed and of one that was not.
+pub(crate) struct Curves {
+    /// Requests for each point.
+    pub(crate) step: usize,
+    pub(crate) victim: Vec<Tally>,
+    pub(crate) twin: Vec<Tally>,
+}
+
+impl Curves {
+    /// Requests for each point of a curve over so many.
+    pub(crate) fn step(requests: usize) -> usize {
+        requests.div_ceil(POINTS).max(1)
+    }
+}
+
+/// Writes the page.
+pub(crate) fn write(path: &Path, description: &str, report: &Report, curves: &Curves) -> anyhow::Result<()> {
+    let plot = plot(report, curves).map_err(|error| anyhow!("cannot draw the plot: {error}"))?;
+    let text = [description, "\n\n", &report.details(), &report.totals()].concat();
+    let page = format!(
+        "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>everwarm drill</title>\n\
+         <body style=\"font-family: sans-serif; max-width: 1200px; margin: auto\">\n<h1>everwarm drill</h1>\n{plot}\n\
+         <p>Hit ratio in % of the gets, over the requests; both caches served the same ones. Vertical lines are kills. Each point stands for {} requests, the table's \
+         <em>before</em> and <em>first 100k</em> for {WINDOW}.</p>\n<pre>{}</pre>\n</body></html>\n",
+        curves.step,
+        escape(&text)
+    );
+    std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+fn plot(report: &Report, curves: &Curves) -> Result<String, Box<dyn std::error::Error>> {
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, (1160, 420)).into_drawing_area();
+        area.fill(&WHITE)?;
+        let width = (curves.victim.len() * curves.step).max(1);
+        let mut chart =
+            ChartBuilder::on(&area).margin(10).x_label_area_size(36).y_label_area_size(44).build_cartesian_2d(0..width, 0.0..100.0)?;
+        chart.configure_mesh().x_desc("request").y_desc("hit ratio, %").light_line_style(WHITE).draw()?;
+        for kill in report.kill_requests() {
+            chart.draw_series(LineSeries::new([(kill, 0.0), (kill, 100.0)], BLACK.mix(0.3)))?;
+        }
+        for (name, curve, colour) in [("not killed", &curves.twin, BLUE), ("killed", &curves.victim, RED)] {
+            let points = curve.iter().enumerate().filter_map(|(n, tally)| Some((n * curves.step, 100.0 * tally.hit_ratio()?)));
+            let series = chart.draw_series(LineSeries::new(points, colour))?;
+            series.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour));
+        }
+        chart.configure_series_labels().position(SeriesLabelPosition::LowerRight).border_style(BLACK).background_style(WHITE).draw()?;
+        area.present()?;
+    }
+    Ok(svg)
+}
