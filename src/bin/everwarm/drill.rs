@@ -53,9 +53,9 @@ pub(crate) struct Args {
     /// Keys of a drawn workload.
     #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..))]
     keys: u32,
-    /// Requests to serve [default: the whole trace, or 2500000].
-    #[arg(long)]
-    requests: Option<usize>,
+    /// Requests to serve; a trace that has fewer begins again [default: the whole trace, or 2500000].
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    requests: Option<u64>,
     /// Requests a second, 0 for as many as possible.
     #[arg(long, default_value_t = 100_000)]
     rate: u64,
@@ -176,9 +176,10 @@ fn prepare(args: &Args, root: &Path) -> anyhow::Result<Setup> {
 }
 
 fn workload(args: &Args, seed: u64) -> anyhow::Result<Workload> {
-    let requests = args.requests.unwrap_or(REQUESTS);
+    let wanted = args.requests.map(|n| n as usize);
+    let requests = wanted.unwrap_or(REQUESTS);
     let mut workload = match (&args.trace, &args.distribution) {
-        (Some(file), _) => trace::read(file, args.requests.unwrap_or(usize::MAX))?,
+        (Some(file), _) => trace::read(file, wanted)?,
         (None, Some(prefix)) => generate::distribution(prefix, args.keys, requests, seed)?,
         (None, None) => generate::builtin(args.keys, requests, seed),
     };

@@ -26,6 +26,8 @@ const VERIFIED: usize = 3;
 const COUNTS: usize = 4;
 const ACTIVITIES: usize = 16;
 const FAULTS_SEEN: usize = 24;
+const RECLAIMED: usize = 25;
+const SEGMENTS: usize = 26;
 const FAULTS: usize = 32;
 const FAULTS_KEPT: usize = 32;
 const FAULT_WORDS: usize = 6;
@@ -134,6 +136,7 @@ impl Board {
         for worker in 0..self.shape.workers {
             self.set_doing(worker, Doing::Other);
         }
+        self.word(RECLAIMED).store(0, SeqCst);
         self.word(READY_NS).store(0, SeqCst);
         self.word(VERIFIED).store(0, SeqCst);
         self.word(LIFE).store(life as u64, SeqCst);
@@ -149,7 +152,8 @@ impl Board {
         monotonic_ns().saturating_sub(self.word(SPAWNED_NS).load(SeqCst))
     }
 
-    pub(crate) fn set_ready(&self) {
+    pub(crate) fn set_ready(&self, segments: u64) {
+        self.word(SEGMENTS).store(segments, SeqCst);
         self.word(READY_NS).store(self.age_ns().max(1), SeqCst);
     }
 
@@ -207,10 +211,18 @@ impl Board {
     pub(crate) fn observe(&self, activity: Activity, begins: bool) {
         let gauge = self.word(ACTIVITIES + gauge(activity));
         if begins {
+            if activity == Activity::Reclaim {
+                self.word(RECLAIMED).fetch_add(1, SeqCst);
+            }
             gauge.fetch_add(1, SeqCst);
         } else {
             gauge.fetch_sub(1, SeqCst);
         }
+    }
+
+    /// How often this life has emptied as many segments as there are.
+    pub(crate) fn reclaim_cycles(&self) -> f64 {
+        self.word(RECLAIMED).load(SeqCst) as f64 / self.word(SEGMENTS).load(SeqCst).max(1) as f64
     }
 
     /// Names of what the child is, or was when it died, in the middle of.

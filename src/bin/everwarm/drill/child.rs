@@ -37,7 +37,7 @@ pub(crate) fn run(config: &Path) -> anyhow::Result<ExitCode> {
     let plan = Plan::open(&config.plan)?;
     let board = Arc::new(Board::open(&config.board, config.shape)?);
     let cache = open(&config, &board)?;
-    board.set_ready();
+    board.set_ready(cache.stats().segments_total);
     work(&cache, &plan, &board, config.rate);
     cache.close()?;
     Ok(ExitCode::SUCCESS)

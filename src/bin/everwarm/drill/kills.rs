@@ -41,6 +41,8 @@ pub(crate) struct Kill {
     pub(crate) request: usize,
     /// From the next process's exec until its cache was open, unless it was killed before.
     pub(crate) ready_ms: Option<f64>,
+    /// How often the life that it ended had emptied as many segments as there are.
+    pub(crate) reclaim_cycles: f64,
 }
 
 /// Lets the subject serve its requests, and kills it `count` times meanwhile (less often if it is done before).
@@ -60,7 +62,12 @@ pub(crate) fn run(subject: &mut Subject<'_>, count: usize, seed: u64) -> anyhow:
         if !killed {
             return Ok(kills);
         }
-        kills.push(Kill { hit: what_was_hit(subject), request: subject.board.progress(), ready_ms: None });
+        kills.push(Kill {
+            hit: what_was_hit(subject),
+            request: subject.board.progress(),
+            ready_ms: None,
+            reclaim_cycles: subject.board.reclaim_cycles(),
+        });
         process = subject.spawn()?;
     }
     subject.finish(process)?;

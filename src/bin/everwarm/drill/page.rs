@@ -53,9 +53,9 @@ fn plot(report: &Report, curves: &Curves) -> Result<String, Box<dyn std::error::
         let width = (curves.victim.len() * curves.step).max(1);
         let mut chart =
             ChartBuilder::on(&area).margin(10).x_label_area_size(36).y_label_area_size(44).build_cartesian_2d(0..width, 0.0..100.0)?;
-        chart.configure_mesh().x_desc("request").y_desc("hit ratio, %").light_line_style(WHITE).draw()?;
+        chart.configure_mesh().x_desc("request").y_desc("hit ratio, %").bold_line_style(BLACK.mix(0.08)).light_line_style(WHITE).draw()?;
         for kill in report.kill_requests() {
-            chart.draw_series(LineSeries::new([(kill, 0.0), (kill, 100.0)], BLACK.mix(0.3)))?;
+            chart.draw_series(LineSeries::new([(kill, 0.0), (kill, 100.0)], BLACK.mix(0.6)))?;
         }
         for (name, curve, colour) in [("not killed", &curves.twin, BLUE), ("killed", &curves.victim, RED)] {
             let points = curve.iter().enumerate().filter_map(|(n, tally)| Some((n * curves.step, 100.0 * tally.hit_ratio()?)));

@@ -41,6 +41,7 @@ struct KillRow {
     hit: Vec<&'static str>,
     request: usize,
     ready_ms: Option<f64>,
+    reclaim_cycles: f64,
     warmth: Warmth,
 }
 
@@ -118,17 +119,20 @@ impl Report {
             let _ = text.write_fmt(cells);
             text.push('\n');
         };
-        line(format_args!("hit ratio in % of the gets; in brackets, the twin's over the same requests"));
         line(format_args!(
-            "   # {:<24} {:>10} {:>9} {:>15} {:>15} {:>15}",
-            "hit", "request", "ready ms", "before", "first second", "first 100k"
+            "hit ratio in % of the gets; in brackets, the twin's over the same requests. cycles: how often all segments were emptied before the kill"
+        ));
+        line(format_args!(
+            "   # {:<24} {:>10} {:>7} {:>9} {:>15} {:>15} {:>15}",
+            "hit", "request", "cycles", "ready ms", "before", "first second", "first 100k"
         ));
         for (number, row) in self.each.iter().enumerate() {
             let hit = if row.hit.is_empty() { "-".to_owned() } else { row.hit.join(" ") };
             let ready = row.ready_ms.map_or("killed".to_owned(), |ms| format!("{ms:.1}"));
             let warmth = [&row.warmth.before, row.warmth.first_second(), &row.warmth.first_100k].map(beside_twin);
             let [before, second, window] = warmth;
-            line(format_args!("{:>4} {hit:<24} {:>10} {ready:>9} {before:>15} {second:>15} {window:>15}", number + 1, row.request));
+            let (request, cycles) = (row.request, row.reclaim_cycles);
+            line(format_args!("{:>4} {hit:<24} {request:>10} {cycles:>7.2} {ready:>9} {before:>15} {second:>15} {window:>15}", number + 1));
         }
         line(format_args!(""));
         line(format_args!("{:<16} {:>8} {:>8} {:>8} {:>15}", "all kills", "memory", "buffer", "flash", "together"));
@@ -242,7 +246,7 @@ fn histogram(kills: &[Kill]) -> BTreeMap<&'static str, usize> {
 }
 
 fn row(kill: &Kill, warmth: Warmth) -> KillRow {
-    KillRow { hit: kill.hit.clone(), request: kill.request, ready_ms: kill.ready_ms, warmth }
+    KillRow { hit: kill.hit.clone(), request: kill.request, ready_ms: kill.ready_ms, reclaim_cycles: kill.reclaim_cycles, warmth }
 }
 
 fn explain(whose: &str, violation: &Violation) -> String {

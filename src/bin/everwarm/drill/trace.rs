@@ -16,10 +16,14 @@ const HEADER: &str = "ts_ms_or_seq,op,key,key_size,value_size,ttl_s";
 const KEY_LEN: u16 = 16;
 const VALUE_LEN: usize = 1024;
 
-/// Reads the first `limit` requests of a trace file.
-pub(crate) fn read(path: &Path, limit: usize) -> anyhow::Result<Workload> {
+/// Reads the requests of a trace file: all, or as many as `wanted`, from its beginning again if it has fewer.
+pub(crate) fn read(path: &Path, wanted: Option<usize>) -> anyhow::Result<Workload> {
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    parse(BufReader::new(MultiGzDecoder::new(file)), limit).with_context(|| format!("cannot read {}", path.display()))
+    let lines = BufReader::new(MultiGzDecoder::new(file));
+    let mut workload = parse(lines, wanted.unwrap_or(usize::MAX)).with_context(|| format!("cannot read {}", path.display()))?;
+    let wanted = wanted.unwrap_or(workload.requests.len());
+    workload.requests = workload.requests.iter().copied().cycle().take(wanted).collect();
+    Ok(workload)
 }
 
 fn parse(mut lines: impl BufRead, limit: usize) -> anyhow::Result<Workload> {
