@@ -270,7 +270,7 @@ impl Options {
         self
     }
 
-    /// Longest time a mutation stays unsynced. Default 100 ms, 1 ms to 1 h.
+    /// A sync begins when the oldest unsynced mutation is this old. Default 100 ms, 1 ms to 1 h. Writers wait while it is three times as old.
     #[must_use]
     pub fn sync_interval(mut self, interval: Duration) -> Self {
         self.sync_interval = interval;

@@ -17,6 +17,11 @@ use crate::sync::lock;
 use crate::wal::format::{Frame, Mutation};
 use crate::wal::writer::Wal;
 
+/// Writers wait while the oldest unsynced mutation is older than this many sync intervals.
+const OLDEST: u32 = 3;
+/// One mutation in so many looks at that, and keeps those behind it waiting.
+const LOOKS: u64 = 64;
+
 /// What the log lock guards.
 #[derive(Debug)]
 pub(super) struct Log {
@@ -98,6 +103,12 @@ impl Engine {
             return Err(NoRoom);
         }
         let too_many = self.unsynced_bytes() > 2 * self.settings.sync_bytes && !what.urgent;
+        // A sync that takes long holds writers back. Not everyone looks at the clock.
+        let too_old = || self.unsynced_age() > OLDEST * self.settings.sync_interval;
+        if what.version.is_none() && !what.urgent && log.next_lsn.0.is_multiple_of(LOOKS) && too_old() {
+            self.events.sync.signal();
+            return Err(NoRoom);
+        }
         if !self.wal.has_room(frame_end) || too_many {
             self.request_sync();
             return Err(NoRoom);

@@ -86,13 +86,18 @@ impl Engine {
         let due = self.sync_now.load(Ordering::Acquire)
             || self.until_sync() == Some(Duration::ZERO)
             || self.unsynced_bytes() > self.settings.sync_bytes;
-        if due { self.step_sync() } else { Ok(false) }
+        if due && self.until_sync_retry().is_zero() { self.step_sync() } else { Ok(false) }
     }
 
     /// Time until the oldest unsynced mutation must be synced. `None` if there is none.
     fn until_sync(&self) -> Option<Duration> {
         let since = self.marks.unsynced_since_ms.load(Ordering::Acquire);
-        (since > 0).then(|| self.settings.sync_interval.saturating_sub(self.unsynced_age()))
+        (since > 0).then(|| self.settings.sync_interval.saturating_sub(self.unsynced_age()).max(self.until_sync_retry()))
+    }
+
+    /// Time until a sync that could not be done is tried again.
+    fn until_sync_retry(&self) -> Duration {
+        Duration::from_millis(self.marks.sync_retry_ms.load(Ordering::Acquire)).saturating_sub(self.time.monotonic())
     }
 
     /// Time until room is looked for again, if the disk was full.

@@ -118,8 +118,12 @@ struct Marks {
     /// Bytes of both streams appended and synced so far.
     appended_bytes: AtomicU64,
     synced_bytes: AtomicU64,
-    /// When the oldest unsynced mutation was appended, ms since open plus one; 0 if there is none.
+    /// When the oldest mutation was appended that no sync has taken up, ms since open plus one; 0 if there is none.
     unsynced_since_ms: AtomicU64,
+    /// The same of those that the sync under way has taken up.
+    syncing_since_ms: AtomicU64,
+    /// A sync that could not be done is not tried again before this, ms since open.
+    sync_retry_ms: AtomicU64,
     /// Records appended since the last checkpoint began.
     since_checkpoint: AtomicU64,
 }
@@ -187,9 +191,10 @@ impl Engine {
 
     /// Age of the oldest unsynced mutation.
     fn unsynced_age(&self) -> Duration {
-        match self.marks.unsynced_since_ms.load(Ordering::Acquire) {
-            0 => Duration::ZERO,
-            since => self.time.monotonic().saturating_sub(Duration::from_millis(since - 1)),
+        let since = |mark: &AtomicU64| Some(mark.load(Ordering::Acquire)).filter(|since| *since > 0);
+        match since(&self.marks.syncing_since_ms).or_else(|| since(&self.marks.unsynced_since_ms)) {
+            None => Duration::ZERO,
+            Some(since) => self.time.monotonic().saturating_sub(Duration::from_millis(since - 1)),
         }
     }
 }

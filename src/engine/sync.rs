@@ -19,7 +19,8 @@ impl Engine {
         let (appended, wal_head, bytes, by_reference, rescued) = {
             let log = lock(&self.log);
             self.sync_now.store(false, Ordering::Release);
-            self.marks.unsynced_since_ms.store(0, Ordering::Release);
+            let since = self.marks.unsynced_since_ms.swap(0, Ordering::AcqRel);
+            self.marks.syncing_since_ms.store(since, Ordering::Release);
             let bytes = self.marks.appended_bytes.load(Ordering::Relaxed);
             (
                 log.next_lsn.0 - 1,
@@ -30,6 +31,7 @@ impl Engine {
             )
         };
         if appended <= self.durable().0 && bytes == self.marks.synced_bytes.load(Ordering::Relaxed) {
+            self.marks.syncing_since_ms.store(0, Ordering::Release);
             return Ok(false);
         }
         let _during = self.during(Activity::Sync);
@@ -55,6 +57,7 @@ impl Engine {
         self.wal.sync().map_err(|e| self.fail("syncing the WAL", &e))?;
         self.marks.durable.fetch_max(appended, Ordering::AcqRel);
         self.marks.synced_bytes.store(bytes, Ordering::Relaxed);
+        self.marks.syncing_since_ms.store(0, Ordering::Release);
         self.counters.syncs.fetch_add(1, Ordering::Relaxed);
         self.append_mark();
         self.events.durable.signal();
@@ -64,8 +67,11 @@ impl Engine {
 
     /// Whoever waits goes on waiting, and the next interval tries again. False: nothing was synced.
     fn postpone_sync(&self) -> bool {
-        let now = self.time.monotonic().as_millis() as u64 + 1;
-        self.marks.unsynced_since_ms.store(now, Ordering::Release);
+        let retry = self.time.monotonic() + self.settings.sync_interval;
+        self.marks.sync_retry_ms.store(retry.as_millis() as u64, Ordering::Release);
+        // As old as they were.
+        let since = self.marks.syncing_since_ms.swap(0, Ordering::AcqRel);
+        self.marks.unsynced_since_ms.store(since.max(1), Ordering::Release);
         false
     }
 
