@@ -27,6 +27,8 @@ const LOOKS: u64 = 64;
 pub(super) struct Log {
     pub(super) next_lsn: Lsn,
     pub(super) open: Option<Open>,
+    /// The open segment was the last ready one. It is for records that are moved, until another one is ready.
+    pub(super) reserved: bool,
     /// Segments whose life the manifest knows, in the order in which they will be filled.
     pub(super) ready: VecDeque<(Life, u64)>,
     /// Segments that wait for their footer, oldest first.
@@ -86,12 +88,18 @@ impl Engine {
             // Until what failed is elsewhere, nothing is synced, and what room there is belongs to it.
             return Err(NoRoom);
         }
+        let first = what.version.is_some() || what.urgent;
+        if !first && log.reserved && log.ready.is_empty() {
+            // Emptying the next segment depends on what room there is.
+            self.events.prepare.signal();
+            return Err(NoRoom);
+        }
         if !log.open.as_ref().is_some_and(|open| open.fits(len)) {
             if len > record_len_max(self.settings.segment_size) {
                 // A record that is moved may come from a time of larger segments.
                 return Err(NoRoom);
             }
-            self.rotate(&mut log, what.version.is_some() || what.urgent)?;
+            self.rotate(&mut log, first)?;
         }
         let log = &mut *log;
         let Some(open) = log.open.as_mut().filter(|open| open.fits(len)) else { return Err(NoRoom) };
@@ -105,7 +113,7 @@ impl Engine {
         let too_many = self.unsynced_bytes() > 2 * self.settings.sync_bytes && !what.urgent;
         // A sync that takes long holds writers back. Not everyone looks at the clock.
         let too_old = || self.unsynced_age() > OLDEST * self.settings.sync_interval;
-        if what.version.is_none() && !what.urgent && log.next_lsn.0.is_multiple_of(LOOKS) && too_old() {
+        if !first && log.next_lsn.0.is_multiple_of(LOOKS) && too_old() {
             self.events.sync.signal();
             return Err(NoRoom);
         }
@@ -113,11 +121,10 @@ impl Engine {
             self.request_sync();
             return Err(NoRoom);
         }
-        let new = what.version.is_none() && !what.urgent;
-        if new && self.outruns_checkpoint() {
+        if !first && self.outruns_checkpoint() {
             return Err(NoRoom);
         }
-        if new && !what.tombstone && self.index.allocated() > self.settings.index_bytes_max + self.settings.memory / 64 {
+        if !first && !what.tombstone && self.index.allocated() > self.settings.index_bytes_max + self.settings.memory / 64 {
             // Entries must go before others come.
             self.events.prepare.signal();
             return Err(NoRoom);
@@ -158,6 +165,7 @@ impl Engine {
             self.events.prepare.signal();
             return Err(NoRoom);
         };
+        log.reserved = log.ready.is_empty();
         let wal_start = WalStart { position: log.wal_head, lsn: log.next_lsn };
         self.table.change(life.id, &[State::Ready], |row| {
             row.state = State::Open;
@@ -220,7 +228,7 @@ impl Engine {
 
     /// Records after which a checkpoint is due: few enough that replaying them is quick, many enough that checkpoints write little.
     pub(super) fn checkpoint_interval(&self) -> u64 {
-        (self.index.entries() / 6).max(250_000)
+        (self.index.entries() / 6).max(32_768)
     }
 
     /// Appends a mark that says what is durable. Does nothing if there is no room: the next sync says it.

@@ -231,6 +231,7 @@ fn build(
     let log = Log {
         next_lsn: manifest.next_lsn,
         open: None,
+        reserved: false,
         ready: Default::default(),
         full: Default::default(),
         failed: Default::default(),

@@ -199,9 +199,9 @@ impl Engine {
     /// records can take beside header, footer and what no record fitted into.
     fn room_for_all(&self, live_bytes: u64, live: u64, data_bytes: u64, size: u64) -> bool {
         let lately = {
-            let mut lately = lock(&self.lately);
+            let (mut lately, window) = (lock(&self.lately), (u64::from(self.settings.segments) / 8).max(8));
             for (sum, now) in lately.iter_mut().zip([live_bytes, live, data_bytes, size]) {
-                *sum = *sum - *sum / 8 + now;
+                *sum = *sum - *sum / window + now;
             }
             *lately
         };
