@@ -45,7 +45,7 @@ impl Event {
                 std::mem::take(&mut tasks.wakers)
             };
             self.waiters.fetch_sub(woken.len(), Ordering::SeqCst);
-            woken.into_iter().for_each(|(_, waker)| waker.wake());
+            woken.into_iter().for_each(|(_, waker)| wake(waker));
         }
     }
 
@@ -65,6 +65,14 @@ impl Event {
     /// Ready once it happened after `seen`. May be dropped at any time.
     pub(crate) fn after(&self, seen: u64) -> Happened<'_> {
         Happened { event: self, seen, listed: None }
+    }
+}
+
+/// Wakes a task. What its executor does then is not ours: a panic there must not end the thread that tells others as well.
+pub(crate) fn wake(waker: Waker) {
+    let woken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| waker.wake()));
+    if woken.is_err() {
+        tracing::error!("waking a task panicked");
     }
 }
 
@@ -123,4 +131,51 @@ impl Drop for Happened<'_> {
 /// Bits that tell `n / unit` values apart, rounded up.
 pub(crate) const fn ratio_ceil_log2(n: u64, unit: u64) -> u32 {
     n.div_ceil(unit).next_power_of_two().trailing_zeros()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::task::Wake;
+
+    struct Woken(AtomicBool);
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    struct Panics;
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("an executor that cannot take the task");
+        }
+    }
+
+    #[test]
+    fn everyone_is_woken_also_if_waking_one_panics() {
+        let event = Event::default();
+        let woken = Arc::new(Woken(AtomicBool::new(false)));
+        let (bad, good) = (Waker::from(Arc::new(Panics)), Waker::from(Arc::clone(&woken)));
+        let (mut first, mut second) = (event.after(0), event.after(0));
+        assert!(Pin::new(&mut first).poll(&mut Context::from_waker(&bad)).is_pending());
+        assert!(Pin::new(&mut second).poll(&mut Context::from_waker(&good)).is_pending());
+        event.signal();
+        assert!(woken.0.load(Ordering::SeqCst));
+        assert!(Pin::new(&mut second).poll(&mut Context::from_waker(&good)).is_ready());
+        assert_eq!(event.waiters.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn a_dropped_wait_is_listed_no_more() {
+        let event = Event::default();
+        let waker = Waker::from(Arc::new(Panics));
+        let mut wait = event.after(0);
+        assert!(Pin::new(&mut wait).poll(&mut Context::from_waker(&waker)).is_pending());
+        assert_eq!(event.waiters.load(Ordering::SeqCst), 1);
+        drop(wait);
+        assert_eq!((event.waiters.load(Ordering::SeqCst), lock(&event.tasks).wakers.len()), (0, 0));
+    }
 }

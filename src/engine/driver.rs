@@ -43,8 +43,11 @@ impl Threads {
         Ok(threads)
     }
 
-    /// Waits until all have ended, after the engine was told to close.
+    /// Waits until all have ended, after the engine was told to close. Not if one of them asks, in which a task was woken that had the last handle: they end by themselves.
     pub(crate) fn join(self) {
+        if self.0.iter().any(|thread| thread.thread().id() == thread::current().id()) {
+            return;
+        }
         for thread in self.0 {
             // A panic was reported by the thread itself; its step is not repeated.
             let _panicked = thread.join();

@@ -24,6 +24,7 @@ pub(super) struct Wanted {
 impl Engine {
     /// The values of `keys`, in their order. Same answers as [`Engine::get`] for each.
     pub(crate) fn get_many(&self, keys: &[Key<'_>]) -> Result<Vec<Option<Value>>> {
+        self.check_reads()?;
         let mut values: Vec<Option<Value>> = vec![None; keys.len()];
         let (mut wanted, mut reads, mut rest) = (Vec::new(), Vec::new(), Vec::new());
         for (number, key) in keys.iter().enumerate() {

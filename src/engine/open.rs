@@ -289,7 +289,7 @@ impl Engine {
         self.step_sync()?;
         if self.durable() < self.appended() || self.segments(State::Failed) > 0 {
             // The next opening replays the WAL, as after a kill.
-            return Err(Error::Failed { reason: "not everything could be written before the close".to_owned() });
+            return Err(self.fail("closing", &std::io::Error::other("not everything could be written")));
         }
         self.step_checkpoint(true)?;
         self.step_heat()?;

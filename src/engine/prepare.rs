@@ -28,16 +28,23 @@ impl Engine {
         }
         self.balance_memory();
         self.starved.store(false, Ordering::Release);
+        let full_before = self.counters.disk_full.load(Ordering::Relaxed);
         let (rescued, waits) = self.step_rescue(&mut manifest)?;
         let free = self.free_segment();
-        let wanted = lock(&self.log).ready.len() < self.ready_wanted();
+        let ready = lock(&self.log).ready.len();
+        let too_large = self.index_is_over_budget() && !waits;
         let busy = match free {
-            Some(id) if wanted => self.prepare(id, &mut manifest)?,
+            Some(id) if ready < self.ready_wanted() => self.prepare(id, &mut manifest)?,
+            // What is being rescued has a segment to go to.
+            _ if waits && ready > 0 => false,
             // One ahead, so that what is hot in the oldest segment finds a ready one to go to.
-            None => self.drain_oldest() || (self.index_is_over_budget() && self.seal_early()?),
-            Some(_) => self.index_is_over_budget() && (self.drain_oldest() || self.seal_early()?),
+            None => self.drain_oldest() || (too_large && self.seal_early()?),
+            Some(_) => too_large && (self.drain_oldest() || self.seal_early()?),
         };
         if waits && !rescued && !busy {
+            if ready == 0 && free.is_none() && self.counters.disk_full.load(Ordering::Relaxed) == full_before {
+                return Err(self.fail("rescuing a segment", &io::Error::other("no other segment has room for what it held")));
+            }
             self.starved.store(true, Ordering::Release);
         }
         Ok(rescued || busy)

@@ -102,9 +102,7 @@ impl Engine {
 
     /// The value of `key`, if it has one. `promote` says that it counts as a use.
     pub(crate) fn get(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>> {
-        if self.closing.load(Ordering::Acquire) {
-            return Err(Error::Closed);
-        }
+        self.check_reads()?;
         let value = self.look_up(key, promote)?;
         if promote {
             let counter = match value.as_ref().map(Value::tier) {
@@ -116,6 +114,11 @@ impl Engine {
             counter.fetch_add(1, Ordering::Relaxed);
         }
         Ok(value)
+    }
+
+    /// Refuses reads once the cache closes.
+    pub(super) fn check_reads(&self) -> Result<()> {
+        if self.closing.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
     }
 
     fn look_up(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>> {

@@ -75,10 +75,11 @@ impl Engine {
         true
     }
 
-    /// Whether everything that was moved out of a segment is durable in its new place. It must be before the old one is reused: it may have been durable there.
+    /// Whether everything that was moved out of a segment is durable in its new place. It must be before the old one is reused: it may have been durable there. What was
+    /// moved to a segment that failed since is in the hands of its rescue: a power cut before that has ended costs those entries.
     fn moves_are_synced(&self, id: SegmentId) -> bool {
         let moved_until = self.table.row(id).moved_until;
-        let synced = || self.marks.synced_bytes.load(Ordering::Relaxed) >= moved_until;
+        let synced = || self.marks.settled_bytes.load(Ordering::Relaxed) >= moved_until;
         if !synced() {
             let _recorded = self.step_sync();
         }
@@ -90,7 +91,7 @@ impl Engine {
         self.closing.load(Ordering::Acquire) || self.failure.get().is_some()
     }
 
-    /// Moves or forgets every live entry of a segment. False if the engine stops before that is done.
+    /// Moves or forgets every live entry of a segment. False if the engine stops, or another segment fails, before that is done.
     fn drain_entries(&self, row: &Row) -> io::Result<bool> {
         let file = self.table.file(row.life.id)?;
         let contents = reader::entries(self.store, row, self.hash_seed, file.as_ref());
@@ -133,6 +134,8 @@ impl Engine {
                         self.tell(&record, bytes, dead.unwrap_or(Cause::Expired));
                     }
                 }
+                // A segment failed meanwhile. It goes first, and then there may be room again.
+                Fate::Unwanted if keep && self.segments(State::Failed) > 0 => return Ok(false),
                 Fate::Unwanted => {
                     if self.evict(entry, location(entry)) {
                         self.tell(&record, bytes, Cause::Capacity);

@@ -50,11 +50,12 @@ impl Engine {
         self.counters.wal_bytes.fetch_add(written, Ordering::Relaxed);
         self.marks.written.fetch_max(appended, Ordering::AcqRel);
         self.events.room.signal();
+        self.wal.sync().map_err(|e| self.fail("syncing the WAL", &e))?;
+        self.marks.settled_bytes.store(bytes, Ordering::Relaxed);
         if !rescued || lock(&self.log).failed.iter().any(|failed| !failed.is_done()) {
             // Records that were appended are nowhere yet where they would outlive the host.
             return Ok(self.postpone_sync());
         }
-        self.wal.sync().map_err(|e| self.fail("syncing the WAL", &e))?;
         self.marks.durable.fetch_max(appended, Ordering::AcqRel);
         self.marks.synced_bytes.store(bytes, Ordering::Relaxed);
         self.marks.syncing_since_ms.store(0, Ordering::Release);

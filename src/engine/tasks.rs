@@ -14,6 +14,7 @@ use crate::id::{Key, Lsn};
 impl Engine {
     /// As [`Engine::get`].
     pub(crate) async fn get_in_task(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>> {
+        self.check_reads()?;
         if let Some((want, read)) = self.plan(0, key) {
             let read = self.disk.start_read(read).await;
             if let Some(value) = self.take_read(key, &want, read, promote) {
@@ -29,6 +30,7 @@ impl Engine {
 
     /// As [`Engine::get_many`].
     pub(crate) async fn get_many_in_task(&self, keys: &[Key<'_>]) -> Result<Vec<Option<Value>>> {
+        self.check_reads()?;
         let mut values: Vec<Option<Value>> = vec![None; keys.len()];
         let (mut started, mut rest) = (Vec::new(), Vec::new());
         for (number, key) in keys.iter().enumerate() {

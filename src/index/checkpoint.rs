@@ -176,31 +176,44 @@ impl Chunks<'_> {
     }
 }
 
-/// Loads checkpoint `sequence` from `file` into the empty `index`, keeping the slots whose location `keep`s, given the bases in the checkpoint. `None`, and nothing
-/// loaded that may stay, if it does not verify or has another geometry.
+/// What came of loading a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Loaded {
+    /// So many slots were kept.
+    Entries(u64),
+    /// Its slots are divided otherwise.
+    OtherGeometry,
+    /// It does not verify. What was loaded may not stay.
+    Broken,
+}
+
+/// Loads checkpoint `sequence` from `file` into the empty `index`, keeping the slots whose location `keep`s, given the bases in the checkpoint.
 pub(crate) fn load(
     store: StoreId,
     sequence: u64,
     file: &dyn File,
     index: &Index,
     keep: impl FnOnce(&[u64]) -> Box<dyn Fn(Location) -> bool>,
-) -> io::Result<Option<u64>> {
+) -> io::Result<Loaded> {
     let mut block = AlignedBuf::zeroed(BLOCK);
     if file.len() < BLOCK as u64 {
-        return Ok(None);
+        return Ok(Loaded::Broken);
     }
     file.read_at(0, &mut block)?;
     let header = match Header::decode(store, &block) {
-        Some(header) if header.sequence == sequence && header.geometry == index.geometry() => header,
-        _ => return Ok(None),
+        Some(header) if header.sequence == sequence => header,
+        _ => return Ok(Loaded::Broken),
     };
+    if header.geometry != index.geometry() {
+        return Ok(Loaded::OtherGeometry);
+    }
     if BLOCK as u64 + u64::from(header.chunks) * CHUNK_LEN as u64 > file.len() {
-        return Ok(None);
+        return Ok(Loaded::Broken);
     }
     let mut payload = Payload::new(store, &header, file);
     let mut bytes = Vec::new();
     if !payload.take(header.bases as usize * 8, &mut bytes)? {
-        return Ok(None);
+        return Ok(Loaded::Broken);
     }
     let bases: Vec<u64> = words(&bytes).collect();
     let keep = keep(&bases);
@@ -209,10 +222,10 @@ pub(crate) fn load(
     for partition in 0..geometry.partitions() {
         let count = match payload.take(4, &mut bytes)? {
             true => Reader::new(&bytes).u32().unwrap_or(0) as usize,
-            false => return Ok(None),
+            false => return Ok(Loaded::Broken),
         };
         if !payload.take(count * 8, &mut bytes)? {
-            return Ok(None);
+            return Ok(Loaded::Broken);
         }
         slots.clear();
         slots.extend(words(&bytes).filter(|slot| keep(geometry.unpack(*slot).location)));
@@ -221,7 +234,7 @@ pub(crate) fn load(
         }
         loaded += slots.len() as u64;
     }
-    Ok(Some(loaded))
+    Ok(Loaded::Entries(loaded))
 }
 
 fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {

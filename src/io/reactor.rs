@@ -101,10 +101,13 @@ impl Shared {
         }
     }
 
+    /// Hands everything that was queued to the kernel. The caller holds the lock on `submission`.
     fn submit(&self) {
         loop {
             match self.ring.submit() {
-                Ok(_) => return,
+                // SAFETY: the caller's lock makes this the only handle on the submission queue.
+                Ok(_) if unsafe { self.ring.submission_shared() }.is_empty() => return,
+                Ok(_) => {}
                 Err(e) if is_passing(&e) => {}
                 Err(e) => give_up(&e),
             }

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::thread;
 
 use super::BatchRead;
-use crate::sync::lock;
+use crate::sync::{lock, wake};
 
 /// Operations that may wait for their turn. Whoever brings one more does it on its own thread.
 pub(super) const WAITING_MAX: usize = 4096;
@@ -57,7 +57,7 @@ impl Operation {
             progress.waker.take()
         };
         if let Some(waker) = waker {
-            waker.wake();
+            wake(waker);
         }
     }
 

@@ -92,7 +92,7 @@ fn read_entry(fd: RawFd, read: &mut BatchRead) -> io_uring::squeue::Entry {
     opcode::Read::new(types::Fd(fd), read.buf.as_mut_ptr(), read.buf.len() as u32).offset(read.offset).build()
 }
 
-/// Whether the call is to be repeated: interrupted, or the completion queue must be emptied first.
+/// Whether the call is to be repeated: interrupted, out of memory for now, or the completion queue must be emptied first.
 pub(super) fn is_passing(error: &io::Error) -> bool {
-    [Errno::INTR, Errno::AGAIN, Errno::BUSY].iter().any(|e| error.raw_os_error() == Some(e.raw_os_error()))
+    [Errno::INTR, Errno::AGAIN, Errno::BUSY, Errno::NOMEM].iter().any(|e| error.raw_os_error() == Some(e.raw_os_error()))
 }

@@ -79,23 +79,28 @@ pub(crate) struct Table {
     rows: Mutex<Vec<Row>>,
 }
 
+/// Rows as a manifest states them.
+pub(crate) fn rows_of(segments: &[manifest::Segment]) -> Vec<Row> {
+    let row = |(i, s): (usize, &manifest::Segment)| Row {
+        state: match s.state {
+            SegmentState::Free => State::Free,
+            SegmentState::Open => State::Full,
+            SegmentState::Sealed => State::Sealed,
+            SegmentState::Quarantined => State::Quarantined,
+        },
+        size: s.size,
+        life: Life { id: SegmentId(i as u32), base: s.base, base_lsn: s.base_lsn },
+        last_lsn: s.last_lsn,
+        wal_start: WalStart::default(),
+        moved_until: 0,
+    };
+    segments.iter().enumerate().map(row).collect()
+}
+
 impl Table {
     /// The table that a manifest describes.
     pub(crate) fn new(disk: Arc<dyn Disk>, segments: &[manifest::Segment]) -> Self {
-        let rows = segments.iter().enumerate().map(|(i, s)| Row {
-            state: match s.state {
-                SegmentState::Free => State::Free,
-                SegmentState::Open => State::Full,
-                SegmentState::Sealed => State::Sealed,
-                SegmentState::Quarantined => State::Quarantined,
-            },
-            size: s.size,
-            life: Life { id: SegmentId(i as u32), base: s.base, base_lsn: s.base_lsn },
-            last_lsn: s.last_lsn,
-            wal_start: WalStart::default(),
-            moved_until: 0,
-        });
-        let rows: Vec<Row> = rows.collect();
+        let rows = rows_of(segments);
         let table = Self { disk, seats: segments.iter().map(|_| Seat::default()).collect(), rows: Mutex::default() };
         for row in &rows {
             if matches!(row.state, State::Full | State::Sealed) {

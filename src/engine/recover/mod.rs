@@ -22,8 +22,7 @@ use crate::io::{Disk, File};
 use crate::manifest::catalog::Catalog;
 use crate::manifest::{Manifest, Segment, SegmentState};
 use crate::segment::footer;
-use crate::segment::format::Life;
-use crate::segment::table::{self, Row, State, WalStart};
+use crate::segment::table::{self, Row, State};
 use crate::wal::replay::{Replay, Summary};
 
 /// What kind of stop preceded an open.
@@ -116,7 +115,7 @@ pub(super) fn recover(disk: &dyn Disk, settings: &Settings, mut manifest: Manife
         disk,
         store: manifest.store,
         hash_seed: manifest.hash_seed,
-        rows: rows_of(&manifest.segments),
+        rows: table::rows_of(&manifest.segments),
         index: Index::new(geometry),
         batch: Batch::new(geometry),
         catalog: manifest.catalog.clone(),
@@ -124,7 +123,11 @@ pub(super) fn recover(disk: &dyn Disk, settings: &Settings, mut manifest: Manife
         floor: manifest.floor,
         files: HashMap::new(),
     };
-    recovery.load_sealed(manifest.checkpoint.filter(|_| settings.recovery != RecoveryMode::Rebuild))?;
+    if settings.recovery == RecoveryMode::Rebuild {
+        // For good: it may be what made the caller ask.
+        recovery.report.rebuilt = manifest.checkpoint.take().is_some();
+    }
+    recovery.load_sealed(manifest.checkpoint)?;
     let mut wal_limit = manifest.wal_start;
     if kind != Start::Clean {
         let (wal_ring, _) = disk.map(files::RINGS[1], manifest.wal_ring)?;
@@ -147,23 +150,6 @@ fn forget_all(manifest: &mut Manifest) {
     for segment in &mut manifest.segments {
         segment.state = SegmentState::Free;
     }
-}
-
-fn rows_of(segments: &[Segment]) -> Vec<Row> {
-    let row = |(i, s): (usize, &Segment)| Row {
-        state: match s.state {
-            SegmentState::Free => State::Free,
-            SegmentState::Open => State::Full,
-            SegmentState::Sealed => State::Sealed,
-            SegmentState::Quarantined => State::Quarantined,
-        },
-        size: s.size,
-        life: Life { id: SegmentId(i as u32), base: s.base, base_lsn: s.base_lsn },
-        last_lsn: s.last_lsn,
-        wal_start: WalStart::default(),
-        moved_until: 0,
-    };
-    segments.iter().enumerate().map(row).collect()
 }
 
 impl Recovery<'_> {

@@ -8,6 +8,7 @@ use super::{Recovery, change, open_segment};
 use crate::engine::files;
 use crate::id::{Location, Position, StoreId};
 use crate::index::batch::Batch;
+use crate::index::checkpoint::Loaded;
 use crate::index::geometry::Geometry;
 use crate::index::{self, Index};
 use crate::io::Disk;
@@ -76,7 +77,6 @@ impl Recovery<'_> {
     fn load_checkpoint(&mut self, sequence: u64) -> io::Result<bool> {
         let file = match self.disk.open(&files::checkpoint(sequence)) {
             Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(e) => return Ok(self.checkpoint_unreadable(&e)),
         };
         let (rows, floor) = (self.rows.clone(), self.floor);
@@ -95,8 +95,12 @@ impl Recovery<'_> {
             Ok(loaded) => loaded,
             Err(e) => return Ok(self.checkpoint_unreadable(&e)),
         };
-        self.report.checkpoint_entries = loaded.unwrap_or(0);
-        Ok(loaded.is_some())
+        match loaded {
+            Loaded::Entries(entries) => self.report.checkpoint_entries = entries,
+            Loaded::OtherGeometry => {}
+            Loaded::Broken => self.report.damaged.push("the checkpoint does not verify".to_owned()),
+        }
+        Ok(matches!(loaded, Loaded::Entries(_)))
     }
 
     /// A checkpoint that cannot be read costs time only.

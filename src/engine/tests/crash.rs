@@ -293,7 +293,9 @@ fn run_with_faults(options: &Options, steps: &[Step], seed: u64, stop: u64) -> u
         disk.fail(op, 1 + drawn(32) % 4, std::io::ErrorKind::Other, false);
     }
     engine.begin_close();
-    let closed = engine.finish().is_ok() && !disk.has_stopped();
+    let finished = engine.finish().is_ok();
+    assert!(finished || engine.persist(Ack::Host).is_err() || engine.durable() == engine.appended(), "whoever waits is told");
+    let closed = finished && !disk.has_stopped();
     let faults = disk.faults_injected();
     history.may_miss = faults > 0;
     let what = format!("seed {seed}, stop {stop}, all {all}, closed {closed}, faults {faults}");

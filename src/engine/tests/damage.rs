@@ -1,6 +1,7 @@
 //! Bytes that rot: in the WAL, and anywhere.
 
 use super::*;
+use crate::config::RecoveryMode;
 use crate::error::Error;
 use crate::wal::format::FRAME_LEN;
 
@@ -133,6 +134,28 @@ fn worn(clean: bool) -> SimDisk {
         engine.finish().unwrap();
     }
     store.disk.after_kill()
+}
+
+#[test]
+fn the_recovery_mode_decides_what_a_damaged_checkpoint_does() {
+    let image = worn(true);
+    let open_with = |image: &SimDisk, mode| {
+        let options = small().recovery(mode);
+        open(&options, Some(Arc::new(image.after_kill())), Arc::new(SimClock::new(3)), Mode::Inline)
+    };
+    assert!(!open_with(&image, RecoveryMode::Refuse).unwrap().report.rebuilt);
+    let rebuilt = open_with(&image, RecoveryMode::Rebuild).unwrap();
+    assert!(rebuilt.report.rebuilt && rebuilt.report.damaged.is_empty());
+    let named = crate::sync::lock(&rebuilt.manifest).checkpoint;
+    assert_eq!(named, None, "the checkpoint that was left aside is not trusted later");
+    for (name, len) in image.files().iter().filter(|(name, len)| name.starts_with("checkpoint") && *len > 0) {
+        for offset in [100, len / 2] {
+            image.corrupt(name, offset, 1);
+        }
+    }
+    assert!(matches!(open_with(&image, RecoveryMode::Refuse), Err(Error::Corrupt { .. })));
+    let served = open_with(&image, RecoveryMode::Serve).unwrap();
+    assert!(served.report.rebuilt && served.report.damaged.len() == 1, "{:?}", served.report);
 }
 
 #[test]

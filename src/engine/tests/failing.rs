@@ -12,15 +12,19 @@ fn put_now(engine: &Engine, key: u64, len: usize) -> Result<(), Error> {
 
 /// Puts until there is no room, doing all background work in between. How many were acknowledged.
 fn fill(engine: &Engine, from: u64, most: u64) -> u64 {
+    fill_with(engine, from, most, 2_000)
+}
+
+fn fill_with(engine: &Engine, from: u64, most: u64, len: usize) -> u64 {
     for n in from..from + most {
         loop {
-            match put_now(engine, n, 2_000) {
+            match put_now(engine, n, len) {
                 Ok(()) => break,
                 Err(Error::WouldBlock) => {
                     let before = engine.stats();
                     engine.step_all().unwrap();
                     let after = engine.stats();
-                    if after.disk_full > before.disk_full && put_now(engine, n, 2_000).is_err() {
+                    if after.disk_full > before.disk_full && put_now(engine, n, len).is_err() {
                         return n - from;
                     }
                 }
@@ -112,6 +116,41 @@ fn a_segment_that_cannot_be_written_or_synced_is_given_up_and_nothing_of_it_is_l
             assert_eq!(store.get(&7u64.to_le_bytes()), Some(value(7, 7, 2_000)));
         }
     }
+}
+
+#[test]
+fn a_full_store_goes_on_or_says_so_when_a_segment_fails() {
+    let mut quarantined = 0;
+    for op in [FaultOp::Write, FaultOp::Sync, FaultOp::SyncDroppingPages] {
+        for nth in 1..90 {
+            let store = Store::new(small().flash(512 << 10).wal_values([WalValues::Never, WalValues::Always][nth as usize % 2]));
+            // Keys that are put again leave room to win, and others that are asked for are moved.
+            let len = [1_000, 2_000, 5_000, 9_000][nth as usize / 2 % 4];
+            for n in 0..400 {
+                assert_eq!(fill_with(store.engine(), if n % 4 == 0 { n } else { n % 10 }, 1, len), 1);
+                drop(store.get(&(n / 8 * 4).to_le_bytes()));
+            }
+            let full = store.engine().stats();
+            assert!(full.segments_reclaimed > 0 && full.reinserted > 0, "it is full: {full:?}");
+            store.disk.fail(op, nth, std::io::ErrorKind::Other, false);
+            for n in 400..550 {
+                let mut tries = 0;
+                while let Err(e) = put_now(store.engine(), n % 10, len) {
+                    tries += 1;
+                    match e {
+                        Error::WouldBlock if tries < 50 => drop(store.engine().step_all()),
+                        Error::Failed { .. } => break,
+                        e => panic!("{op:?} {nth}: put {n} after {tries} tries: {e}, {:?}", store.engine().stats()),
+                    }
+                }
+            }
+            // The fault may only come now, in the WAL: then it says so.
+            if store.engine().persist(Ack::Host).is_ok() {
+                quarantined += store.engine().stats().segments_quarantined;
+            }
+        }
+    }
+    assert!(quarantined > 20, "{quarantined} segments failed and service went on");
 }
 
 #[test]
