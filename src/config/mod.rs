@@ -242,7 +242,7 @@ impl Options {
         self
     }
 
-    /// Bytes of DRAM for everything: index, buffers, memory tier. Default 256 MiB, minimum 1 MiB.
+    /// Bytes of DRAM for everything: index, buffers, memory tier. Default 256 MiB, minimum 1 MiB; large flash needs more, and a 1024th of it is enough.
     #[must_use]
     pub fn memory(mut self, bytes: u64) -> Self {
         self.memory = bytes;
@@ -407,7 +407,9 @@ impl Options {
         let index_bytes_max = self.memory.saturating_sub(segment_ring + wal_ring);
         // Empty, the index has one partition of 16 B for each 64 KiB of flash.
         let empty_index = flash.next_power_of_two() / (64 << 10) * 16;
-        if empty_index > index_bytes_max / 2 {
+        // A store that exists says how much flash it has.
+        let known = self.flash.is_some() || stored.is_some();
+        if known && empty_index > index_bytes_max / 2 {
             let reason = format!("{} B given, {flash} B of flash need at least {}", self.memory, (empty_index * 4).max(1 << 20));
             return invalid("memory", reason);
         }

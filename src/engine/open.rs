@@ -67,7 +67,11 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
     };
     let io_error = Error::io("recover the store in", dir);
     let recovered = match loaded {
-        None => create(&settings, disk.as_ref(), clock.as_ref()).map(|r| (settings, r)),
+        None => {
+            // What was left open has its default now, and must fit the rest.
+            let settings = options.clone().flash(settings.flash).validate(None)?;
+            create(&settings, disk.as_ref(), clock.as_ref()).map(|r| (settings, r))
+        }
         Some((manifest, damaged)) => {
             let flash = manifest.flash;
             let settings = options.validate(Some(Stored { flash, segment_size: manifest.segment_size }))?;

@@ -25,12 +25,12 @@ const REINSERT_SHARE: u64 = 4;
 /// Bytes that are read at once while a segment is drained.
 const WINDOW: usize = 1 << 20;
 
-/// What became of an entry that was to be kept.
+/// What becomes of an entry.
 enum Fate {
     /// It has another place, or a newer version came.
     Kept,
-    /// It has expired, or belongs to a namespace that was dropped.
-    Dead,
+    /// It would not be served any more.
+    Dead(Cause),
     /// It is not wanted enough, or there is no room for it.
     Unwanted,
 }
@@ -120,18 +120,17 @@ impl Engine {
                 self.index.remove_if_at(entry.hash, location(entry));
                 continue;
             };
-            let dead = self.cause_of_death(&record, &scopes);
-            let fate = match dead {
-                Some(_) => Fate::Dead,
+            let fate = match self.cause_of_death(&record, &scopes) {
+                Some(cause) => Fate::Dead(cause),
                 None if keep => self.try_reinsert(row, entry, &record, bytes),
                 None => Fate::Unwanted,
             };
             match fate {
                 Fate::Kept => budget = budget.saturating_sub(entry.len.into()),
                 _ if self.is_stopping() => return Ok(false),
-                Fate::Dead => {
+                Fate::Dead(cause) => {
                     if self.index.remove_if_at(entry.hash, location(entry)) {
-                        self.tell(&record, bytes, dead.unwrap_or(Cause::Expired));
+                        self.tell(&record, bytes, cause);
                     }
                 }
                 // A segment failed meanwhile. It goes first, and then there may be room again.

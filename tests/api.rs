@@ -1,0 +1,194 @@
+//! What the calls say they do, on a real directory and across restarts.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use everwarm::{Ack, Cache, Cause, Condition, DeleteOptions, Error, Hint, Options, PutOptions, Tier};
+
+fn open(dir: &tempfile::TempDir) -> Cache {
+    Cache::open(Options::new(dir.path()).flash(8 << 20)).expect("a directory of this test")
+}
+
+fn get(cache: &Cache, key: &str) -> Option<String> {
+    cache.get(key).expect("open").map(|value| String::from_utf8(value.to_vec()).expect("text"))
+}
+
+#[test]
+fn namespaces_are_apart_and_are_dropped_for_good() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let cache = open(&dir);
+    let (users, feeds) = (cache.namespace("users").expect("room"), cache.namespace("feeds").expect("room"));
+    for (cache, value) in [(&cache, "default"), (&users, "users"), (&feeds, "feeds")] {
+        cache.put("key", value).expect("room");
+        assert_eq!(cache.entries().count(), 1);
+    }
+    users.clear().expect("room");
+    let expected = [("", Some("default")), ("users", None), ("feeds", Some("feeds"))];
+    let check = |cache: &Cache| {
+        for (name, value) in expected {
+            assert_eq!(get(&cache.namespace(name).expect("room"), "key").as_deref(), value, "namespace {name:?}");
+        }
+    };
+    check(&cache);
+    assert_eq!(users.entries().count(), 0);
+    drop((users, feeds, cache));
+    let cache = open(&dir);
+    check(&cache);
+    assert_eq!(cache.namespaces(), ["feeds", "users"]);
+    cache.namespace("users").expect("it exists").put("key", "again").expect("room");
+    cache.close().expect("in order");
+    let cache = open(&dir);
+    assert_eq!(get(&cache.namespace("users").expect("it exists"), "key").as_deref(), Some("again"));
+    cache.clear_all().expect("room");
+    for name in ["", "users", "feeds"] {
+        assert_eq!(get(&cache.namespace(name).expect("it exists"), "key"), None);
+    }
+    drop(cache);
+    assert_eq!(open(&dir).entries().count(), 0);
+    assert!(matches!(open(&dir).namespace(&"n".repeat(256)), Err(Error::InvalidName { .. })));
+}
+
+#[test]
+fn a_small_store_is_opened_again_without_saying_how_small() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    Cache::open(Options::new(dir.path()).memory(1 << 20).flash(1 << 20)).expect("an empty directory").close().expect("in order");
+    Cache::open(Options::new(dir.path()).memory(1 << 20)).expect("it has the flash it had").close().expect("in order");
+    let new = tempfile::tempdir().expect("a temporary directory");
+    let refused = Cache::open(Options::new(new.path()).memory(1 << 20));
+    assert!(matches!(refused, Err(Error::InvalidOption { name: "memory", .. })), "4 GiB by default need more");
+    Cache::open(Options::new(new.path())).expect("nothing was made of it");
+}
+
+#[test]
+fn resume_tokens_come_back_with_the_data() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let cache = open(&dir);
+    cache.set_resume_token("stream", "17").expect("room");
+    cache.set_resume_token_with("other", "1", Ack::Host).expect("a sync");
+    cache.set_resume_token("stream", "18").expect("room");
+    drop(cache);
+    let cache = open(&dir);
+    assert_eq!(cache.resume_token("stream").as_deref(), Some(&b"18"[..]));
+    cache.set_resume_token("other", "").expect("room");
+    cache.close().expect("in order");
+    let cache = open(&dir);
+    assert_eq!(cache.resume_tokens(), ["stream"]);
+    assert!(matches!(cache.set_resume_token("t", vec![0; 1025]), Err(Error::ValueTooLarge { max: 1024, .. })));
+    for n in 1..64 {
+        cache.set_resume_token(&format!("{n}"), "x").expect("64 are possible");
+    }
+    assert!(matches!(cache.set_resume_token("one more", "x"), Err(Error::InvalidName { .. })));
+}
+
+#[test]
+fn many_puts_ranges_and_conditional_deletes() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let cache = open(&dir);
+    cache.put("b", "old").expect("room");
+    let absent = PutOptions::new().condition(Condition::IfAbsent).ack(Ack::Host);
+    let versions = cache.put_many(&[("a", "0123456789"), ("b", "new"), ("c", "3")], &absent).expect("room");
+    assert!(versions[0].is_some() && versions[1].is_none() && versions[2].is_some());
+    assert!(cache.stats().durable >= versions[2].expect("it was absent"), "it waited for the last one");
+    assert_eq!(get(&cache, "b").as_deref(), Some("old"));
+    let range = |range| cache.get_range("a", range).expect("open").map(|bytes| String::from_utf8(bytes.to_vec()).expect("text"));
+    assert_eq!(range(2..5).as_deref(), Some("234"));
+    assert_eq!((range(8..99).as_deref(), range(50..99).as_deref()), (Some("89"), Some("")));
+    assert_eq!(cache.get_range("none", 0..1).expect("open"), None);
+    let wrong = DeleteOptions::new().condition(Condition::IfVersion(versions[0].expect("it was absent")));
+    assert_eq!(cache.delete_with("c", &wrong).expect("room"), None);
+    assert_eq!(get(&cache, "c").as_deref(), Some("3"));
+    assert!(cache.delete_with("a", &wrong).expect("room").is_some());
+    assert_eq!(get(&cache, "a"), None);
+}
+
+#[test]
+fn a_hint_says_where_a_value_is_at_first() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let cache = open(&dir);
+    let tier = |key: &str| cache.peek(key).expect("open").map(|value| value.tier());
+    for (key, hint, expected) in
+        [("hot", Hint::Memory, Tier::Memory), ("cold", Hint::Flash, Tier::Buffer), ("any", Hint::Auto, Tier::Buffer)]
+    {
+        cache.put_with(key, "value", &PutOptions::new().hint(hint)).expect("room");
+        assert_eq!(tier(key), Some(expected), "{key}");
+    }
+    cache.put("hot", "next").expect("room");
+    assert_eq!(tier("hot"), Some(Tier::Memory), "it takes the place of the version before");
+    cache.put_with("hot", "last", &PutOptions::new().hint(Hint::Flash)).expect("room");
+    assert_eq!(tier("hot"), Some(Tier::Buffer));
+}
+
+#[test]
+fn the_listener_hears_of_every_entry_that_leaves() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let heard = Arc::new(Mutex::new(HashMap::<Vec<u8>, (u64, Cause)>::new()));
+    let of_listener = Arc::clone(&heard);
+    let options = Options::new(dir.path()).memory(1 << 20).flash(1 << 20).on_evict(move |evicted| {
+        let before = of_listener.lock().expect("no panic").insert(evicted.key.to_vec(), (evicted.version.0, evicted.cause));
+        assert!(before.is_none_or(|(version, _)| version < evicted.version.0), "each version leaves once");
+    });
+    let cache = Cache::open(options).expect("an empty directory");
+    let dropped = cache.namespace("dropped").expect("room");
+    let mut versions = HashMap::new();
+    for n in 0..4000u32 {
+        let key = format!("key-{n}").into_bytes();
+        let value = vec![n as u8; 900];
+        let version = match n {
+            0..50 => dropped.put(&key, &value).expect("room"),
+            50..100 => {
+                let options = PutOptions::new().ttl(Duration::from_millis(1));
+                cache.put_with(&key, &value, &options).expect("room").expect("without a condition")
+            }
+            _ => cache.put(&key, &value).expect("room"),
+        };
+        versions.insert(key, version.0);
+        if n == 100 {
+            dropped.clear().expect("room");
+        }
+    }
+    let closed = cache.clone();
+    cache.close().expect("in order");
+    let heard = heard.lock().expect("no panic");
+    let of_cause = |cause| heard.values().filter(|(_, c)| *c == cause).count();
+    assert_eq!((of_cause(Cause::Dropped), of_cause(Cause::Expired)), (50, 50));
+    assert_eq!(of_cause(Cause::Capacity) as u64, closed.stats().evicted);
+    drop((closed, dropped));
+    let cache = Cache::open(Options::new(dir.path()).memory(1 << 20)).expect("a directory of this test");
+    for (key, (version, _)) in heard.iter() {
+        assert_eq!(versions[key], *version);
+        assert!(cache.get(key).expect("open").is_none(), "what left is a miss");
+    }
+    let there = versions.keys().filter(|key| cache.get(key).expect("open").is_some()).count();
+    let missing = versions.len() - heard.len() - there;
+    assert!(missing as u64 <= cache.stats().evicted, "the others are hits, but for what has left since");
+}
+
+#[test]
+fn memory_bounds_the_index_also_when_flash_has_room() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let memory = 2 << 20;
+    let open = |memory| Cache::open(Options::new(dir.path()).memory(memory).flash(64 << 20)).expect("a directory of this test");
+    let cache = open(memory);
+    let count = 400_000u32;
+    for n in 0..count {
+        cache.put(n.to_le_bytes(), n.to_le_bytes()).expect("room");
+        if n % 10_000 == 0 {
+            let stats = cache.stats();
+            assert!(stats.memory_bytes <= memory + (memory / 50).max(4 << 20), "{} B at {n}", stats.memory_bytes);
+            assert!(stats.index_bytes <= memory, "{} B of index at {n}", stats.index_bytes);
+        }
+    }
+    let stats = cache.stats();
+    assert!(stats.evicted > 100_000 && stats.entries > 50_000, "{stats:?}");
+    for n in count - 10_000..count {
+        assert_eq!(&cache.get(n.to_le_bytes()).expect("open").expect("the newest are there")[..], n.to_le_bytes());
+    }
+    drop(cache);
+    // A store that was opened with less memory shrinks to it, and goes on.
+    let cache = open(memory / 2);
+    for n in 0..1_000u32 {
+        cache.put(n.to_le_bytes(), b"again").expect("room");
+    }
+    assert!(cache.stats().index_bytes <= memory / 2, "{:?}", cache.stats());
+}
