@@ -41,9 +41,14 @@ pub(super) struct Log {
     pub(super) last_by_reference: Lsn,
 }
 
-/// There is no room in a ring or a segment right now, or the cache has closed; nothing was changed.
+/// There is no room right now, or the cache has closed; nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NoRoom;
+pub(super) enum NoRoom {
+    /// A write-out or a sync makes room: a ring is full, or too much is unsynced.
+    Unwritten,
+    /// Another segment is needed, or nothing helps.
+    Segment,
+}
 
 /// A record to append.
 #[derive(Debug)]
@@ -82,57 +87,57 @@ impl Engine {
         let mut log = lock(&self.log);
         if self.closing.load(Ordering::Acquire) {
             // Under the lock: what comes before is retired, sealed and in the last checkpoint; nothing comes after.
-            return Err(NoRoom);
+            return Err(NoRoom::Segment);
         }
         if !log.failed.is_empty() && !what.urgent {
             // Until what failed is elsewhere, nothing is synced, and what room there is belongs to it.
-            return Err(NoRoom);
+            return Err(NoRoom::Segment);
         }
         let first = what.version.is_some() || what.urgent;
         if !first && log.reserved && log.ready.is_empty() {
             // Emptying the next segment depends on what room there is.
             self.events.prepare.signal();
-            return Err(NoRoom);
+            return Err(NoRoom::Segment);
         }
         if !log.open.as_ref().is_some_and(|open| open.fits(len)) {
             if len > record_len_max(self.settings.segment_size) {
                 // A record that is moved may come from a time of larger segments.
-                return Err(NoRoom);
+                return Err(NoRoom::Segment);
             }
             self.rotate(&mut log, first)?;
         }
         let log = &mut *log;
-        let Some(open) = log.open.as_mut().filter(|open| open.fits(len)) else { return Err(NoRoom) };
+        let Some(open) = log.open.as_mut().filter(|open| open.fits(len)) else { return Err(NoRoom::Segment) };
         let at = open.head();
         let frame_end = Wal::end_of(log.wal_head, if what.inline { len } else { 0 });
         let bytes = len as u64 + frame_end - log.wal_head;
         if !self.segment_ring.has_room(at.0 + len as u64) {
             self.events.flush.signal();
-            return Err(NoRoom);
+            return Err(NoRoom::Unwritten);
         }
         let too_many = self.unsynced_bytes() > 2 * self.settings.sync_bytes && !what.urgent;
         // A sync that takes long holds writers back. Not everyone looks at the clock.
         let too_old = || self.unsynced_age() > OLDEST * self.settings.sync_interval;
         if !first && log.next_lsn.0.is_multiple_of(LOOKS) && too_old() {
             self.events.sync.signal();
-            return Err(NoRoom);
+            return Err(NoRoom::Unwritten);
         }
         if !self.wal.has_room(frame_end) || too_many {
             self.request_sync();
-            return Err(NoRoom);
+            return Err(NoRoom::Unwritten);
         }
         if !first && self.outruns_checkpoint() {
-            return Err(NoRoom);
+            return Err(NoRoom::Segment);
         }
         if !first && !what.tombstone && self.index.allocated() > self.settings.index_bytes_max + self.settings.memory / 64 {
             // Entries must go before others come.
             self.events.prepare.signal();
-            return Err(NoRoom);
+            return Err(NoRoom::Segment);
         }
         let lsn = what.version.unwrap_or(log.next_lsn);
         let Some(prefix) = what.draft.prefix(self.store, at, lsn, open.life.base_lsn) else {
             assert!(what.version.is_some(), "a new LSN is near its segment's base");
-            return Err(NoRoom);
+            return Err(NoRoom::Segment);
         };
         let [head, key, value] = what.draft.parts();
         let parts = [&prefix, head, key, value];
@@ -163,7 +168,7 @@ impl Engine {
         let next = if moved || log.ready.len() > 1 { log.ready.pop_front() } else { None };
         let Some((life, size)) = next else {
             self.events.prepare.signal();
-            return Err(NoRoom);
+            return Err(NoRoom::Segment);
         };
         log.reserved = log.ready.is_empty();
         let wal_start = WalStart { position: log.wal_head, lsn: log.next_lsn };

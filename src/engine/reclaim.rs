@@ -97,11 +97,16 @@ impl Engine {
         let contents = reader::entries(self.store, row, self.hash_seed, file.as_ref());
         self.counters.damaged.fetch_add(contents.lost, Ordering::Relaxed);
         let location = |entry: &footer::Entry| Location { segment: row.life.id, offset: entry.offset };
-        let is_live = |e: &&footer::Entry| !e.tombstone && self.index.get(e.hash).is_some_and(|now| now.location == location(e));
+        let mut live_sectors = 0;
+        let is_live = |e: &&footer::Entry| {
+            let now = self.index.get(e.hash).filter(|now| !e.tombstone && now.location == location(e));
+            live_sectors += now.as_ref().map_or(0, |now| now.sectors);
+            now.is_some()
+        };
         let live: Vec<&footer::Entry> = contents.entries.iter().filter(is_live).collect();
         let live_bytes: u64 = live.iter().map(|e| u64::from(e.len)).sum();
         let data_bytes = contents.entries.iter().map(|e| u64::from(e.len)).sum();
-        let keep_all = self.room_for_all(live_bytes, live.len() as u64, data_bytes, row.size) && !self.index_is_over_budget();
+        let keep_all = self.room_for_all([live_bytes, live_sectors, data_bytes, row.size]) && !self.index_is_over_budget();
         let mut budget = match keep_all {
             // Nothing is synced meanwhile, so nothing that is moved would make room.
             _ if self.segments(State::Failed) > 0 => 0,
@@ -188,29 +193,37 @@ impl Engine {
         }
     }
 
-    /// Reinserts, and if a ring is full writes it out and tries once more: nobody else may be about to.
+    /// Reinserts, and while a ring is full writes it out and tries again: nobody else may be about to, and others may be quicker to fill it.
     fn try_reinsert(&self, row: &Row, entry: &footer::Entry, record: &Record, bytes: &[u8]) -> Fate {
-        let again = |NoRoom| {
+        let progress = || (self.segment_ring.written(), self.marks.synced_bytes.load(Ordering::Acquire));
+        loop {
+            let before = progress();
+            match self.reinsert(row, entry, record, bytes) {
+                Ok(_) => return Fate::Kept,
+                Err(NoRoom::Segment) => return Fate::Unwanted,
+                Err(NoRoom::Unwritten) => {}
+            }
             let _recorded = self.step_flush().and_then(|_| self.step_sync());
-            self.reinsert(row, entry, record, bytes)
-        };
-        self.reinsert(row, entry, record, bytes).or_else(again).map_or(Fate::Unwanted, |_| Fate::Kept)
+            if progress() == before {
+                return Fate::Unwanted;
+            }
+        }
     }
 
-    /// Whether flash has room for every live entry, going by segments that were emptied lately: the mean length of their live records, and the share of a segment that
-    /// records can take beside header, footer and what no record fitted into.
-    fn room_for_all(&self, live_bytes: u64, live: u64, data_bytes: u64, size: u64) -> bool {
+    /// Whether flash has room for every live entry. The index knows the sectors to read for them; what part of those the records take, and what part of a segment records
+    /// can take beside header, footer and what no record fitted into, is taken from segments that were emptied lately.
+    fn room_for_all(&self, now: [u64; 4]) -> bool {
         let lately = {
             let (mut lately, window) = (lock(&self.lately), (u64::from(self.settings.segments) / 8).max(8));
-            for (sum, now) in lately.iter_mut().zip([live_bytes, live, data_bytes, size]) {
+            for (sum, now) in lately.iter_mut().zip(now) {
                 *sum = *sum - *sum / window + now;
             }
             *lately
         };
-        let [live_bytes, live, data_bytes, sizes] = lately.map(u128::from);
+        let [live_bytes, live_sectors, data_bytes, sizes] = lately.map(u128::from);
         let in_flight = SEGMENTS_IN_FLIGHT + self.ready_wanted() as u64;
         let usable = u128::from(self.settings.flash.saturating_sub(in_flight * self.settings.segment_size));
-        let needed = u128::from(self.index.entries()) * live_bytes / live.max(1);
+        let needed = u128::from(self.index.sectors()) * live_bytes / live_sectors.max(1);
         needed * 100 * sizes <= usable * data_bytes * u128::from(KEEP_ALL_PERCENT)
     }
 

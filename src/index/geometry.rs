@@ -86,6 +86,11 @@ impl Geometry {
         1 << (self.place_bits() - 1)
     }
 
+    /// Sectors to read for the record of a slot.
+    pub(crate) fn sectors_of(&self, slot: u64) -> u64 {
+        decode_sectors((slot >> (self.offset_bits + self.segment_bits)) & ((1 << LEN_BITS) - 1))
+    }
+
     pub(crate) fn pack(&self, tag: u64, entry: &Entry) -> u64 {
         let mut slot = tag << HEAT_BITS | u64::from(entry.hot);
         slot = slot << LEN_BITS | encode_sectors(entry.sectors);
@@ -97,8 +102,7 @@ impl Geometry {
         let low = |value: u64, bits: u32| value & ((1 << bits) - 1);
         let offset = low(slot, self.offset_bits) as u32 * UNIT as u32;
         let segment = SegmentId(low(slot >> self.offset_bits, self.segment_bits) as u32);
-        let sectors = decode_sectors(low(slot >> (self.offset_bits + self.segment_bits), LEN_BITS));
-        Entry { location: Location { segment, offset }, sectors, hot: slot & self.heat_mask() != 0 }
+        Entry { location: Location { segment, offset }, sectors: self.sectors_of(slot), hot: slot & self.heat_mask() != 0 }
     }
 }
 

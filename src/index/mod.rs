@@ -23,6 +23,8 @@ pub(crate) struct Index {
     geometry: Geometry,
     partitions: Box<[Partition]>,
     entries: AtomicU64,
+    /// Sectors to read for all of them.
+    sectors: AtomicU64,
     /// Slots allocated, used or not.
     slots: AtomicU64,
 }
@@ -30,7 +32,7 @@ pub(crate) struct Index {
 impl Index {
     pub(crate) fn new(geometry: Geometry) -> Self {
         let partitions = (0..geometry.partitions()).map(|_| Partition::default()).collect();
-        Self { geometry, partitions, entries: AtomicU64::new(0), slots: AtomicU64::new(0) }
+        Self { geometry, partitions, entries: AtomicU64::new(0), sectors: AtomicU64::new(0), slots: AtomicU64::new(0) }
     }
 
     pub(crate) fn geometry(&self) -> Geometry {
@@ -53,10 +55,10 @@ impl Index {
         let (partition, tag) = self.locate(hash);
         let slot = self.geometry.pack(tag, entry);
         let (old, grown) = partition.upsert(&self.geometry, slot);
-        self.slots.fetch_add(grown as u64, Ordering::Relaxed);
-        if old.is_none() {
-            self.entries.fetch_add(1, Ordering::Relaxed);
+        if grown != 0 {
+            self.slots.fetch_add(grown as u64, Ordering::Relaxed);
         }
+        self.account(old, Some(slot));
         old.map(|slot| self.geometry.unpack(slot))
     }
 
@@ -80,8 +82,20 @@ impl Index {
         if grown != 0 {
             self.slots.fetch_add(grown as u64, Ordering::Relaxed);
         }
-        self.entries.fetch_sub(u64::from(old.is_some()), Ordering::Relaxed);
+        self.account(old, None);
         old
+    }
+
+    /// A slot took the place of another one.
+    fn account(&self, old: Option<u64>, new: Option<u64>) {
+        let sectors = |slot: Option<u64>| slot.map_or(0, |slot| self.geometry.sectors_of(slot));
+        if old.is_some() != new.is_some() {
+            self.entries.fetch_add(u64::from(new.is_some()).wrapping_sub(u64::from(old.is_some())), Ordering::Relaxed);
+        }
+        let (before, after) = (sectors(old), sectors(new));
+        if before != after {
+            self.sectors.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
+        }
     }
 
     /// Removes every entry that `keep` does not hold for. Only while nobody else uses the index.
@@ -89,10 +103,9 @@ impl Index {
         let mut slots = Vec::new();
         for number in 0..self.partitions.len() {
             self.copy_partition(number, &mut slots);
-            let before = slots.len();
-            slots.retain(|slot| keep(&self.geometry.unpack(*slot)));
-            if slots.len() != before {
-                self.replace_partition(number, before, &slots);
+            let kept: Vec<u64> = slots.iter().copied().filter(|slot| keep(&self.geometry.unpack(*slot))).collect();
+            if slots.len() != kept.len() {
+                self.replace_partition(number, &slots, &kept);
             }
         }
     }
@@ -124,18 +137,25 @@ impl Index {
 
     /// Fills the empty partition `number` with slots from [`Index::copy_partition`] of an index of the same geometry. Only while nobody else uses the index.
     pub(crate) fn load_partition(&self, number: usize, slots: &[u64]) {
-        self.replace_partition(number, 0, slots);
+        self.replace_partition(number, &[], slots);
     }
 
-    /// Replaces the `before` slots of partition `number`. Only while nobody else uses the index.
-    fn replace_partition(&self, number: usize, before: usize, slots: &[u64]) {
-        let grown = self.partitions[number].replace(slots);
+    /// Replaces the slots of partition `number`, which are `old`. Only while nobody else uses the index.
+    fn replace_partition(&self, number: usize, old: &[u64], new: &[u64]) {
+        let grown = self.partitions[number].replace(new);
+        let sectors = |slots: &[u64]| slots.iter().map(|slot| self.geometry.sectors_of(*slot)).sum::<u64>();
         self.slots.fetch_add(grown as u64, Ordering::Relaxed);
-        self.entries.fetch_add((slots.len() as u64).wrapping_sub(before as u64), Ordering::Relaxed);
+        self.entries.fetch_add((new.len() as u64).wrapping_sub(old.len() as u64), Ordering::Relaxed);
+        self.sectors.fetch_add(sectors(new).wrapping_sub(sectors(old)), Ordering::Relaxed);
     }
 
     pub(crate) fn entries(&self) -> u64 {
         self.entries.load(Ordering::Relaxed)
+    }
+
+    /// Sectors to read for all entries: how long their records are together, give or take what they share and a rounding.
+    pub(crate) fn sectors(&self) -> u64 {
+        self.sectors.load(Ordering::Relaxed)
     }
 
     /// Bytes of DRAM held.
@@ -156,7 +176,7 @@ mod tests {
     }
 
     fn at(offset: u32) -> Entry {
-        Entry::new(Location { segment: SegmentId(1), offset: offset * 8 }, 100)
+        Entry::new(Location { segment: SegmentId(1), offset: offset * 8 }, 100 + offset as usize)
     }
 
     #[derive(Clone, Debug)]
@@ -197,6 +217,7 @@ mod tests {
             }
             batch.merge(&batched);
             prop_assert_eq!(one_by_one.entries(), batched.entries());
+            prop_assert_eq!(one_by_one.sectors(), batched.sectors());
             let (mut a, mut b) = (Vec::new(), Vec::new());
             for p in 0..batched.geometry().partitions() {
                 one_by_one.copy_partition(p, &mut a);
@@ -227,6 +248,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(index.entries(), model.len() as u64);
+            prop_assert_eq!(index.sectors(), model.values().map(|o| at(*o).sectors).sum::<u64>());
             for k in 0..400 {
                 prop_assert_eq!(index.get(spread(k)).map(|e| e.location.offset / 8), model.get(&k).copied());
             }

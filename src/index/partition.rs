@@ -38,7 +38,7 @@ impl Drop for Partition {
 
 /// An array of at least `len` slots: a handful of spare ones, so that an insert rarely moves all of them.
 const fn capacity_for(len: usize) -> usize {
-    (len + 1 + len / 24).next_multiple_of(4)
+    (len + 1 + len / 24).next_multiple_of(2)
 }
 
 fn new_slots(capacity: usize) -> Owned<Slots> {

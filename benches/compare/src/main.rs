@@ -1,0 +1,186 @@
+//! Everwarm beside its peers. Each engine fills a new store in a process of its own, is killed once it says that flash holds everything, and is
+//! opened again by another process that reads every entry back. Rounds alternate between the engines.
+
+mod stores;
+mod work;
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use stores::{Engine, Size};
+use work::{Filled, Verified};
+
+#[derive(Parser)]
+#[command(about = "Everwarm and its peers, filled, killed and read back in the same run")]
+struct Program {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Fill, kill, open and read back, each engine in turn.
+    Fill {
+        #[command(flatten)]
+        load: Load,
+        /// Engines, in this order in each round.
+        #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Engine::Everwarm, Engine::EverwarmWal, Engine::FoyerUring, Engine::FoyerPsync, Engine::Fjall])]
+        engines: Vec<Engine>,
+        #[arg(long, default_value_t = 1)]
+        rounds: usize,
+        /// Read back after the kill in the first round only, or in every round.
+        #[arg(long)]
+        read_back_always: bool,
+        /// Print one object on standard output instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    #[command(hide = true)]
+    ChildFill {
+        engine: Engine,
+        #[command(flatten)]
+        load: Load,
+    },
+    #[command(hide = true)]
+    ChildVerify {
+        engine: Engine,
+        #[command(flatten)]
+        load: Load,
+    },
+}
+
+#[derive(Args, Clone)]
+struct Load {
+    /// Where stores are made, and removed afterwards.
+    #[arg(long)]
+    dir: PathBuf,
+    #[arg(long, default_value_t = 1_000_000)]
+    entries: u64,
+    /// Bytes of a value.
+    #[arg(long, default_value_t = 1024)]
+    value_len: usize,
+    #[arg(long, default_value_t = 8)]
+    threads: u64,
+    /// MiB of DRAM beyond the index.
+    #[arg(long, default_value_t = 64)]
+    memory_mib: u64,
+}
+
+impl Load {
+    fn size(&self) -> Size {
+        Size { entries: self.entries, value_len: self.value_len, memory: self.memory_mib << 20 }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Round {
+    filled: Filled,
+    verified: Option<Verified>,
+    /// Entries a second that were accepted, and that could be read back after the kill.
+    accepted_per_s: f64,
+    stored_per_s: Option<f64>,
+}
+
+fn main() -> Result<()> {
+    match Program::parse().verb {
+        Verb::ChildFill { engine, load } => work::fill(engine, &load.dir, load.size(), load.threads),
+        Verb::ChildVerify { engine, load } => work::verify(engine, &load.dir, load.size(), load.threads),
+        Verb::Fill { load, engines, rounds, read_back_always, json } => {
+            let mut results: BTreeMap<String, Vec<Round>> = BTreeMap::new();
+            for round in 0..rounds {
+                for &engine in &engines {
+                    eprintln!("round {} of {rounds}: {}", round + 1, engine.name());
+                    let done = one_round(engine, &load, round == 0 || read_back_always)?;
+                    eprintln!("  {}", serde_json::to_string(&done)?);
+                    results.entry(engine.name()).or_default().push(done);
+                }
+            }
+            report(&results, &engines, json)
+        }
+    }
+}
+
+fn one_round(engine: Engine, load: &Load, read_back: bool) -> Result<Round> {
+    let dir = load.dir.join(engine.name());
+    if dir.exists() {
+        std::fs::remove_dir_all(&dir)?;
+    }
+    std::fs::create_dir_all(&dir)?;
+    let mut child = spawn("child-fill", engine, &dir, load)?;
+    let filled: Filled = answer(&mut child).with_context(|| format!("{} while it was filled", engine.name()))?;
+    child.kill()?;
+    child.wait()?;
+    let verified: Option<Verified> = if read_back {
+        let mut child = spawn("child-verify", engine, &dir, load)?;
+        let verified = answer(&mut child).with_context(|| format!("{} after the kill", engine.name()))?;
+        child.wait()?;
+        Some(verified)
+    } else {
+        None
+    };
+    std::fs::remove_dir_all(&dir)?;
+    if let Some(verified) = &verified {
+        ensure!(verified.wrong == 0, "{} returned {} wrong values", engine.name(), verified.wrong);
+    }
+    let accepted_per_s = load.entries as f64 / filled.accepted_s;
+    let stored_per_s = verified.as_ref().map(|v| v.found as f64 / filled.settled_s);
+    Ok(Round { filled, verified, accepted_per_s, stored_per_s })
+}
+
+fn spawn(verb: &str, engine: Engine, dir: &Path, load: &Load) -> Result<Child> {
+    let arguments = [
+        ("--entries", load.entries.to_string()),
+        ("--value-len", load.value_len.to_string()),
+        ("--threads", load.threads.to_string()),
+        ("--memory-mib", load.memory_mib.to_string()),
+    ];
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg(verb).arg(engine.name()).arg("--dir").arg(dir);
+    for (name, value) in arguments {
+        command.arg(name).arg(value);
+    }
+    Ok(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?)
+}
+
+/// The one line that a child prints.
+fn answer<T: DeserializeOwned>(child: &mut Child) -> Result<T> {
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
+    serde_json::from_str(&line).with_context(|| format!("it said {line:?}"))
+}
+
+fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+fn report(results: &BTreeMap<String, Vec<Round>>, engines: &[Engine], json: bool) -> Result<()> {
+    if json {
+        println!("{}", serde_json::to_string(results)?);
+        return Ok(());
+    }
+    println!("{:<14} {:>12} {:>12} {:>10} {:>8} {:>9}", "engine", "accepted k/s", "stored k/s", "kept %", "open s", "read k/s");
+    for engine in engines {
+        let rounds = &results[&engine.name()];
+        let verified = || rounds.iter().filter_map(|r| r.verified.as_ref());
+        let cell = |value: Option<f64>, scale: f64| value.map_or_else(|| "-".into(), |v| format!("{:.1}", v / scale));
+        println!(
+            "{:<14} {:>12} {:>12} {:>10} {:>8} {:>9}",
+            engine.name(),
+            cell(median(rounds.iter().map(|r| r.accepted_per_s)), 1e3),
+            cell(median(rounds.iter().filter_map(|r| r.stored_per_s)), 1e3),
+            cell(median(verified().map(|v| v.found as f64 / (v.found + v.lost) as f64)), 0.01),
+            median(verified().map(|v| v.open_s)).map_or_else(|| "-".into(), |s| format!("{s:.3}")),
+            cell(median(verified().map(|v| (v.found + v.lost) as f64 / v.read_s)), 1e3),
+        );
+    }
+    Ok(())
+}

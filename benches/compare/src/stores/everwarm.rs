@@ -1,0 +1,34 @@
+use std::path::Path;
+
+use anyhow::Result;
+use bytes::Bytes;
+use everwarm::{Ack, Cache, Options, WalValues};
+
+use super::{Key, Size, Store};
+
+/// Bytes of the index for an entry, at most.
+const INDEX: u64 = 10;
+/// Header, key and footer entry of a record, generously.
+const RECORD: u64 = 64;
+
+pub fn open(dir: &Path, size: Size, wal_values: bool) -> Result<impl Store + use<>> {
+    let bytes = size.entries * (size.value_len as u64 + RECORD);
+    let flash = (bytes + bytes / 8).next_multiple_of(64 << 20).max(256 << 20);
+    let wal = if wal_values { WalValues::Always } else { WalValues::Never };
+    Ok(Cache::open(Options::new(dir).memory(size.entries * INDEX + size.memory).flash(flash).wal_values(wal))?)
+}
+
+impl Store for Cache {
+    fn put(&self, key: Key, value: Bytes) -> Result<()> {
+        Cache::put(self, key, value)?;
+        Ok(())
+    }
+
+    fn get(&self, key: Key) -> Result<Option<Bytes>> {
+        Ok(Cache::get(self, key)?.map(|value| value.bytes().clone()))
+    }
+
+    fn settle(&self) -> Result<()> {
+        Ok(self.persist(Ack::Host)?)
+    }
+}

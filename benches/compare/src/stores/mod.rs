@@ -1,0 +1,60 @@
+//! One way to talk to every engine. Each store takes what its users would give it: a directory, a budget of DRAM, room on flash.
+
+mod everwarm;
+mod fjall;
+mod foyer;
+
+use std::path::Path;
+
+use anyhow::Result;
+use bytes::Bytes;
+use clap::ValueEnum;
+
+pub type Key = [u8; 16];
+
+/// How much of what a store is given.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    pub entries: u64,
+    pub value_len: usize,
+    /// DRAM beyond the index.
+    pub memory: u64,
+}
+
+pub trait Store: Send + Sync {
+    /// Returns once the store has accepted the entry.
+    fn put(&self, key: Key, value: Bytes) -> Result<()>;
+    fn get(&self, key: Key) -> Result<Option<Bytes>>;
+    /// Returns once flash holds what was accepted, as far as the engine has a way to ask for it.
+    fn settle(&self) -> Result<()>;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Engine {
+    /// Everwarm, values in segments only.
+    Everwarm,
+    /// Everwarm, values of up to 4 KiB in the WAL as well.
+    EverwarmWal,
+    /// foyer, O_DIRECT, io_uring, tombstone log.
+    FoyerUring,
+    /// foyer, O_DIRECT, pread and pwrite, tombstone log.
+    FoyerPsync,
+    /// fjall, values apart from keys.
+    Fjall,
+}
+
+impl Engine {
+    pub fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned())
+    }
+
+    pub fn open(self, dir: &Path, size: Size) -> Result<Box<dyn Store>> {
+        Ok(match self {
+            Self::Everwarm => Box::new(everwarm::open(dir, size, false)?),
+            Self::EverwarmWal => Box::new(everwarm::open(dir, size, true)?),
+            Self::FoyerUring => Box::new(foyer::open(dir, size, true)?),
+            Self::FoyerPsync => Box::new(foyer::open(dir, size, false)?),
+            Self::Fjall => Box::new(fjall::open(dir, size)?),
+        })
+    }
+}

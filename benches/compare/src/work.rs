@@ -1,0 +1,108 @@
+//! What a child does, and what it says of it.
+
+use std::io::{Read, Write};
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+
+use crate::stores::{Engine, Key, Size};
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Filled {
+    /// Until the last put had returned.
+    pub accepted_s: f64,
+    /// Until flash held everything.
+    pub settled_s: f64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Verified {
+    /// From the call to open until the first get returned.
+    pub open_s: f64,
+    pub found: u64,
+    /// Entries with bytes that were never put under their key.
+    pub wrong: u64,
+    pub lost: u64,
+    pub read_s: f64,
+}
+
+/// The key of entry `n`: distinct, and in no order.
+pub fn key(n: u64) -> Key {
+    let mixed = (n ^ 0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mut key = [0; 16];
+    key[..8].copy_from_slice(&mixed.to_be_bytes());
+    key[8..].copy_from_slice(&n.to_le_bytes());
+    key
+}
+
+/// Bytes that do not compress and that state `n` and `version`.
+fn value(buf: &mut BytesMut, n: u64, version: u64, len: usize) -> Bytes {
+    buf.reserve(len);
+    buf.extend_from_slice(&n.to_le_bytes());
+    buf.extend_from_slice(&version.to_le_bytes());
+    let mut state = (n << 8 | version) | 1;
+    while buf.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let bytes = state.to_le_bytes();
+        buf.extend_from_slice(&bytes[..bytes.len().min(len - buf.len())]);
+    }
+    buf.split().freeze()
+}
+
+/// Fills a new store, says how long it took, and waits to be killed.
+pub fn fill(engine: Engine, dir: &Path, size: Size, threads: u64) -> Result<()> {
+    ensure!(size.value_len >= 16, "values state their entry and version: they take 16 B at least");
+    let store = engine.open(dir, size)?;
+    let start = Instant::now();
+    each_of(size.entries, threads, |n, buf| store.put(key(n), value(buf, n, 0, size.value_len)))?;
+    let accepted_s = start.elapsed().as_secs_f64();
+    store.settle()?;
+    let filled = Filled { accepted_s, settled_s: start.elapsed().as_secs_f64() };
+    println!("{}", serde_json::to_string(&filled)?);
+    std::io::stdout().flush()?;
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    Ok(())
+}
+
+/// Opens what a killed child left, and reads everything back.
+pub fn verify(engine: Engine, dir: &Path, size: Size, threads: u64) -> Result<()> {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+    let start = Instant::now();
+    let store = engine.open(dir, size)?;
+    store.get(key(size.entries / 2))?;
+    let open_s = start.elapsed().as_secs_f64();
+    let (found, wrong) = (AtomicU64::new(0), AtomicU64::new(0));
+    let start = Instant::now();
+    each_of(size.entries, threads, |n, buf| {
+        if let Some(got) = store.get(key(n))? {
+            found.fetch_add(1, Relaxed);
+            wrong.fetch_add(u64::from(got != value(buf, n, 0, size.value_len)), Relaxed);
+        }
+        Ok(())
+    })?;
+    let (found, wrong) = (found.into_inner(), wrong.into_inner());
+    let verified = Verified { open_s, found, wrong, lost: size.entries - found, read_s: start.elapsed().as_secs_f64() };
+    println!("{}", serde_json::to_string(&verified)?);
+    Ok(())
+}
+
+/// Calls `work` for every entry, each thread for its share.
+fn each_of(entries: u64, threads: u64, work: impl Fn(u64, &mut BytesMut) -> Result<()> + Sync) -> Result<()> {
+    std::thread::scope(|scope| {
+        let work = &work;
+        let share = |t| {
+            move || {
+                let mut buf = BytesMut::new();
+                (t..entries).step_by(threads as usize).try_for_each(|n| work(n, &mut buf))
+            }
+        };
+        let running: Vec<_> = (0..threads).map(|t| scope.spawn(share(t))).collect();
+        running.into_iter().try_for_each(|t| t.join().expect("a worker panicked"))
+    })
+}
