@@ -84,9 +84,8 @@ pub(crate) struct Engine {
     fills: fill::Fills,
     /// Namespaces and resume tokens. After the manifest lock, before the log lock.
     registry: Mutex<catalog::Registry>,
-    /// Of segments that were emptied, older ones weighing less: bytes of live records, sectors to read for them, bytes of all records, bytes of the segments.
-    /// Begins as if all had been full of records.
-    lately: Mutex<[u64; 4]>,
+    /// Of segments that were emptied, older ones weighing less: bytes of records, and of the segments. Begins as if all had been full of records.
+    lately: Mutex<[u64; 2]>,
     marks: Marks,
     events: Events,
     counters: Counters,

@@ -263,7 +263,7 @@ fn build(
         checkpointing: Mutex::default(),
         heat: Mutex::new(heat),
         fills: Default::default(),
-        lately: Mutex::new([0, 0, settings.flash, settings.flash]),
+        lately: Mutex::new([settings.flash; 2]),
         marks,
         events: Default::default(),
         counters: Default::default(),

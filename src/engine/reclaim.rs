@@ -97,16 +97,10 @@ impl Engine {
         let contents = reader::entries(self.store, row, self.hash_seed, file.as_ref());
         self.counters.damaged.fetch_add(contents.lost, Ordering::Relaxed);
         let location = |entry: &footer::Entry| Location { segment: row.life.id, offset: entry.offset };
-        let mut live_sectors = 0;
-        let is_live = |e: &&footer::Entry| {
-            let now = self.index.get(e.hash).filter(|now| !e.tombstone && now.location == location(e));
-            live_sectors += now.as_ref().map_or(0, |now| now.sectors);
-            now.is_some()
-        };
+        let is_live = |e: &&footer::Entry| !e.tombstone && self.index.get(e.hash).is_some_and(|now| now.location == location(e));
         let live: Vec<&footer::Entry> = contents.entries.iter().filter(is_live).collect();
-        let live_bytes: u64 = live.iter().map(|e| u64::from(e.len)).sum();
         let data_bytes = contents.entries.iter().map(|e| u64::from(e.len)).sum();
-        let keep_all = self.room_for_all([live_bytes, live_sectors, data_bytes, row.size]) && !self.index_is_over_budget();
+        let keep_all = self.room_for_all(data_bytes, row.size) && !self.index_is_over_budget();
         let mut budget = match keep_all {
             // Nothing is synced meanwhile, so nothing that is moved would make room.
             _ if self.segments(State::Failed) > 0 => 0,
@@ -210,21 +204,20 @@ impl Engine {
         }
     }
 
-    /// Whether flash has room for every live entry. The index knows the sectors to read for them; what part of those the records take, and what part of a segment records
-    /// can take beside header, footer and what no record fitted into, is taken from segments that were emptied lately.
-    fn room_for_all(&self, now: [u64; 4]) -> bool {
+    /// Whether flash has room for every live entry. What part of a segment records can take, beside header, footer and what no record fitted into, is taken from segments
+    /// that were emptied lately.
+    fn room_for_all(&self, data_bytes: u64, size: u64) -> bool {
         let lately = {
             let (mut lately, window) = (lock(&self.lately), (u64::from(self.settings.segments) / 8).max(8));
-            for (sum, now) in lately.iter_mut().zip(now) {
+            for (sum, now) in lately.iter_mut().zip([data_bytes, size]) {
                 *sum = *sum - *sum / window + now;
             }
             *lately
         };
-        let [live_bytes, live_sectors, data_bytes, sizes] = lately.map(u128::from);
+        let [data_bytes, sizes] = lately.map(u128::from);
         let in_flight = SEGMENTS_IN_FLIGHT + self.ready_wanted() as u64;
         let usable = u128::from(self.settings.flash.saturating_sub(in_flight * self.settings.segment_size));
-        let needed = u128::from(self.index.sectors()) * live_bytes / live_sectors.max(1);
-        needed * 100 * sizes <= usable * data_bytes * u128::from(KEEP_ALL_PERCENT)
+        u128::from(self.index.record_bytes()) * 100 * sizes <= usable * data_bytes * u128::from(KEEP_ALL_PERCENT)
     }
 
     fn is_hot(&self, entry: &footer::Entry, location: Location) -> bool {

@@ -86,9 +86,16 @@ impl Geometry {
         1 << (self.place_bits() - 1)
     }
 
-    /// Sectors to read for the record of a slot.
-    pub(crate) fn sectors_of(&self, slot: u64) -> u64 {
-        decode_sectors((slot >> (self.offset_bits + self.segment_bits)) & ((1 << LEN_BITS) - 1))
+    /// Sectors to read for the record of a slot, as they are encoded.
+    fn len_code(&self, slot: u64) -> u64 {
+        (slot >> (self.offset_bits + self.segment_bits)) & ((1 << LEN_BITS) - 1)
+    }
+
+    /// How long the record of a slot is, right on average over records that begin anywhere in a sector.
+    pub(crate) fn len_expected(&self, slot: u64) -> u64 {
+        let code = self.len_code(slot);
+        let fewest = if code == 0 { 1 } else { decode_sectors(code - 1) + 1 };
+        (fewest + decode_sectors(code)) * SECTOR as u64 / 2 - (SECTOR - UNIT) as u64
     }
 
     pub(crate) fn pack(&self, tag: u64, entry: &Entry) -> u64 {
@@ -102,7 +109,7 @@ impl Geometry {
         let low = |value: u64, bits: u32| value & ((1 << bits) - 1);
         let offset = low(slot, self.offset_bits) as u32 * UNIT as u32;
         let segment = SegmentId(low(slot >> self.offset_bits, self.segment_bits) as u32);
-        Entry { location: Location { segment, offset }, sectors: self.sectors_of(slot), hot: slot & self.heat_mask() != 0 }
+        Entry { location: Location { segment, offset }, sectors: decode_sectors(self.len_code(slot)), hot: slot & self.heat_mask() != 0 }
     }
 }
 
@@ -142,6 +149,19 @@ mod tests {
             assert!(g.partition_bits + g.tag_bits() >= 44, "{g:?}");
             assert!(g.partition_bits + g.tag_bits() <= 64, "{g:?}");
         }
+    }
+
+    #[test]
+    fn the_expected_length_is_right_on_average() {
+        let g = Geometry::new(512, 8 << 20);
+        for len in [40, 100, 136, 512, 1064, 5000, 16_000] {
+            let slots = (0..512 / UNIT as u32).map(|n| Entry::new(Location { segment: SegmentId(1), offset: 4096 + n * UNIT as u32 }, len));
+            let expected: u64 = slots.map(|entry| g.len_expected(g.pack(1, &entry))).sum();
+            assert_eq!(expected, 64 * len.next_multiple_of(UNIT) as u64, "{len}");
+        }
+        let large: u64 = (32..2000).map(|sectors| g.len_expected(g.pack(1, &Entry::new(Location::default(), sectors * SECTOR)))).sum();
+        let exact: u64 = (32..2000).map(|sectors| sectors * SECTOR as u64).sum();
+        assert!(large.abs_diff(exact) < exact / 50, "{large} for {exact}");
     }
 
     #[test]

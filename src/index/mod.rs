@@ -23,8 +23,8 @@ pub(crate) struct Index {
     geometry: Geometry,
     partitions: Box<[Partition]>,
     entries: AtomicU64,
-    /// Sectors to read for all of them.
-    sectors: AtomicU64,
+    /// Of their records, as expected.
+    bytes: AtomicU64,
     /// Slots allocated, used or not.
     slots: AtomicU64,
 }
@@ -32,7 +32,7 @@ pub(crate) struct Index {
 impl Index {
     pub(crate) fn new(geometry: Geometry) -> Self {
         let partitions = (0..geometry.partitions()).map(|_| Partition::default()).collect();
-        Self { geometry, partitions, entries: AtomicU64::new(0), sectors: AtomicU64::new(0), slots: AtomicU64::new(0) }
+        Self { geometry, partitions, entries: AtomicU64::new(0), bytes: AtomicU64::new(0), slots: AtomicU64::new(0) }
     }
 
     pub(crate) fn geometry(&self) -> Geometry {
@@ -88,13 +88,13 @@ impl Index {
 
     /// A slot took the place of another one.
     fn account(&self, old: Option<u64>, new: Option<u64>) {
-        let sectors = |slot: Option<u64>| slot.map_or(0, |slot| self.geometry.sectors_of(slot));
+        let len = |slot: Option<u64>| slot.map_or(0, |slot| self.geometry.len_expected(slot));
         if old.is_some() != new.is_some() {
             self.entries.fetch_add(u64::from(new.is_some()).wrapping_sub(u64::from(old.is_some())), Ordering::Relaxed);
         }
-        let (before, after) = (sectors(old), sectors(new));
+        let (before, after) = (len(old), len(new));
         if before != after {
-            self.sectors.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
+            self.bytes.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
         }
     }
 
@@ -143,19 +143,19 @@ impl Index {
     /// Replaces the slots of partition `number`, which are `old`. Only while nobody else uses the index.
     fn replace_partition(&self, number: usize, old: &[u64], new: &[u64]) {
         let grown = self.partitions[number].replace(new);
-        let sectors = |slots: &[u64]| slots.iter().map(|slot| self.geometry.sectors_of(*slot)).sum::<u64>();
+        let bytes = |slots: &[u64]| slots.iter().map(|slot| self.geometry.len_expected(*slot)).sum::<u64>();
         self.slots.fetch_add(grown as u64, Ordering::Relaxed);
         self.entries.fetch_add((new.len() as u64).wrapping_sub(old.len() as u64), Ordering::Relaxed);
-        self.sectors.fetch_add(sectors(new).wrapping_sub(sectors(old)), Ordering::Relaxed);
+        self.bytes.fetch_add(bytes(new).wrapping_sub(bytes(old)), Ordering::Relaxed);
     }
 
     pub(crate) fn entries(&self) -> u64 {
         self.entries.load(Ordering::Relaxed)
     }
 
-    /// Sectors to read for all entries: how long their records are together, give or take what they share and a rounding.
-    pub(crate) fn sectors(&self) -> u64 {
-        self.sectors.load(Ordering::Relaxed)
+    /// How long all records are together, as expected from what is read for them.
+    pub(crate) fn record_bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     /// Bytes of DRAM held.
@@ -217,7 +217,7 @@ mod tests {
             }
             batch.merge(&batched);
             prop_assert_eq!(one_by_one.entries(), batched.entries());
-            prop_assert_eq!(one_by_one.sectors(), batched.sectors());
+            prop_assert_eq!(one_by_one.record_bytes(), batched.record_bytes());
             let (mut a, mut b) = (Vec::new(), Vec::new());
             for p in 0..batched.geometry().partitions() {
                 one_by_one.copy_partition(p, &mut a);
@@ -248,7 +248,8 @@ mod tests {
                 }
             }
             prop_assert_eq!(index.entries(), model.len() as u64);
-            prop_assert_eq!(index.sectors(), model.values().map(|o| at(*o).sectors).sum::<u64>());
+            let slot = |o: &u32| index.geometry.pack(0, &at(*o));
+            prop_assert_eq!(index.record_bytes(), model.values().map(|o| index.geometry.len_expected(slot(o))).sum::<u64>());
             for k in 0..400 {
                 prop_assert_eq!(index.get(spread(k)).map(|e| e.location.offset / 8), model.get(&k).copied());
             }

@@ -85,8 +85,8 @@ fn wait(
     rng: &mut StdRng,
 ) -> anyhow::Result<Watched> {
     if aim == Aim::Recovery {
-        let began = subject.catch(process, PATIENCE, |board| board.ready_ms().is_some() || board.in_progress().contains(&"recovery"))?;
-        nap(rng.random_range(0.0..=ready_ms_usual));
+        let began = subject.watch(process, |board| board.ready_ms().is_some() || board.in_progress().contains(&"recovery"))?;
+        nap(rng.random_range(0.0..=ready_ms_usual / 2.0));
         return Ok(began);
     }
     let arrived = subject.watch(process, |board| board.ready_ms().is_some() && board.progress() >= point)?;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use indicatif::ProgressBar;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
 use super::Setup;
 use super::board::Board;
@@ -31,6 +32,24 @@ impl Process {
         }
         check(status)?;
         Ok(false)
+    }
+}
+
+impl Process {
+    /// Stops all its threads where they are. False if it ended instead.
+    fn stop(&self) -> anyhow::Result<bool> {
+        rustix::process::kill_process(self.id(), Signal::STOP)?;
+        let stopped_or_gone = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        let status = rustix::process::waitid(WaitId::Pid(self.id()), stopped_or_gone)?;
+        Ok(status.is_some_and(|status| status.stopped()))
+    }
+
+    fn go_on(&self) -> anyhow::Result<()> {
+        Ok(rustix::process::kill_process(self.id(), Signal::CONT)?)
+    }
+
+    fn id(&self) -> Pid {
+        Pid::from_child(&self.0)
     }
 }
 
@@ -118,12 +137,15 @@ impl<'a> Subject<'a> {
         }
     }
 
-    /// Waits, without a break, until the board shows something that does not last.
+    /// Waits, without a break, until the board shows something that may last a microsecond, and leaves the process stopped in the middle of it.
     pub(crate) fn catch(&self, process: &mut Process, patience: Duration, until: impl Fn(&Board) -> bool) -> anyhow::Result<Watched> {
         let started = Instant::now();
         while started.elapsed() < patience {
-            if until(&self.board) {
-                return Ok(Watched::Reached);
+            if until(&self.board) && process.stop()? {
+                if until(&self.board) {
+                    return Ok(Watched::Reached);
+                }
+                process.go_on()?;
             }
             if let Some(status) = process.0.try_wait()? {
                 check(status)?;
