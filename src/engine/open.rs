@@ -112,7 +112,7 @@ fn prepare_directory(options: &Options) -> Result<&Path> {
 /// Refuses a directory that is somebody else's, before anything is made in it.
 fn check_contents(disk: &dyn Disk, options: &Options) -> Result<()> {
     let files = disk.list().map_err(Error::io("list the directory", &options.dir))?;
-    if files.iter().any(|(name, _)| manifest::FILES.contains(&name.as_str())) {
+    if files.iter().any(|(name, _)| manifest::is_one(name)) {
         return Ok(());
     }
     let prefixes = [table::FILE_PREFIX, writer::FILE_PREFIX, files::CHECKPOINT_PREFIX, files::HEAT_PREFIX];
@@ -221,7 +221,9 @@ fn build(
     manifest.segment_ring = settings.segment_ring;
     manifest.segment_size = settings.segment_size;
     manifest.flash = settings.flash;
-    manifest::store(&disk, &mut manifest)?;
+    // Names that the process before made or removed may not have been synced, and nobody would do it later.
+    disk.sync_dir()?;
+    manifest::store_first(&disk, &mut manifest)?;
     let segment_ring = Ring::new(map(disk.as_ref(), files::RINGS[0], settings.segment_ring)?, ring_start);
     let wal_ring = Ring::new(map(disk.as_ref(), files::RINGS[1], settings.wal_ring)?, wal_start);
     let wal = Wal::new(Arc::clone(&disk), manifest.store, wal_ring, settings.wal_payload)?;

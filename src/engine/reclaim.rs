@@ -216,7 +216,7 @@ impl Engine {
         };
         let [data_bytes, sizes] = lately.map(u128::from);
         let in_flight = SEGMENTS_IN_FLIGHT + self.ready_wanted() as u64;
-        let usable = u128::from(self.settings.flash.saturating_sub(in_flight * self.settings.segment_size));
+        let usable = u128::from(self.settings.flash.saturating_sub(in_flight * self.settings.segment_size + self.given_up()));
         u128::from(self.index.record_bytes()) * 100 * sizes <= usable * data_bytes * u128::from(KEEP_ALL_PERCENT)
     }
 

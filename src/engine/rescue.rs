@@ -21,7 +21,7 @@ use crate::segment::writer::{Full, Open};
 use crate::sync::lock;
 
 /// A store that has lost one in this many of its segments takes no more mutations.
-const FAILED_SHARE_MAX: usize = 4;
+const FAILED_SHARE_MAX: u64 = 4;
 
 /// A segment that failed while it held records without a footer.
 #[derive(Debug)]
@@ -78,11 +78,15 @@ impl Engine {
         self.note_failure(id, error)
     }
 
+    /// Bytes of segments that failed since the opening.
+    pub(super) fn given_up(&self) -> u64 {
+        self.table.select(|r| matches!(r.state, State::Failed | State::Quarantined)).iter().map(|r| r.size).sum()
+    }
+
     fn note_failure(&self, id: SegmentId, error: &io::Error) -> Result<()> {
         self.counters.write_errors.fetch_add(1, Ordering::Relaxed);
-        tracing::error!(dir = %self.dir.display(), segment = %id, %error, "a segment cannot be written; it is not used again");
-        let lost = self.table.count(State::Quarantined) + self.table.count(State::Failed);
-        if lost * FAILED_SHARE_MAX > self.table.len() {
+        tracing::error!(dir = %self.dir.display(), segment = %id, %error, "a segment cannot be written; it is not used again before the next opening");
+        if self.given_up() * FAILED_SHARE_MAX > self.settings.flash {
             return Err(self.fail("writing too many segments", error));
         }
         Ok(())

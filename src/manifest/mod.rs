@@ -14,6 +14,13 @@ pub(crate) use format::{Checkpoint, Manifest, Segment, SegmentState};
 
 /// Names of the two copies.
 pub(crate) const FILES: [&str; 2] = ["manifest.0", "manifest.1"];
+/// A third copy that is there only while an opening writes the other two. What it read of them may not be durable: their last sync may have failed.
+const SPARE: &str = "manifest.2";
+
+/// Whether a file with this name is a copy.
+pub(crate) fn is_one(name: &str) -> bool {
+    name == SPARE || FILES.contains(&name)
+}
 
 /// Why no manifest could be loaded.
 #[derive(Debug)]
@@ -31,13 +38,13 @@ pub(crate) enum LoadError {
 /// Loads the newer of the copies that are whole, and says whether the other one was not.
 pub(crate) fn load(disk: &dyn Disk) -> Result<(Manifest, bool), LoadError> {
     let (mut best, mut newer, mut missing, mut broken, mut failure) = (None::<Manifest>, None, 0, 0, None);
-    for name in FILES {
+    for name in FILES.into_iter().chain([SPARE]) {
         match read(disk, name) {
             Ok(Ok(found)) if best.as_ref().is_none_or(|b| found.sequence > b.sequence) => best = Some(found),
             Ok(Ok(_)) => {}
             Ok(Err(Damage::Newer(version))) => newer = Some(version),
             Ok(Err(Damage::Broken)) => broken += 1,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => missing += 1,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => missing += usize::from(name != SPARE),
             Err(e) => failure = Some(e),
         }
     }
@@ -67,11 +74,24 @@ fn read(disk: &dyn Disk, name: &str) -> io::Result<Result<Manifest, Damage>> {
 /// beyond yet; afterwards either copy alone says everything.
 pub(crate) fn store(disk: &Arc<dyn Disk>, manifest: &mut Manifest) -> io::Result<u64> {
     manifest.sequence += 1;
+    write(disk, manifest, &FILES)
+}
+
+/// The same for the first manifest of an opening, when neither copy can be relied on to be durable before a third one is.
+pub(crate) fn store_first(disk: &Arc<dyn Disk>, manifest: &mut Manifest) -> io::Result<()> {
+    manifest.sequence += 1;
+    write(disk, manifest, &[SPARE])?;
+    write(disk, manifest, &FILES)?;
+    disk.remove(SPARE)?;
+    disk.sync_dir()
+}
+
+fn write(disk: &Arc<dyn Disk>, manifest: &Manifest, names: &[&str]) -> io::Result<u64> {
     let encoded = manifest.encode();
     let len = round_up(encoded.len() as u64, BLOCK as u64);
     let mut bytes = AlignedBuf::zeroed(len as usize);
     bytes[..encoded.len()].copy_from_slice(&encoded);
-    for name in FILES {
+    for name in names {
         let file = match disk.open(name) {
             Ok(file) if file.len() == len => file,
             _ => {
@@ -83,5 +103,5 @@ pub(crate) fn store(disk: &Arc<dyn Disk>, manifest: &mut Manifest) -> io::Result
         file.write_at(0, &bytes)?;
         file.sync()?;
     }
-    Ok(len * FILES.len() as u64)
+    Ok(len * names.len() as u64)
 }

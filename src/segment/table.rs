@@ -7,7 +7,8 @@
 //!     │                                                                  └── unfinished ──┤
 //!     └──────────────────────────────────────────────────────────────────── emptied ──────┘
 //! ```
-//! Each edge names the function of the engine that takes it. `Quarantined` is read from manifests and kept; nothing enters it.
+//! Each edge names the function of the engine that takes it. A segment that a write or a sync fails for leaves the picture: `Failed` while its entries are rescued, then
+//! `Quarantined` until the next opening, which gives it a new file.
 //!
 //! In the manifest `Ready`, `Open` and `Full` are "open", and `Draining` is still "sealed".
 
@@ -39,6 +40,7 @@ pub(crate) enum State {
     Draining,
     /// A write or a sync failed while it held records without a footer, which are being rescued.
     Failed,
+    /// Its file is never written again.
     Quarantined,
 }
 

@@ -55,11 +55,20 @@ pub(crate) struct Hole {
     pub(crate) repaired: bool,
 }
 
+/// Reads, and if that fails once more: much hangs on it, and errors pass.
+fn read(file: &dyn File, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+    file.read_at(offset, buf).or_else(|_| file.read_at(offset, buf))
+}
+
 /// Reads the WAL that begins at `start`.
 #[derive(Debug)]
 pub(crate) struct Replay {
     store: StoreId,
     files: BTreeMap<u64, Arc<dyn File>>,
+    /// Whether there are files that do not say which part of the WAL they hold.
+    headers_unread: bool,
+    /// File number and offset of what could not be read last.
+    unread: Option<(u64, u64)>,
     payload: u64,
     ring: Arc<dyn Mapping>,
     window: AlignedBuf,
@@ -69,15 +78,16 @@ pub(crate) struct Replay {
 
 impl Replay {
     pub(crate) fn open(disk: &dyn Disk, store: StoreId, ring: Arc<dyn Mapping>, payload: u64) -> io::Result<Self> {
-        let mut files = BTreeMap::new();
+        let (mut files, mut headers_unread) = (BTreeMap::new(), false);
         let mut block = AlignedBuf::zeroed(BLOCK);
         for (name, len) in disk.list()? {
             if !name.starts_with(FILE_PREFIX) || len != payload + BLOCK as u64 {
                 continue;
             }
             let file = disk.open(&name)?;
-            if file.read_at(0, &mut block).is_err() {
-                // Spare or not: a file that cannot be read holds no frames, and replay finds out whether they are missed.
+            if read(file.as_ref(), 0, &mut block).is_err() {
+                // Spare or not: replay finds out whether its frames are missed.
+                headers_unread = true;
                 continue;
             }
             match FileHeader::decode(store, &block) {
@@ -85,7 +95,7 @@ impl Replay {
                 _ => {}
             }
         }
-        Ok(Self { store, files, payload, ring, window: AlignedBuf::zeroed(WINDOW), held: None })
+        Ok(Self { store, files, headers_unread, unread: None, payload, ring, window: AlignedBuf::zeroed(WINDOW), held: None })
     }
 
     /// A position above every one that may have been used, given that replay went as far as `end`.
@@ -108,7 +118,10 @@ impl Replay {
         let mut bytes = Vec::with_capacity(FRAME_LEN_MAX);
         loop {
             if !self.frame_at(summary.end, summary.last, &mut bytes)? {
-                let Some(next) = self.frame_after(summary.end, summary.last, &mut bytes)? else { break };
+                let Some(next) = self.frame_after(summary.end, summary.last, &mut bytes)? else {
+                    self.end_at(&mut summary, visitor)?;
+                    break;
+                };
                 // A mark found later may say that the lost bytes had been synced.
                 let durable = summary.durable.max(self.last_durable(next, summary.last)?);
                 let lost = summary.last.next();
@@ -142,6 +155,23 @@ impl Replay {
             summary.end += bytes.len() as u64;
         }
         Ok(summary)
+    }
+
+    /// Nothing follows `summary.end`. Either nothing ever did, or what did and was synced is lost: a hole without an end.
+    fn end_at(&mut self, summary: &mut Summary, visitor: &mut impl Visitor) -> io::Result<()> {
+        let number = summary.end / self.payload;
+        let unread = self.unread.is_some_and(|(n, _)| n >= number) || (self.headers_unread && !self.files.contains_key(&number));
+        if summary.last >= summary.durable && !unread {
+            return Ok(());
+        }
+        // What could not be read may have said that more was synced.
+        let before = summary.last.max(summary.durable).next();
+        let (from, to) = (summary.end, self.limit(summary.end));
+        let mut hole = Hole { from, to, after: summary.last, before, bounded: !unread, floor: Position(u64::MAX), repaired: false };
+        hole.repaired = visitor.repair(&hole)? && hole.bounded;
+        summary.last = Lsn(before.0 - 1);
+        summary.holes.push(hole);
+        Ok(())
     }
 
     /// The hole between `summary.end` and the frame at `next`.
@@ -240,12 +270,16 @@ impl Replay {
         let holds = |(n, start, len): (u64, u64, usize)| n == number && (start..start + len as u64).contains(&offset);
         if !self.held.is_some_and(holds) {
             let Some(file) = self.files.get(&number) else { return Ok(None) };
+            if self.unread.is_some_and(|(n, from)| n == number && offset >= from) {
+                return Ok(None);
+            }
             let start = round_down(offset, SECTOR as u64);
             let end = round_up((start + WINDOW as u64).min(file.len()), SECTOR as u64);
             let len = (end - start) as usize;
             self.held = None;
-            if file.read_at(start, &mut self.window[..len]).is_err() {
+            if read(file.as_ref(), start, &mut self.window[..len]).is_err() {
                 // As if the frames were damaged: the ring may have them, or they are a hole.
+                self.unread = self.unread.max(Some((number, start)));
                 return Ok(None);
             }
             self.held = Some((number, start, len));

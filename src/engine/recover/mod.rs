@@ -179,13 +179,25 @@ impl Recovery<'_> {
         self.index.retain(|entry| rows[entry.location.segment.index()].life.base.plus(entry.location.offset.into()) >= floor);
     }
 
+    /// Removes the files that failed in an earlier life, so that their segments get new ones: what is known to have failed is never written again. Which are gone.
+    fn remove_given_up(&self, manifest: &Manifest) -> Vec<SegmentId> {
+        let numbered = (0..).map(SegmentId).zip(&manifest.segments);
+        let given_up = numbered.filter(|(_, segment)| segment.state == SegmentState::Quarantined).map(|(id, _)| id);
+        let gone = |id: &SegmentId| match self.disk.remove(&table::file_name(*id)) {
+            Ok(()) => true,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        given_up.filter(gone).collect()
+    }
+
     fn finish(mut self, mut manifest: Manifest, wal_limit: u64) -> Recovered {
         self.batch.merge(&self.index);
+        let given_up = self.remove_given_up(&manifest);
         for (segment, row) in manifest.segments.iter_mut().zip(&self.rows) {
             let below_floor = row.life.base.plus(row.size) <= self.floor;
             segment.last_lsn = row.last_lsn;
             segment.state = match row.state {
-                State::Quarantined => SegmentState::Quarantined,
+                State::Quarantined if !given_up.contains(&row.life.id) => SegmentState::Quarantined,
                 State::Sealed if !below_floor => SegmentState::Sealed,
                 _ => SegmentState::Free,
             };

@@ -3,6 +3,7 @@
 mod crash;
 mod damage;
 mod failing;
+mod simulation;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -80,6 +81,20 @@ fn value(key: u64, version: u64, len: usize) -> Vec<u8> {
     let mut out = format!("{key}:{version}:").into_bytes();
     out.resize(out.len() + len, (key ^ version) as u8);
     out
+}
+
+/// Calls `work` for each of `seeds`, on all processors.
+fn in_parallel<T: Send>(seeds: std::ops::Range<u64>, work: impl Fn(u64) -> T + Sync) -> Vec<T> {
+    let next = std::sync::atomic::AtomicU64::new(seeds.start);
+    let share = || {
+        let take = || Some(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)).filter(|seed| *seed < seeds.end);
+        std::iter::from_fn(take).map(&work).collect::<Vec<T>>()
+    };
+    std::thread::scope(|scope| {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let all: Vec<_> = (0..threads).map(|_| scope.spawn(share)).collect();
+        all.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    })
 }
 
 #[test]

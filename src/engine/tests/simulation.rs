@@ -1,0 +1,396 @@
+//! Many lives of one store, drawn from a seed: what an application does, what a disk and a clock do to it, and stops of every kind, also inside recovery; against a model
+//! that keeps what was acknowledged, what is durable, and what is in doubt.
+
+use super::*;
+use crate::error::Error;
+use crate::id::Lsn;
+use crate::io::sim::FaultOp;
+
+const KEYS: u64 = 40;
+/// Mutations that a life of the store may have at most.
+const LIFE: u64 = 240;
+
+/// Numbers that follow from a seed.
+struct Draw(u64, u64);
+
+impl Draw {
+    fn below(&mut self, n: u64) -> u64 {
+        self.1 += 1;
+        xxhash_rust::xxh3::xxh3_64_with_seed(&self.1.to_le_bytes(), self.0) % n
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    fn of<T: Copy>(&mut self, all: &[T]) -> T {
+        all[self.below(all.len() as u64) as usize]
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Effect {
+    Put { key: u64, expires_ms: Option<u64> },
+    Delete { key: u64 },
+    Clear,
+    Token,
+}
+
+/// One mutation. Values state its number.
+#[derive(Clone, Copy, Debug)]
+struct Mutation {
+    number: u64,
+    effect: Effect,
+    /// Its version, once it returned.
+    lsn: Option<Lsn>,
+}
+
+impl Mutation {
+    fn touches(&self, key: u64) -> bool {
+        match self.effect {
+            Effect::Put { key: k, .. } | Effect::Delete { key: k } => k == key,
+            Effect::Clear => true,
+            Effect::Token => false,
+        }
+    }
+}
+
+/// What may be true.
+#[derive(Default)]
+struct Model {
+    next: u64,
+    /// In order. The last one may be in doubt.
+    log: Vec<Mutation>,
+    returned: usize,
+    durable: usize,
+    /// Entries put before this place in the log may miss: the disk failed, or a restart showed that they were gone.
+    excused: HashMap<u64, usize>,
+}
+
+impl Model {
+    fn intend(&mut self, effect: Effect) -> u64 {
+        self.next += 1;
+        self.log.push(Mutation { number: self.next, effect, lsn: None });
+        self.next
+    }
+
+    fn returned(&mut self, lsn: Lsn, ack: Ack) {
+        self.log.last_mut().unwrap().lsn = Some(lsn);
+        self.returned = self.log.len();
+        if ack == Ack::Host {
+            self.durable = self.returned;
+        }
+    }
+
+    fn excuse_all(&mut self) {
+        self.excused = (0..KEYS).map(|key| (key, self.log.len())).collect();
+    }
+
+    /// Whether `key` may miss, if everything before `floor` has happened and what follows may have.
+    fn may_miss(&self, engine: &Engine, key: u64, floor: usize) -> bool {
+        let Some(at) = self.log[..floor].iter().rposition(|m| m.touches(key)) else { return true };
+        let mutation = self.log[at];
+        let superseded_later = self.log[floor..].iter().any(|m| m.touches(key));
+        let Effect::Put { expires_ms, .. } = mutation.effect else { return true };
+        superseded_later
+            || expires_ms.is_some_and(|at| at <= engine.time.now_ms())
+            || self.excused.get(&key).is_some_and(|before| at < *before)
+            || mutation.lsn.is_none_or(|lsn| lsn <= engine.stats().reclaimed)
+    }
+
+    /// Where in the log the value that `found` is was put.
+    fn place_of(&self, engine: &Engine, key: u64, found: &[u8], what: &str) -> usize {
+        let text = String::from_utf8_lossy(found);
+        let number: u64 =
+            text.split(':').nth(1).and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{what}: key {key} is torn: {text:.40}"));
+        let len = found.len() - format!("{key}:{number}:").len();
+        assert_eq!(found, value(key, number, len), "{what}: key {key} is torn");
+        let at = self.log.iter().position(|m| m.number == number);
+        let at = at.unwrap_or_else(|| panic!("{what}: key {key} has version {number}, which never happened or was undone"));
+        let Effect::Put { expires_ms, .. } = self.log[at].effect else { panic!("{what}: key {key} has a version that is no put") };
+        assert!(expires_ms.is_none_or(|at| at > engine.time.now_ms()), "{what}: key {key} has expired");
+        at
+    }
+
+    /// While the engine lives and nothing is in doubt, what is found is the newest.
+    fn check_live(&self, engine: &Engine, key: u64, found: Option<&[u8]>, what: &str) {
+        let newest = self.log.iter().rposition(|m| m.touches(key));
+        match found {
+            Some(found) => assert_eq!(Some(self.place_of(engine, key, found, what)), newest, "{what}: key {key} is stale"),
+            None => assert!(self.may_miss(engine, key, self.log.len()), "{what}: key {key} is lost: {newest:?} of {:?}", self.log.len()),
+        }
+    }
+
+    /// What a restart shows is the outcome of a prefix of the log, at least `floor` long. The keys that this leaves in doubt.
+    fn settle(&mut self, engine: &Engine, floor: usize, what: &str) -> Vec<u64> {
+        let (mut low, mut high) = (floor, self.log.len());
+        let is_token = |m: &Mutation| m.effect == Effect::Token;
+        let token = engine.resume_token("stream").map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap()));
+        let at =
+            token.map(|number| self.log.iter().position(|m| m.number == number).unwrap_or_else(|| panic!("{what}: a token of nobody")));
+        low = low.max(at.map_or(0, |at| at + 1));
+        high = high.min((at.map_or(0, |at| at + 1)..high).find(|i| is_token(&self.log[*i])).unwrap_or(high));
+        assert!(low <= high, "{what}: the token {at:?} fits no prefix, floor {floor} of {}", self.log.len());
+        let space = engine.namespace("").unwrap();
+        let mut missing = Vec::new();
+        for key in 0..KEYS {
+            let found = engine.get(space.key(&key.to_le_bytes()), key % 2 == 0).unwrap();
+            let Some(found) = found else {
+                assert!(self.may_miss(engine, key, floor), "{what}: key {key} is lost, floor {floor}: {:?}", engine.report);
+                missing.push(key);
+                continue;
+            };
+            let at = self.place_of(engine, key, &found, what);
+            low = low.max(at + 1);
+            high = high.min((at + 1..self.log.len()).find(|i| self.log[*i].touches(key)).unwrap_or(high));
+            assert!(low <= high, "{what}: key {key} at {at} fits no prefix, floor {floor} of {}", self.log.len());
+        }
+        let in_doubt = |key: &u64| self.log[low..].iter().any(|m| m.touches(*key));
+        let doubted = (0..KEYS).filter(in_doubt).collect();
+        self.log.truncate(low);
+        // What is served once is durable.
+        (self.returned, self.durable) = (low, low);
+        self.excused.extend(missing.into_iter().map(|key| (key, low)));
+        doubted
+    }
+}
+
+/// How a life ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum End {
+    Close,
+    Kill,
+    PowerCut(PowerCut),
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    operations: u64,
+    faults: u64,
+    lives: u64,
+}
+
+struct Simulation {
+    seed: u64,
+    draw: Draw,
+    clock: Arc<SimClock>,
+    options: Options,
+    model: Model,
+    tally: Tally,
+}
+
+impl Simulation {
+    fn new(seed: u64) -> Self {
+        let mut draw = Draw(seed, 0);
+        let wal_values = draw.of(&[WalValues::Never, WalValues::Host, WalValues::Always]);
+        let flash = draw.of(&[512 << 10, 768 << 10, 1 << 20, 4 << 20]);
+        let options = small().flash(flash).wal_values(wal_values);
+        Self { seed, draw, clock: Arc::new(SimClock::new(seed)), options, model: Model::default(), tally: Tally::default() }
+    }
+
+    fn run(mut self, operations: u64, faults: u64) -> Tally {
+        let mut disk = SimDisk::new(self.seed);
+        while self.tally.operations < operations || self.tally.faults < faults {
+            let (engine, after) = self.come_back(disk);
+            disk = after;
+            let end = self.live(&engine, &disk);
+            self.tally.faults += disk.faults_injected();
+            self.tally.lives += 1;
+            let (floor, image) = match end {
+                End::Close => (self.model.returned, disk.after_kill()),
+                End::Kill => (self.model.returned, disk.after_kill()),
+                End::PowerCut(damage) => (self.model.durable, disk.after_power_cut(self.draw.below(1 << 20), damage)),
+            };
+            drop(engine);
+            self.model.returned = floor;
+            disk = image;
+            if self.draw.one_in(4) {
+                let ms = [-3_600_000, -50, 50, 2_000][self.draw.below(4) as usize];
+                self.clock.jump_wall(ms);
+            }
+        }
+        self.tally
+    }
+
+    fn open(&self, disk: &SimDisk) -> Result<Arc<Engine>, Error> {
+        open(&self.options, Some(Arc::new(disk.clone())), self.clock.clone(), Mode::Inline)
+    }
+
+    /// Opens the store, perhaps after openings that were stopped or met a failing disk, and resolves what is in doubt.
+    fn come_back(&mut self, mut disk: SimDisk) -> (Arc<Engine>, SimDisk) {
+        while self.tally.lives > 0 && self.draw.one_in(3) {
+            if self.draw.one_in(2) {
+                disk.stop_at(1 + self.draw.below(20));
+            } else {
+                let op = self.draw.of(&[
+                    FaultOp::Write,
+                    FaultOp::Sync,
+                    FaultOp::SyncDroppingPages,
+                    FaultOp::Read,
+                    FaultOp::Open,
+                    FaultOp::SyncDir,
+                ]);
+                disk.fail(op, 1 + self.draw.below(8), std::io::ErrorKind::Other, false);
+            }
+            // Whatever comes of it, it is another life that ends at once.
+            drop(self.open(&disk));
+            if disk.faults_injected() > 0 {
+                self.tally.faults += disk.faults_injected();
+                self.model.excuse_all();
+            }
+            disk = match self.draw.below(3) {
+                // What only the rings held is now where a power cut leaves it, or it is not and counts as before.
+                0 if self.model.returned == self.model.durable => disk.after_power_cut(self.draw.below(1 << 20), self.draw_damage()),
+                _ => disk.after_kill(),
+            };
+        }
+        if self.draw.one_in(6) {
+            let (flash, segment_size) =
+                self.draw.of(&[(512 << 10, 64 << 10), (768 << 10, 64 << 10), (1 << 20, 128 << 10), (4 << 20, 64 << 10)]);
+            self.options = self.options.clone().flash(flash).segment_size(segment_size);
+        }
+        let what = format!("seed {}, life {}", self.seed, self.tally.lives);
+        let engine = self.open(&disk).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let doubted = self.model.settle(&engine, self.model.returned, &what);
+        let space = engine.namespace("").unwrap();
+        for key in doubted {
+            self.model.intend(Effect::Delete { key });
+            let lsn = engine.delete(space.key(&key.to_le_bytes()), &DeleteOptions::new().ack(Ack::Host)).unwrap().unwrap();
+            self.model.returned(lsn, Ack::Host);
+        }
+        (engine, disk)
+    }
+
+    fn draw_damage(&mut self) -> PowerCut {
+        self.draw.of(&[PowerCut::LoseAll, PowerCut::KeepAll, PowerCut::Random, PowerCut::Random])
+    }
+
+    /// One life, until its end.
+    fn live(&mut self, engine: &Engine, disk: &SimDisk) -> End {
+        for _ in 0..self.draw.below(3) {
+            let op = self.draw.of(&[
+                FaultOp::Write,
+                FaultOp::Sync,
+                FaultOp::SyncDroppingPages,
+                FaultOp::Read,
+                FaultOp::Create,
+                FaultOp::SyncDir,
+            ]);
+            disk.fail(op, 1 + self.draw.below(60), std::io::ErrorKind::Other, false);
+        }
+        if self.draw.one_in(3) {
+            disk.stop_at(disk.operations() + 1 + self.draw.below(100));
+        }
+        let mut failed = false;
+        for _ in 0..self.draw.below(LIFE) {
+            self.tally.operations += 1;
+            let done = self.operate(engine, disk);
+            if disk.faults_injected() > 0 {
+                self.model.excuse_all();
+            }
+            if disk.has_stopped() || done.is_err() {
+                failed = true;
+                break;
+            }
+        }
+        if !failed && self.draw.one_in(4) {
+            engine.begin_close();
+            if engine.finish().is_ok() && !disk.has_stopped() {
+                self.model.durable = self.model.returned;
+                return match self.draw.one_in(2) {
+                    true => End::Close,
+                    false => End::PowerCut(self.draw_damage()),
+                };
+            }
+        }
+        match self.draw.one_in(2) {
+            true => End::Kill,
+            false => End::PowerCut(self.draw_damage()),
+        }
+    }
+
+    /// One operation. An error if it failed: the mutation is in doubt.
+    fn operate(&mut self, engine: &Engine, disk: &SimDisk) -> Result<(), Error> {
+        let what = format!("seed {}, life {}, operation {}", self.seed, self.tally.lives, self.tally.operations);
+        // What a stopped machine answers, nobody hears.
+        let heard = |result: Result<(), Error>| if disk.has_stopped() { Err(Error::Closed) } else { result };
+        let space = engine.namespace("")?;
+        let key = self.draw.below(KEYS);
+        let bytes = key.to_le_bytes();
+        let ack = if self.draw.one_in(7) { Ack::Host } else { Ack::Process };
+        match self.draw.below(32) {
+            0..12 => {
+                let ttl = self.draw.one_in(6).then(|| Duration::from_millis(1 + self.draw.below(500)));
+                let expires_ms = ttl.map(|ttl| engine.time.now_ms() + ttl.as_millis() as u64);
+                let len = self.draw.of(&[20, 300, 3_000, 9_000]);
+                let len = self.draw.below(len) as usize;
+                let number = self.model.intend(Effect::Put { key, expires_ms });
+                let options = ttl.map_or_else(PutOptions::new, |ttl| PutOptions::new().ttl(ttl)).ack(ack);
+                let lsn = engine.put(space.key(&bytes), &value(key, number, len), &options)?;
+                heard(Ok(()))?;
+                self.model.returned(lsn.unwrap(), ack);
+            }
+            12..15 => {
+                self.model.intend(Effect::Delete { key });
+                let lsn = engine.delete(space.key(&bytes), &DeleteOptions::new().ack(ack))?;
+                heard(Ok(()))?;
+                self.model.returned(lsn.unwrap(), ack);
+            }
+            15 if self.draw.one_in(8) => {
+                self.model.intend(Effect::Clear);
+                let lsn = engine.clear(&space, Some(ack))?;
+                heard(Ok(()))?;
+                self.model.returned(lsn, ack);
+            }
+            16 => {
+                let number = self.model.intend(Effect::Token);
+                let lsn = engine.set_resume_token("stream", &number.to_le_bytes(), Some(ack))?;
+                heard(Ok(()))?;
+                self.model.returned(lsn, ack);
+            }
+            17..24 => {
+                let found = engine.get(space.key(&bytes), true)?;
+                heard(Ok(()))?;
+                if disk.faults_injected() > 0 {
+                    self.model.excuse_all();
+                }
+                self.model.check_live(engine, key, found.as_deref(), &what);
+            }
+            24 => {
+                let keys: Vec<[u8; 8]> = (0..6).map(|_| self.draw.below(KEYS).to_le_bytes()).collect();
+                let found = engine.get_many(&keys.iter().map(|key| space.key(key)).collect::<Vec<_>>())?;
+                heard(Ok(()))?;
+                if disk.faults_injected() > 0 {
+                    self.model.excuse_all();
+                }
+                for (key, found) in keys.iter().zip(&found) {
+                    self.model.check_live(engine, u64::from_le_bytes(*key), found.as_deref(), &what);
+                }
+            }
+            25 => drop(engine.step_flush()?),
+            26 => drop(engine.step_prepare()?),
+            27 if self.draw.one_in(3) => drop(engine.step_checkpoint(true)?),
+            28 => {
+                engine.persist(Ack::Host)?;
+                heard(Ok(()))?;
+                self.model.durable = self.model.returned;
+            }
+            29 => self.clock.advance(Duration::from_millis(self.draw.below(300))),
+            _ => engine.step_all()?,
+        }
+        heard(Ok(()))
+    }
+}
+
+/// Seeds of 2,000 operations and 3 faults at least: 40, or as many as `EVERWARM_SIM_SEEDS` says, from `EVERWARM_SIM_FIRST` on, on all processors.
+#[test]
+fn every_life_shows_what_was_acknowledged_and_nothing_older() {
+    let from_env = |name: &str, default: u64| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
+    let first = from_env("EVERWARM_SIM_FIRST", 1);
+    let tally = in_parallel(first..first + from_env("EVERWARM_SIM_SEEDS", 40), |seed| {
+        let run = std::panic::catch_unwind(|| Simulation::new(seed).run(2_000, 3));
+        run.unwrap_or_else(|_| panic!("EVERWARM_SIM_FIRST={seed} EVERWARM_SIM_SEEDS=1 cargo test --lib every_life_shows"))
+    });
+    let sum = |of: fn(&Tally) -> u64| tally.iter().map(of).sum::<u64>();
+    println!("{} seeds: {} operations, {} faults, {} lives", tally.len(), sum(|t| t.operations), sum(|t| t.faults), sum(|t| t.lives));
+}
