@@ -1,6 +1,7 @@
 //! Every place where a machine can stop in a scenario, several damages each; then recovery, the oracle, and stops inside recovery.
 
 use super::*;
+use crate::engine::Stats;
 use crate::error::Error;
 use crate::io::sim::FaultOp;
 
@@ -194,7 +195,8 @@ fn recover_and_check(options: &Options, image: &SimDisk, history: &History, floo
     }
 }
 
-fn explore(options: &Options, steps: &[Step]) {
+/// Stops `steps` everywhere. How many distinct images were recovered, and what the whole run reached.
+fn explore(options: &Options, steps: &[Step]) -> (usize, Stats) {
     let mut images = std::collections::HashSet::new();
     let mut stop = 1;
     loop {
@@ -217,6 +219,15 @@ fn explore(options: &Options, steps: &[Step]) {
     }
     println!("{stop} stops, {} distinct images", images.len());
     assert!(stop > 50, "the scenario is long enough to mean something");
+    (images.len(), whole_run(options, steps))
+}
+
+fn whole_run(options: &Options, steps: &[Step]) -> Stats {
+    let disk = SimDisk::new(0);
+    let engine = open(options, Some(Arc::new(disk.clone())), Arc::new(SimClock::new(2)), Mode::Inline).unwrap();
+    let mut history = History::default();
+    steps.iter().for_each(|step| history.apply(&engine, *step, &disk).unwrap());
+    engine.stats()
 }
 
 /// Puts and deletes drawn from `seed`.
@@ -260,15 +271,26 @@ fn stops_with_values_in_the_wal() {
 /// Scenarios drawn from seeds: two, or as many as `EVERWARM_CRASH_SEEDS` says, from `EVERWARM_CRASH_FIRST` on.
 #[test]
 fn stops_of_drawn_scenarios() {
-    let from_env = |name: &str, default: u64| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
-    let first = from_env("EVERWARM_CRASH_FIRST", 100);
-    for seed in first..first + from_env("EVERWARM_CRASH_SEEDS", 2) {
-        println!("EVERWARM_CRASH_FIRST={seed} EVERWARM_CRASH_SEEDS=1 cargo test --lib stops_of_drawn_scenarios");
+    let seeds = seeds("CRASH", 100, 2);
+    let count = seeds.end - seeds.start;
+    let explored = each_seed(seeds, "CRASH", "stops_of_drawn_scenarios", |seed| {
         let wal_values = [WalValues::Never, WalValues::Host, WalValues::Always][seed as usize % 3];
         let flash = [512 << 10, 768 << 10, 1 << 20][seed as usize / 3 % 3];
         let len_max = [300, 3_000, 9_000][seed as usize / 9 % 3];
-        explore(&small().flash(flash).wal_values(wal_values), &mixed(seed, 150, len_max, 3 + seed % 7));
-    }
+        explore(&small().flash(flash).wal_values(wal_values), &mixed(seed, 150, len_max, 3 + seed % 7))
+    });
+    let sum = |of: fn(&Stats) -> u64| explored.iter().map(|(_, stats)| of(stats)).sum::<u64>();
+    let images: usize = explored.iter().map(|(images, _)| images).sum();
+    let reached = [
+        ("puts", sum(|s| s.puts)),
+        ("deletes", sum(|s| s.deletes)),
+        ("checkpoints", sum(|s| s.checkpoints)),
+        ("segments reclaimed", sum(|s| s.segments_reclaimed)),
+        ("entries reinserted", sum(|s| s.reinserted)),
+        ("syncs", sum(|s| s.syncs)),
+    ];
+    println!("{count} scenarios: {images} distinct images; reached {reached:?}");
+    assert!(count < 18 || reached.iter().all(|(_, times)| *times > 0), "{reached:?}");
 }
 
 #[test]
@@ -319,17 +341,14 @@ fn run_with_faults(options: &Options, steps: &[Step], seed: u64, stop: u64) -> u
 /// Faults and stops together, drawn from seeds: 300, or as many as `EVERWARM_FAULT_SEEDS` says, from `EVERWARM_FAULT_FIRST` on.
 #[test]
 fn what_was_acknowledged_outlives_faults_stops_and_closes() {
-    let from_env = |name: &str, default: u64| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
-    let first = from_env("EVERWARM_FAULT_FIRST", 1);
-    let mut faults = 0;
-    for seed in first..first + from_env("EVERWARM_FAULT_SEEDS", 300) {
+    let faults = each_seed(seeds("FAULT", 1, 300), "FAULT", "what_was_acknowledged_outlives", |seed| {
         let wal_values = [WalValues::Never, WalValues::Host, WalValues::Always][seed as usize % 3];
         let flash = [512 << 10, 1 << 20][seed as usize / 3 % 2];
         let steps = mixed(seed, 200, [300, 3_000, 9_000][seed as usize / 6 % 3], 3 + seed % 7);
         let stop = [u64::MAX / 2, 20 + seed % 150][seed as usize / 18 % 2];
-        println!("EVERWARM_FAULT_FIRST={seed} EVERWARM_FAULT_SEEDS=1 cargo test --lib what_was_acknowledged_outlives");
-        faults += run_with_faults(&small().flash(flash).wal_values(wal_values), &steps, seed, stop);
-    }
-    println!("{faults} faults");
-    assert!(faults > 0);
+        run_with_faults(&small().flash(flash).wal_values(wal_values), &steps, seed, stop)
+    });
+    let injected: u64 = faults.iter().sum();
+    println!("{} seeds: {injected} faults", faults.len());
+    assert!(injected > 0);
 }

@@ -385,12 +385,7 @@ impl Simulation {
 /// Seeds of 2,000 operations and 3 faults at least: 40, or as many as `EVERWARM_SIM_SEEDS` says, from `EVERWARM_SIM_FIRST` on, on all processors.
 #[test]
 fn every_life_shows_what_was_acknowledged_and_nothing_older() {
-    let from_env = |name: &str, default: u64| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
-    let first = from_env("EVERWARM_SIM_FIRST", 1);
-    let tally = in_parallel(first..first + from_env("EVERWARM_SIM_SEEDS", 40), |seed| {
-        let run = std::panic::catch_unwind(|| Simulation::new(seed).run(2_000, 3));
-        run.unwrap_or_else(|_| panic!("EVERWARM_SIM_FIRST={seed} EVERWARM_SIM_SEEDS=1 cargo test --lib every_life_shows"))
-    });
+    let tally = each_seed(seeds("SIM", 1, 40), "SIM", "every_life_shows", |seed| Simulation::new(seed).run(2_000, 3));
     let sum = |of: fn(&Tally) -> u64| tally.iter().map(of).sum::<u64>();
     println!("{} seeds: {} operations, {} faults, {} lives", tally.len(), sum(|t| t.operations), sum(|t| t.faults), sum(|t| t.lives));
 }
