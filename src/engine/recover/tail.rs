@@ -84,11 +84,16 @@ impl Visitor for Tail<'_, '_> {
         };
         let row = self.unsealed[i].row;
         let offset = (mutation.record.0 - row.life.base.0) as u32;
-        let entry =
+        let mut entry =
             footer::Entry { hash: mutation.hash, offset, len: mutation.record_len, lsn: mutation.lsn, tombstone: mutation.tombstone };
-        if moved && self.kind == Start::Host && !self.is_there(&row, &entry) {
-            // The move did not last, so it did not happen: the old place is not reused before the new one is synced.
-            return Ok(());
+        if moved && self.kind == Start::Host {
+            match self.is_there(&row, &entry) {
+                Ok(true) => {}
+                // The move did not last, so it did not happen: the old place is not reused before the new one is synced.
+                Ok(false) => return Ok(()),
+                // It may have lasted, and then what else is known of the key may be older.
+                Err(_) => entry.tombstone = true,
+            }
         }
         self.recovery.apply(&row, &entry);
         let record = format::decode_record(self.recovery.store, mutation.record, row.life.base_lsn, bytes);
@@ -158,9 +163,17 @@ impl Tail<'_, '_> {
         None
     }
 
-    /// Whether the record of `entry` can be had.
-    fn is_there(&mut self, row: &Row, entry: &footer::Entry) -> bool {
-        self.record_at(row, row.life.base.plus(entry.offset.into()), Some(entry.len)).is_some_and(|(record, _)| record.lsn == entry.lsn)
+    /// Whether the record of `entry` can be had. An error if its place cannot be read.
+    fn is_there(&mut self, row: &Row, entry: &footer::Entry) -> io::Result<bool> {
+        let at = row.life.base.plus(entry.offset.into());
+        if let Some((record, _)) = self.record_at(row, at, Some(entry.len)) {
+            return Ok(record.lsn == entry.lsn);
+        }
+        let mut bytes = Vec::new();
+        let file = self.recovery.file(row.life.id)?;
+        read(row, at, entry.len as usize, file.as_ref(), &mut bytes)?;
+        let record = format::decode_record(self.recovery.store, at, row.life.base_lsn, &bytes);
+        Ok(record.is_some_and(|record| record.lsn == entry.lsn))
     }
 
     /// Puts bytes where they belong in the file of an unsealed segment.
