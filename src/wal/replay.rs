@@ -35,7 +35,7 @@ pub(crate) trait Visitor {
     /// A record was appended, with a new version or, if it was `moved`, with its old one. `record` are its bytes if the WAL holds them.
     fn visit(&mut self, mutation: &Mutation, moved: bool, record: &[u8]) -> io::Result<()>;
 
-    /// Brings from elsewhere what a hole held, as far as that can be. Says whether no mutation is missing.
+    /// Brings from elsewhere what a hole held, as far as that can be. Says whether it is known that no mutation is missing.
     fn repair(&mut self, hole: &Hole) -> io::Result<bool>;
 }
 
@@ -48,7 +48,7 @@ pub(crate) struct Hole {
     pub(crate) after: Lsn,
     pub(crate) before: Lsn,
     /// Whether it is known that it held nothing newer than `before`.
-    bounded: bool,
+    pub(crate) bounded: bool,
     /// Every record below this position may have been superseded by what the hole held.
     pub(crate) floor: Position,
     /// Whether what it held was brought from elsewhere, or was nothing.
@@ -133,7 +133,7 @@ impl Replay {
                     break;
                 }
                 let mut hole = self.describe_hole(&summary, next)?;
-                hole.repaired = visitor.repair(&hole)? && hole.bounded;
+                hole.repaired = visitor.repair(&hole)?;
                 summary.last = summary.last.max(Lsn(hole.before.0 - 1));
                 summary.holes.push(hole);
                 summary.end = next;
@@ -168,7 +168,7 @@ impl Replay {
         let before = summary.last.max(summary.durable).next();
         let (from, to) = (summary.end, self.limit(summary.end));
         let mut hole = Hole { from, to, after: summary.last, before, bounded: !unread, floor: Position(u64::MAX), repaired: false };
-        hole.repaired = visitor.repair(&hole)? && hole.bounded;
+        hole.repaired = visitor.repair(&hole)?;
         summary.last = Lsn(before.0 - 1);
         summary.holes.push(hole);
         Ok(())

@@ -110,8 +110,20 @@ impl Visitor for Tail<'_, '_> {
         Ok(())
     }
 
-    /// The records say what their frames said, in the same order: those between the last one known and the next one are read one after the other.
     fn repair(&mut self, hole: &Hole) -> io::Result<bool> {
+        let whole = self.read_records(hole)? && hole.bounded;
+        if !whole {
+            // One that was set in the hole would be newer.
+            self.recovery.catalog.tokens.clear();
+        }
+        Ok(whole)
+    }
+}
+
+impl Tail<'_, '_> {
+    /// The records say what their frames said, in the same order: those between the last one known and the next one are read one after the other. Whether that is all
+    /// that the hole is known to have held.
+    fn read_records(&mut self, hole: &Hole) -> io::Result<bool> {
         let mut expected = hole.after.next();
         for row in self.unsealed.iter().map(|u| u.row).collect::<Vec<_>>() {
             if self.end >= row.life.base.plus(row.size) {
@@ -134,9 +146,7 @@ impl Visitor for Tail<'_, '_> {
         }
         Ok(expected == hole.before)
     }
-}
 
-impl Tail<'_, '_> {
     /// The record at `at`, from the ring or the file, and its bytes. Its length, if that is known.
     fn record_at(&mut self, row: &Row, at: Position, len: Option<u32>) -> Option<(Record, Vec<u8>)> {
         let room = (row.life.base.0 + row.size).saturating_sub(at.0) as usize;

@@ -65,6 +65,8 @@ struct Model {
     durable: usize,
     /// Entries put before this place in the log may miss: the disk failed, or a restart showed that they were gone.
     excused: HashMap<u64, usize>,
+    /// Tokens set before this place in the log may be forgotten, but not go back.
+    tokens_excused: usize,
 }
 
 impl Model {
@@ -83,6 +85,7 @@ impl Model {
     }
 
     fn excuse_all(&mut self) {
+        self.tokens_excused = self.log.len();
         self.excused = (0..KEYS).map(|key| (key, self.log.len())).collect();
     }
 
@@ -129,7 +132,7 @@ impl Model {
         let at =
             token.map(|number| self.log.iter().position(|m| m.number == number).unwrap_or_else(|| panic!("{what}: a token of nobody")));
         low = low.max(at.map_or(0, |at| at + 1));
-        high = high.min((at.map_or(0, |at| at + 1)..high).find(|i| is_token(&self.log[*i])).unwrap_or(high));
+        high = high.min((at.map_or(self.tokens_excused, |at| at + 1)..high).find(|i| is_token(&self.log[*i])).unwrap_or(high));
         assert!(low <= high, "{what}: the token {at:?} fits no prefix, floor {floor} of {}", self.log.len());
         let space = engine.namespace("").unwrap();
         let mut missing = Vec::new();
@@ -230,7 +233,9 @@ impl Simulation {
                     FaultOp::Open,
                     FaultOp::SyncDir,
                 ]);
-                disk.fail(op, 1 + self.draw.below(8), std::io::ErrorKind::Other, false);
+                // What is read and fails may fail again.
+                let repeat = op == FaultOp::Read && self.draw.one_in(2);
+                disk.fail(op, 1 + self.draw.below(8), std::io::ErrorKind::Other, repeat);
             }
             // Whatever comes of it, it is another life that ends at once.
             drop(self.open(&disk));
@@ -276,7 +281,9 @@ impl Simulation {
                 FaultOp::Create,
                 FaultOp::SyncDir,
             ]);
-            disk.fail(op, 1 + self.draw.below(60), std::io::ErrorKind::Other, false);
+            let kind =
+                if op == FaultOp::Create && self.draw.one_in(2) { std::io::ErrorKind::StorageFull } else { std::io::ErrorKind::Other };
+            disk.fail(op, 1 + self.draw.below(if op == FaultOp::Create { 4 } else { 60 }), kind, false);
         }
         if self.draw.one_in(3) {
             disk.stop_at(disk.operations() + 1 + self.draw.below(100));
