@@ -125,7 +125,7 @@ impl Replay {
                 // A mark found later may say that the lost bytes had been synced.
                 let durable = summary.durable.max(self.last_durable(next, summary.last)?);
                 let lost = summary.last.next();
-                if !page_cache_whole && lost > durable {
+                if !page_cache_whole && lost > durable && !self.is_unread(summary.end) {
                     summary.torn_bytes += next - summary.end;
                     break;
                 }
@@ -157,10 +157,15 @@ impl Replay {
         Ok(summary)
     }
 
+    /// Whether something at `at` or later could not be read: nobody knows what it said, nor what it said was durable.
+    fn is_unread(&self, at: u64) -> bool {
+        let number = at / self.payload;
+        self.unread.is_some_and(|(n, _)| n >= number) || (self.headers_unread && !self.files.contains_key(&number))
+    }
+
     /// Nothing follows `summary.end`. Either nothing ever did, or what did and was synced is lost: a hole without an end.
     fn end_at(&mut self, summary: &mut Summary, visitor: &mut impl Visitor) -> io::Result<()> {
-        let number = summary.end / self.payload;
-        let unread = self.unread.is_some_and(|(n, _)| n >= number) || (self.headers_unread && !self.files.contains_key(&number));
+        let unread = self.is_unread(summary.end);
         if summary.last >= summary.durable && !unread {
             return Ok(());
         }
