@@ -1,5 +1,6 @@
 //! Read-only decoding of a store's files, beside a live owner or after a crash.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::engine::files;
@@ -7,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::id::SegmentId;
 use crate::io::aligned::AlignedBuf;
 use crate::io::posix::PosixDisk;
-use crate::io::{BLOCK, Disk};
+use crate::io::{BLOCK, Disk, numbered};
 use crate::manifest::{self, LoadError, Manifest, SegmentState};
 use crate::segment::format::{self, Life};
 use crate::segment::reader;
@@ -85,7 +86,8 @@ pub struct SegmentInspection {
     pub lost: u64,
 }
 
-/// Reads what `dir` holds, changing nothing.
+/// Reads what `dir` holds, changing nothing: the manifest, headers and footers of segments, and headers of WAL files and the checkpoint. Records, frames and the
+/// checkpoint's body are verified when they are used.
 ///
 /// # Errors
 /// [`Error::NotFound`], [`Error::NewerVersion`], [`Error::Corrupt`], [`Error::Io`].
@@ -160,8 +162,12 @@ fn inspect_segments(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) 
             found.lost = contents.lost;
             Ok(())
         });
-        if let Err(error) = read {
-            out.problems.push(format!("segment {id}: {error}"));
+        match read {
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                out.problems.push(format!("segment {id}: the file is shorter than the {} B that the manifest states", segment.size));
+            }
+            Err(error) => out.problems.push(format!("segment {id}: {error}")),
+            Ok(()) => {}
         }
         if found.lost > 0 {
             out.problems.push(format!("segment {id}: {} stretches do not verify", found.lost));
@@ -173,7 +179,7 @@ fn inspect_segments(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) 
 fn inspect_wal(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) -> std::io::Result<()> {
     let mut block = AlignedBuf::zeroed(BLOCK);
     for (name, len) in disk.list()? {
-        if !name.starts_with(writer::FILE_PREFIX) || len < BLOCK as u64 {
+        if numbered(&name, writer::FILE_PREFIX).is_none() || len < BLOCK as u64 {
             continue;
         }
         disk.open(&name)?.read_at(0, &mut block)?;
@@ -182,6 +188,24 @@ fn inspect_wal(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) -> st
         out.wal_files.extend(header.filter(|h| (h.number + 1) * h.payload > manifest.wal_start).map(|h| (h.number, name)));
     }
     out.wal_files.sort();
+    for (before, after) in out.wal_files.iter().zip(out.wal_files.iter().skip(1)) {
+        if after.0 != before.0 + 1 {
+            out.problems.push(format!("the WAL lacks what should be between {} and {}", before.1, after.1));
+        }
+    }
+    let first = manifest.wal_start / manifest.wal_payload;
+    if let Some((number, name)) = out.wal_files.first().filter(|(number, _)| *number > first) {
+        out.problems.push(format!("the WAL begins with {name}, which has number {number}, not {first}"));
+    }
+    if !manifest.clean {
+        for (name, expected) in files::RINGS.into_iter().zip([manifest.segment_ring, manifest.wal_ring]) {
+            match disk.list()?.iter().find(|(there, _)| there == name) {
+                Some((_, len)) if *len == expected => {}
+                Some((_, len)) => out.problems.push(format!("{name} has {len} B, not {expected}")),
+                None => out.problems.push(format!("{name} is missing")),
+            }
+        }
+    }
     Ok(())
 }
 

@@ -88,10 +88,74 @@ fn wrong_input_is_refused_with_its_reason_and_loses_nothing() {
     std::fs::write(foreign.join("thesis.txt"), "years of work").unwrap();
     refused(&everwarm(&["put", &foreign.to_string_lossy(), "k", "v"]), "thesis.txt");
     assert_eq!(std::fs::read_dir(&foreign).unwrap().count(), 1);
+    for name in ["wal.txt", "checkpoint.pt", "segment.007", "manifest.0"] {
+        let foreign = dir.path().join(format!("with-{name}"));
+        std::fs::create_dir(&foreign).unwrap();
+        std::fs::write(foreign.join(name), "years of work").unwrap();
+        refused(&everwarm(&["put", &foreign.to_string_lossy(), "k", "v"]), name);
+        assert_eq!(std::fs::read(foreign.join(name)).unwrap(), b"years of work");
+        std::fs::write(Path::new(&store).join(format!("{name}.notes")), "kept").unwrap();
+    }
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
     refused(&everwarm(&["put", &file.to_string_lossy(), "k", "v"]), "file");
     assert_eq!(text(&everwarm(&["get", &store, "key"]).stdout).trim_end(), "value");
+    assert_eq!(std::fs::read(Path::new(&store).join("wal.txt.notes")).unwrap(), b"kept", "opening removes only its own files");
+    for copy in ["manifest.0", "manifest.1"] {
+        std::fs::rename(Path::new(&store).join(copy), dir.path().join(copy)).unwrap();
+    }
+    refused(&everwarm(&["put", &store, "key", "other"]), "manifest.0 is damaged: it is missing");
+    for copy in ["manifest.0", "manifest.1"] {
+        std::fs::rename(dir.path().join(copy), Path::new(&store).join(copy)).unwrap();
+    }
+    assert_eq!(text(&everwarm(&["get", &store, "key"]).stdout).trim_end(), "value");
+}
+
+#[test]
+fn a_store_keeps_its_size_its_entries_and_its_namespaces_unless_told_otherwise() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(&dir);
+    let cache = Cache::open(Options::new(&store).flash(64 << 20)).unwrap();
+    for key in 0..200_000u32 {
+        cache.put(key.to_le_bytes(), "v").unwrap();
+    }
+    cache.put("key", "value").unwrap();
+    cache.close().unwrap();
+    refused(&everwarm(&["get", &store, "key", "--flash", "1MiB"]), "--resize");
+    refused(&everwarm(&["put", &store, "key", "other", "--memory", "1MiB"]), "200001 entries");
+    refused(&everwarm(&["get", &store, "key", "--memory", "16000000G"]), "this machine has");
+    refused(&everwarm(&["get", &store, "key", "-n", "typo"]), "no namespace `typo`");
+    let stats = text(&everwarm(&["stats", &store, "--json"]).stdout);
+    assert!(stats.contains("\"entries\":200001"), "{stats}");
+    let copy = dir.path().join("copy");
+    refused(&everwarm(&["compact", &store, "-o", &copy.to_string_lossy(), "--flash", "1MiB"]), "entries fit");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing half done is left");
+    assert!(everwarm(&["get", &store, "key", "--flash", "128MiB", "--resize"]).status.success());
+    assert!(everwarm(&["compact", &store, "-o", &copy.to_string_lossy()]).status.success());
+    let copied = everwarm::inspect(&copy).unwrap();
+    assert_eq!((copied.flash, text(&everwarm(&["get", &copy.to_string_lossy(), "key"]).stdout)), (128 << 20, "value".to_owned()));
+}
+
+#[test]
+fn nobody_reads_the_output() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(&dir);
+    assert!(everwarm(&["put", &store, "key", "value", "--flash", "1MiB"]).status.success());
+    for args in [["stats", store.as_str()], ["inspect", "layout"]] {
+        let full = std::fs::File::create("/dev/full").unwrap();
+        let ended = Command::new(env!("CARGO_BIN_EXE_everwarm")).args(args).stdout(full).output().unwrap();
+        assert_eq!(ended.status.code(), Some(2), "{}", text(&ended.stderr));
+        assert!(text(&ended.stderr).contains("No space left"), "{}", text(&ended.stderr));
+    }
+}
+
+#[test]
+fn a_process_with_few_descriptors_is_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let limited = format!("ulimit -n 300; exec {} put {} key value", env!("CARGO_BIN_EXE_everwarm"), store(&dir));
+    refused(&Command::new("sh").args(["-c", &limited]).output().unwrap(), "file descriptors");
+    let raised = format!("ulimit -Sn 300; exec {} put {} key value", env!("CARGO_BIN_EXE_everwarm"), store(&dir));
+    assert!(Command::new("sh").args(["-c", &raised]).output().unwrap().status.success());
 }
 
 #[test]

@@ -130,3 +130,21 @@ fn conditions_and_syncs_work_on_another_runtime() {
     let cache = cache.blocking().clone();
     cache.close().expect("in order");
 }
+
+#[tokio::test]
+async fn every_mutation_has_a_form_for_tasks() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let cache = Cache::open(Options::new(dir.path()).memory(1 << 20).flash(1 << 20)).expect("an empty directory");
+    let tasks = cache.namespace("n").expect("room").for_tasks();
+    let placed = tasks.put_many(&[("a", "first"), ("b", "second")], &PutOptions::new().ack(Ack::Host)).await.expect("room");
+    assert!(placed[0] < placed[1] && cache.stats().durable >= placed[1].expect("unconditional"));
+    assert_eq!(tasks.get_range("b", 2..40).await.expect("open").expect("a value"), "cond");
+    assert_eq!(tasks.get_range("b", 9..12).await.expect("open").expect("a value"), "");
+    assert!(tasks.touch("a", Some(std::time::Duration::ZERO)).await.expect("room") > placed[1]);
+    assert_eq!(tasks.touch("c", None).await.expect("room"), None);
+    assert!(!tasks.contains("a").await.expect("open") && tasks.contains("b").await.expect("open"));
+    let version = tasks.set_resume_token_with("stream", "17", Ack::Host).await.expect("room");
+    assert!(cache.stats().durable >= version && cache.resume_token("stream").as_deref() == Some(b"17"));
+    tasks.clear().await.expect("room");
+    assert!(!tasks.contains("b").await.expect("open"));
+}

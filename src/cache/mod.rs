@@ -70,6 +70,11 @@ impl Cache {
         Ok(Self { running: Arc::clone(&self.running), space: self.engine().namespace(name)? })
     }
 
+    /// As [`Cache::namespace`], if there is one with this name. Changes nothing.
+    pub fn existing_namespace(&self, name: &str) -> Option<Self> {
+        Some(Self { running: Arc::clone(&self.running), space: self.engine().existing_namespace(name)? })
+    }
+
     /// Names of all namespaces but the default one.
     pub fn namespaces(&self) -> Vec<String> {
         self.engine().namespaces()
@@ -153,10 +158,7 @@ impl Cache {
     /// # Errors
     /// As [`Cache::get`].
     pub fn get_range(&self, key: impl AsRef<[u8]>, range: Range<usize>) -> Result<Option<Bytes>> {
-        Ok(self.get(key)?.map(|value| {
-            let len = value.bytes().len();
-            value.into_bytes().slice(range.start.min(len)..range.end.clamp(range.start.min(len), len))
-        }))
+        Ok(self.get(key)?.map(|value| value.into_range(range)))
     }
 
     /// The value of `key`, if it has one, without counting as a use.
@@ -258,12 +260,14 @@ impl Cache {
         self.engine().persist(level)
     }
 
-    /// Takes a checkpoint of the index now, so that the next open has less to replay.
+    /// Takes a checkpoint of the index now, so that the next open has less to replay. Says whether there is one: without room on the disk, or after a failed write, the last
+    /// one counts on, and [`crate::Stats::disk_full`] or [`crate::Stats::write_errors`] has grown.
     ///
     /// # Errors
-    /// [`crate::Error::Failed`] if it could not be written.
-    pub fn checkpoint(&self) -> Result<()> {
-        self.engine().step_checkpoint(true).map(drop)
+    /// [`crate::Error::Failed`], [`crate::Error::Closed`].
+    pub fn checkpoint(&self) -> Result<bool> {
+        self.engine().check_open()?;
+        self.engine().step_checkpoint(true)
     }
 
     /// What the cache holds and has done.

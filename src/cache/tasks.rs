@@ -1,5 +1,8 @@
 //! The handle for tasks.
 
+use std::ops::Range;
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::Cache;
@@ -37,7 +40,8 @@ impl Cache {
 }
 
 impl AsyncCache {
-    /// The handle for threads: for what never waits, and for [`Cache::close`].
+    /// The handle for threads: for what never waits, and for what has no form for tasks: [`Cache::namespace`] of a new name, [`Cache::clear_all`], [`Cache::entries`],
+    /// [`Cache::checkpoint`], [`Cache::close`].
     pub fn blocking(&self) -> &Cache {
         &self.cache
     }
@@ -132,6 +136,47 @@ impl AsyncCache {
     /// As [`Cache::put_with`].
     pub async fn delete_with(&self, key: impl AsRef<[u8]>, options: &DeleteOptions) -> Result<Option<Lsn>> {
         self.cache.engine().delete_in_task(self.key(&key), options).await
+    }
+
+    /// See [`Cache::get_range`].
+    ///
+    /// # Errors
+    /// As [`Cache::get`].
+    pub async fn get_range(&self, key: impl AsRef<[u8]>, range: Range<usize>) -> Result<Option<Bytes>> {
+        Ok(self.get(key).await?.map(|value| value.into_range(range)))
+    }
+
+    /// See [`Cache::put_many`].
+    ///
+    /// # Errors
+    /// As [`Cache::put_many`].
+    pub async fn put_many<K: AsRef<[u8]>, V: AsRef<[u8]>>(&self, entries: &[(K, V)], options: &PutOptions) -> Result<Vec<Option<Lsn>>> {
+        let entries: Vec<(Key<'_>, &[u8])> = entries.iter().map(|(key, value)| (self.key(key), value.as_ref())).collect();
+        self.cache.engine().put_many_in_task(&entries, options).await
+    }
+
+    /// See [`Cache::touch`].
+    ///
+    /// # Errors
+    /// As [`Cache::put`].
+    pub async fn touch(&self, key: impl AsRef<[u8]>, ttl: Option<Duration>) -> Result<Option<Lsn>> {
+        self.cache.engine().touch_in_task(self.key(&key), ttl).await
+    }
+
+    /// See [`Cache::clear`].
+    ///
+    /// # Errors
+    /// As [`Cache::put`].
+    pub async fn clear(&self) -> Result<Lsn> {
+        self.cache.engine().clear_in_task(&self.cache.space).await
+    }
+
+    /// See [`Cache::set_resume_token_with`].
+    ///
+    /// # Errors
+    /// As [`Cache::set_resume_token`].
+    pub async fn set_resume_token_with(&self, name: &str, value: impl AsRef<[u8]>, level: Ack) -> Result<Lsn> {
+        self.cache.engine().set_resume_token_in_task(name, value.as_ref(), level).await
     }
 
     /// See [`Cache::persist`].

@@ -57,6 +57,7 @@ fn compression<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Compression>
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    #[serde(default)]
     dir: PathBuf,
     #[serde(default, deserialize_with = "size")]
     memory: Option<u64>,
@@ -73,6 +74,7 @@ struct File {
     compression: Option<Compression>,
     on_host_crash: Option<OnHostCrash>,
     create: Option<bool>,
+    resize: Option<bool>,
     lock_timeout_ms: Option<u64>,
     backend: Option<Backend>,
     depth: Option<u32>,
@@ -80,7 +82,7 @@ struct File {
 }
 
 impl Options {
-    /// Options from TOML: `dir`, and any other option by its name here. Sizes are numbers of bytes or texts such as `"64MiB"`; times are `sync_interval_ms` and
+    /// Options from TOML, by their names here; `dir` may also be set afterwards. Sizes are numbers of bytes or texts such as `"64MiB"`; times are `sync_interval_ms` and
     /// `lock_timeout_ms`; choices are their names in lower case, with `_` between words; `compression` is `"none"`, `"zstd"` or `"zstd:LEVEL"`. What is not given has its
     /// default.
     ///
@@ -104,7 +106,7 @@ impl Options {
         let file: File = toml::from_str(text).map_err(|e| Error::InvalidOption { name: "file", reason: e.to_string() })?;
         let mut options = Self::new(file.dir);
         let or = |given: Option<u64>, default: Duration| given.map_or(default, Duration::from_millis);
-        options.memory = file.memory.unwrap_or(options.memory);
+        options.memory = file.memory.or(options.memory);
         options.flash = file.flash.or(options.flash);
         options.segment_size = file.segment_size.or(options.segment_size);
         options.ack = file.ack.unwrap_or(options.ack);
@@ -114,6 +116,7 @@ impl Options {
         options.compression = file.compression.unwrap_or(options.compression);
         options.on_host_crash = file.on_host_crash.unwrap_or(options.on_host_crash);
         options.create = file.create.unwrap_or(options.create);
+        options.resize = file.resize.unwrap_or(options.resize);
         options.lock_timeout = or(file.lock_timeout_ms, options.lock_timeout);
         options.backend = file.backend.unwrap_or(options.backend);
         options.depth = file.depth.unwrap_or(options.depth);
@@ -130,22 +133,24 @@ mod tests {
     fn every_option_can_be_given() {
         let options = Options::from_toml(
             "dir = 'x'\nmemory = 2097152\nflash = '1GiB'\nsegment_size = '1 MiB'\nack = 'host'\nsync_interval_ms = 7\nsync_bytes = '1M'\nwal_values = 'always'\n\
-             compression = 'zstd:5'\non_host_crash = 'cold'\ncreate = false\nlock_timeout_ms = 9\nbackend = 'io_uring'\ndepth = 3\nrecovery = 'refuse'\n",
+             compression = 'zstd:5'\non_host_crash = 'cold'\ncreate = false\nresize = false\nlock_timeout_ms = 9\nbackend = 'io_uring'\ndepth = 3\nrecovery = 'refuse'\n",
         )
         .unwrap();
         assert_eq!(
             (options.memory, options.flash, options.segment_size, options.sync_bytes),
-            (2 << 20, Some(1 << 30), Some(1 << 20), 1 << 20)
+            (Some(2 << 20), Some(1 << 30), Some(1 << 20), 1 << 20)
         );
         assert_eq!((options.ack, options.wal_values, options.compression), (Ack::Host, WalValues::Always, Compression::Zstd(5)));
         assert_eq!((options.on_host_crash, options.backend, options.recovery), (OnHostCrash::Cold, Backend::IoUring, RecoveryMode::Refuse));
-        assert_eq!((options.sync_interval.as_millis(), options.lock_timeout.as_millis(), options.depth, options.create), (7, 9, 3, false));
+        assert_eq!(
+            (options.sync_interval.as_millis(), options.lock_timeout.as_millis(), options.depth, options.create, options.resize),
+            (7, 9, 3, false, false)
+        );
     }
 
     #[test]
     fn what_is_wrong_is_named() {
         for (text, named) in [
-            ("memory = 1", "dir"),
             ("dir = 'x'\nmemry = 1", "memry"),
             ("dir = 'x'\nmemory = '3 parsecs'", "parsecs"),
             ("dir = 'x'\nack = 'never'", "never"),

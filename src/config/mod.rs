@@ -20,6 +20,8 @@ pub(crate) const SEGMENTS_MAX: u64 = 4096;
 const SEGMENTS_MIN: u64 = 8;
 const SEGMENT_SIZE_MIN: u64 = 64 << 10;
 const SEGMENT_SIZE_MAX: u64 = 1 << 31;
+const FLASH_MAX: u64 = SEGMENTS_MAX * SEGMENT_SIZE_MAX;
+const MEMORY_DEFAULT: u64 = 256 << 20;
 const RING_MIN: u64 = 64 << 10;
 const RING_MAX: u64 = 32 << 20;
 
@@ -182,18 +184,32 @@ impl std::fmt::Debug for Listener {
     }
 }
 
-/// The geometry of a store that exists.
+/// What a store that exists says of itself.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stored {
     pub(crate) flash: u64,
     pub(crate) segment_size: u64,
+    /// Entries of its checkpoint.
+    pub(crate) entries: u64,
+}
+
+impl Stored {
+    /// Bytes of DRAM that are enough to keep all of it.
+    fn memory(&self) -> u64 {
+        (self.entries * 10 + 2 * RING_MAX).max(4 * empty_index(self.flash))
+    }
+}
+
+/// Bytes of an empty index: one partition of 16 B for each 64 KiB of flash.
+fn empty_index(flash: u64) -> u64 {
+    flash.next_power_of_two() / (64 << 10) * 16
 }
 
 /// How a cache is opened. `Options::new(dir)` and the defaults are a sensible start; set `memory` and `flash`.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub(crate) dir: PathBuf,
-    pub(crate) memory: u64,
+    pub(crate) memory: Option<u64>,
     pub(crate) flash: Option<u64>,
     pub(crate) segment_size: Option<u64>,
     pub(crate) ack: Ack,
@@ -203,6 +219,7 @@ pub struct Options {
     pub(crate) compression: Compression,
     pub(crate) on_host_crash: OnHostCrash,
     pub(crate) create: bool,
+    pub(crate) resize: bool,
     pub(crate) lock_timeout: Duration,
     pub(crate) backend: Backend,
     pub(crate) depth: u32,
@@ -216,7 +233,7 @@ impl Options {
     pub fn new(dir: impl AsRef<Path>) -> Self {
         Self {
             dir: dir.as_ref().to_owned(),
-            memory: 256 << 20,
+            memory: None,
             flash: None,
             segment_size: None,
             ack: Ack::Process,
@@ -226,6 +243,7 @@ impl Options {
             compression: Compression::None,
             on_host_crash: OnHostCrash::Serve,
             create: true,
+            resize: true,
             lock_timeout: Duration::from_secs(5),
             backend: Backend::Auto,
             depth: 128,
@@ -242,21 +260,23 @@ impl Options {
         self
     }
 
-    /// Bytes of DRAM for everything: index, buffers, memory tier. Default 256 MiB, minimum 1 MiB; large flash needs more, and a 1024th of it is enough.
+    /// Bytes of DRAM for everything: index, buffers, memory tier. Default 256 MiB, and for a store that exists at least what its index needs. Minimum 1 MiB; large flash
+    /// needs more, and a 512th of it is enough. If the index does not fit, the oldest entries are evicted.
     #[must_use]
     pub fn memory(mut self, bytes: u64) -> Self {
-        self.memory = bytes;
+        self.memory = Some(bytes);
         self
     }
 
-    /// Bytes of flash for segments; WAL, rings and checkpoints come on top. Default: what the store has, 4 GiB for a new one. Minimum 512 KiB.
+    /// Bytes of flash for segments; WAL, rings and checkpoints come on top. Default: what the store has, 4 GiB for a new one. Minimum 512 KiB, at most 8 TiB. A store of
+    /// another size is resized (see [`Options::resize`]): a smaller one keeps what is newest, or hot, and fits.
     #[must_use]
     pub fn flash(mut self, bytes: u64) -> Self {
         self.flash = Some(bytes);
         self
     }
 
-    /// Bytes of one segment: the unit of reclaim, a power of two from 64 KiB to 2 GiB. Default: a 512th of `flash`, between 256 KiB and 1 GiB (64 KiB if `flash` is below 4 MiB).
+    /// Bytes of one segment: the unit of reclaim, a power of two from 64 KiB to 2 GiB. Default: a 512th of `flash`, between 256 KiB and 1 GiB (2 GiB if `flash` is above 4 TiB, 64 KiB if it is below 4 MiB).
     #[must_use]
     pub fn segment_size(mut self, bytes: u64) -> Self {
         self.segment_size = Some(bytes);
@@ -309,6 +329,14 @@ impl Options {
     #[must_use]
     pub fn create(mut self, create: bool) -> Self {
         self.create = create;
+        self
+    }
+
+    /// Whether a store of another `flash` or `segment_size` is brought to the ones given here, and one whose index outgrows `memory` loses its oldest entries. If false,
+    /// opening fails with [`Error::InvalidOption`] instead. Default true.
+    #[must_use]
+    pub fn resize(mut self, resize: bool) -> Self {
+        self.resize = resize;
         self
     }
 
@@ -365,22 +393,35 @@ impl Options {
     /// Checks every option and derives what follows from them. `stored` is the geometry of the store if it exists.
     pub(crate) fn validate(&self, stored: Option<Stored>) -> Result<Settings> {
         let invalid = |name, reason: String| Err(Error::InvalidOption { name, reason });
-        if self.memory < 1 << 20 {
-            return invalid("memory", format!("{} B given, at least 1 MiB is needed", self.memory));
+        if self.dir.as_os_str().is_empty() {
+            return invalid("dir", "a directory is needed".to_owned());
+        }
+        let memory = self.memory.unwrap_or_else(|| MEMORY_DEFAULT.max(stored.map_or(0, |s| s.memory())));
+        if memory < 1 << 20 {
+            return invalid("memory", format!("{memory} B given, at least 1 MiB is needed"));
         }
         self.validate_depth()?;
         let flash = self.flash.or(stored.map(|s| s.flash)).unwrap_or(4 << 30);
         if flash < SEGMENTS_MIN * SEGMENT_SIZE_MIN {
             return invalid("flash", format!("{flash} B given, at least {} are needed", SEGMENTS_MIN * SEGMENT_SIZE_MIN));
         }
+        if flash > FLASH_MAX {
+            return invalid("flash", format!("{flash} B given, {FLASH_MAX} are the most"));
+        }
         let segment_size = match (self.segment_size, stored) {
             (Some(size), _) => size,
             (None, Some(stored)) if stored.flash == flash => stored.segment_size,
             (None, _) if flash < 4 << 20 => SEGMENT_SIZE_MIN,
+            (None, _) if flash > SEGMENTS_MAX << 30 => SEGMENT_SIZE_MAX,
             (None, _) => (flash / 512).next_power_of_two().clamp(256 << 10, 1 << 30),
         };
         if !segment_size.is_power_of_two() || !(SEGMENT_SIZE_MIN..=SEGMENT_SIZE_MAX).contains(&segment_size) {
             return invalid("segment_size", format!("{segment_size} given, a power of two from 64 KiB to 2 GiB is needed"));
+        }
+        if let Some(stored) = stored.filter(|s| !self.resize && (s.flash, s.segment_size) != (flash, segment_size)) {
+            let name = if stored.flash == flash { "segment_size" } else { "flash" };
+            let of = |flash, segment_size| format!("{flash} B in segments of {segment_size} B");
+            return invalid(name, format!("{} given, the store has {}", of(flash, segment_size), of(stored.flash, stored.segment_size)));
         }
         let segments = flash / segment_size;
         if !(SEGMENTS_MIN..=SEGMENTS_MAX).contains(&segments) {
@@ -399,18 +440,22 @@ impl Options {
             return invalid("compression", format!("zstd level {level} given, -7 to 22 is possible"));
         }
         let power_below = |n: u64| 1u64 << n.max(1).ilog2();
-        let segment_ring = power_below(self.memory / 4).clamp(RING_MIN, RING_MAX);
+        let segment_ring = power_below(memory / 4).clamp(RING_MIN, RING_MAX);
         let wal_ring = match self.wal_values {
             WalValues::Always => segment_ring,
             WalValues::Never | WalValues::Host => (segment_ring / 4).max(RING_MIN),
         };
-        let index_bytes_max = self.memory.saturating_sub(segment_ring + wal_ring);
-        // Empty, the index has one partition of 16 B for each 64 KiB of flash.
-        let empty_index = flash.next_power_of_two() / (64 << 10) * 16;
+        let index_bytes_max = memory.saturating_sub(segment_ring + wal_ring);
+        let empty_index = empty_index(flash);
         // A store that exists says how much flash it has.
         let known = self.flash.is_some() || stored.is_some();
         if known && empty_index > index_bytes_max / 2 {
-            let reason = format!("{} B given, {flash} B of flash need at least {}", self.memory, (empty_index * 4).max(1 << 20));
+            let reason = format!("{memory} B given, {flash} B of flash need at least {}", (empty_index * 4).max(1 << 20));
+            return invalid("memory", reason);
+        }
+        if let Some(stored) = stored.filter(|s| !self.resize && s.entries * 8 > index_bytes_max) {
+            let reason =
+                format!("{memory} B given, the index of the store's {} entries needs at least {}", stored.entries, stored.memory());
             return invalid("memory", reason);
         }
         Ok(Settings {
@@ -420,7 +465,7 @@ impl Options {
             wal_ring,
             wal_payload: (wal_ring * 2).max(128 << 10),
             flash,
-            memory: self.memory,
+            memory,
             ack: self.ack,
             sync_interval: self.sync_interval,
             sync_bytes: self.sync_bytes,
@@ -479,11 +524,39 @@ mod tests {
     }
 
     #[test]
+    fn a_512th_of_flash_is_memory_enough() {
+        for flash in (20..43).flat_map(|bits| [1u64 << bits, (1 << bits) + (1 << (bits - 3)), (1 << bits) + (1 << (bits - 9))]) {
+            for wal_values in [WalValues::Host, WalValues::Always] {
+                let options = Options::new("x").flash(flash).memory((flash / 512).max(1 << 20)).wal_values(wal_values);
+                assert!(options.validate(None).is_ok(), "{flash} {:?}", options.validate(None));
+            }
+        }
+    }
+
+    #[test]
+    fn a_store_is_not_resized_where_that_is_not_wanted() {
+        let stored = |entries| Some(Stored { flash: 1 << 30, segment_size: 2 << 20, entries });
+        let o = || Options::new("x").resize(false);
+        let refused = |options: Options, entries| match options.validate(stored(entries)) {
+            Err(Error::InvalidOption { name, .. }) => name,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(refused(o().flash(2 << 30), 0), "flash");
+        assert_eq!(refused(o().segment_size(1 << 20), 0), "segment_size");
+        assert_eq!(refused(o().memory(16 << 20), 10_000_000), "memory");
+        let settings = o().validate(stored(100_000_000)).unwrap();
+        assert!(settings.index_bytes_max > 900_000_000, "unless it is given, memory is enough");
+        assert!(Options::new("x").flash(2 << 30).memory(16 << 20).validate(stored(10_000_000)).is_ok());
+    }
+
+    #[test]
     fn each_bad_option_is_named() {
         let o = || Options::new("x");
         assert_eq!(refused(o().memory(0)), "memory");
         assert_eq!(refused(o().memory(256 << 20).flash(1 << 40)), "memory");
+        assert_eq!(refused(Options::new("")), "dir");
         assert_eq!(refused(o().flash(1)), "flash");
+        assert_eq!(refused(o().flash(u64::MAX)), "flash");
         assert_eq!(refused(o().segment_size(65_537)), "segment_size");
         assert_eq!(refused(o().segment_size(1 << 31)), "segment_size");
         assert_eq!(refused(o().flash(1 << 40).segment_size(1 << 16)), "segment_size");

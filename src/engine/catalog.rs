@@ -92,6 +92,11 @@ impl Engine {
         }
     }
 
+    /// The namespace with this name, if there is one.
+    pub(crate) fn existing_namespace(&self, name: &str) -> Option<Arc<Space>> {
+        lock(&self.registry).space(name)
+    }
+
     /// Names of all namespaces but the default one.
     pub(crate) fn namespaces(&self) -> Vec<String> {
         lock(&self.registry).current.namespaces.keys().filter(|name| !name.is_empty()).cloned().collect()
@@ -125,33 +130,70 @@ impl Engine {
         lock(&self.registry).current.scopes()
     }
 
-    /// Appends a note and applies it, as one step, if `wanted` still says so.
+    /// As [`Engine::clear`].
+    pub(crate) async fn clear_in_task(&self, space: &Space) -> Result<Lsn> {
+        self.note_in_task(&Note::Namespace(&space.name), self.settings.ack).await
+    }
+
+    /// As [`Engine::set_resume_token`].
+    pub(crate) async fn set_resume_token_in_task(&self, name: &str, value: &[u8], ack: Ack) -> Result<Lsn> {
+        self.note_in_task(&Note::Token(name, value), ack).await
+    }
+
+    /// Appends a note and applies it if `wanted` still says so.
     fn note(&self, note: &Note<'_>, ack: Option<Ack>, wanted: impl Fn(&Catalog) -> bool) -> Result<Lsn> {
+        loop {
+            match self.try_note(note, &wanted)? {
+                Noted::Done(lsn) => {
+                    self.wait_for(ack.unwrap_or(self.settings.ack), lsn)?;
+                    return Ok(lsn);
+                }
+                Noted::Unwanted => return Ok(Lsn::ZERO),
+                Noted::NoRoom(seen) => self.wait(&self.events.room, seen, None),
+            }
+        }
+    }
+
+    async fn note_in_task(&self, note: &Note<'_>, ack: Ack) -> Result<Lsn> {
+        loop {
+            match self.try_note(note, &|_| true)? {
+                Noted::Done(lsn) => {
+                    self.wait_in_task(ack, lsn).await?;
+                    return Ok(lsn);
+                }
+                Noted::Unwanted => return Ok(Lsn::ZERO),
+                Noted::NoRoom(seen) => self.events.room.after(seen).await,
+            }
+        }
+    }
+
+    /// Appends a note and applies it, as one step.
+    fn try_note(&self, note: &Note<'_>, wanted: &dyn Fn(&Catalog) -> bool) -> Result<Noted> {
         check(note)?;
+        self.check_open()?;
         let bytes = note.encode();
         let draft = Draft::note(&bytes);
         let hash = format::note_hash(self.hash_seed, &bytes);
-        let Placed { lsn, .. } = loop {
-            self.check_open()?;
-            let seen = self.events.room.count();
-            {
-                let mut registry = lock(&self.registry);
-                if !wanted(&registry.current) {
-                    return Ok(Lsn::ZERO);
-                }
-                check_count(&registry.current, note)?;
-                // In the WAL itself, where replay finds it.
-                let what = Append { hash, draft: &draft, tombstone: true, supersedes: false, inline: true, version: None, urgent: false };
-                if let Ok(placed) = self.append(&what) {
-                    registry.apply(placed.lsn, note, self.durable());
-                    break placed;
-                }
-            }
-            self.wait(&self.events.room, seen, None);
-        };
-        self.wait_for(ack.unwrap_or(self.settings.ack), lsn)?;
-        Ok(lsn)
+        let seen = self.events.room.count();
+        let mut registry = lock(&self.registry);
+        if !wanted(&registry.current) {
+            return Ok(Noted::Unwanted);
+        }
+        check_count(&registry.current, note)?;
+        // In the WAL itself, where replay finds it.
+        let what = Append { hash, draft: &draft, tombstone: true, supersedes: false, inline: true, version: None, urgent: false };
+        let Ok(Placed { lsn, .. }) = self.append(&what) else { return Ok(Noted::NoRoom(seen)) };
+        registry.apply(lsn, note, self.durable());
+        Ok(Noted::Done(lsn))
     }
+}
+
+/// What came of an attempt to append a note.
+enum Noted {
+    Done(Lsn),
+    Unwanted,
+    /// The count of the event to wait for.
+    NoRoom(u64),
 }
 
 fn check(note: &Note<'_>) -> Result<()> {

@@ -154,7 +154,7 @@ impl Engine {
     }
 
     /// Refuses mutations once the engine failed or closes.
-    fn check_open(&self) -> Result<()> {
+    pub(crate) fn check_open(&self) -> Result<()> {
         if let Some(reason) = self.failure.get() {
             return Err(Error::Failed { reason: reason.clone() });
         }

@@ -24,18 +24,21 @@ use crate::io::ring::Ring;
 use crate::io::{Disk, DiskLock, LockError, Mapping};
 use crate::manifest::catalog::Catalog;
 use crate::manifest::{self, LoadError, Manifest, Segment};
-use crate::segment::table::{self, State, Table};
+use crate::segment::table::{State, Table};
 use crate::sync::Event;
 use crate::tier::memory::MemoryTier;
-use crate::wal::writer::{self, Wal};
+use crate::wal::writer::Wal;
 
 /// How long a live holder may take to go away before it is named.
 const GRACE: Duration = Duration::from_millis(200);
+/// File descriptors that an open store may have beside those of its segments.
+const DESCRIPTORS_BESIDE: u64 = 64;
 /// LSNs that are skipped after a host crash: more than can have been assigned and then lost, so that none is used twice. The death of a process loses none.
 const LSN_GAP: u64 = 1 << 24;
 
 /// Opens the store in the options' directory.
 pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dyn Clock>, driver: Mode) -> Result<Arc<Engine>> {
+    let is_real = disk.is_none();
     let disk = match disk {
         Some(disk) => disk,
         None => {
@@ -53,7 +56,7 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
         Ok(loaded) => Some(loaded),
         Err(LoadError::Missing) if options.create => None,
         // The first manifest is whole before the first segment exists: its writing was interrupted, and nothing was ever stored.
-        Err(LoadError::Corrupt) if options.create && !has_segments(disk.as_ref(), options)? => None,
+        Err(LoadError::Corrupt) if options.create && is_begun(disk.as_ref(), options)? => None,
         Err(LoadError::Missing) => return Err(Error::NotFound { path: dir.clone() }),
         Err(LoadError::Newer { found }) => {
             let path = dir.join(manifest::FILES[0]);
@@ -70,11 +73,13 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
         None => {
             // What was left open has its default now, and must fit the rest.
             let settings = options.clone().flash(settings.flash).validate(None)?;
+            check_machine(is_real, &settings)?;
             create(&settings, disk.as_ref(), clock.as_ref()).map(|r| (settings, r))
         }
         Some((manifest, damaged)) => {
-            let flash = manifest.flash;
-            let settings = options.validate(Some(Stored { flash, segment_size: manifest.segment_size }))?;
+            let entries = recover::checkpoint_entries(disk.as_ref(), &manifest);
+            let settings = options.validate(Some(Stored { flash: manifest.flash, segment_size: manifest.segment_size, entries }))?;
+            check_machine(is_real, &settings)?;
             recover::recover(disk.as_ref(), &settings, manifest, damaged).map(|r| (settings, r))
         }
     };
@@ -109,15 +114,34 @@ fn prepare_directory(options: &Options) -> Result<&Path> {
     Ok(dir)
 }
 
-/// Refuses a directory that is somebody else's, before anything is made in it.
+/// Refuses what this machine cannot give, before anything relies on it.
+fn check_machine(is_real: bool, settings: &Settings) -> Result<()> {
+    let there = posix::physical_memory();
+    if settings.memory > there {
+        let reason = format!("{} B given, this machine has {there}", settings.memory);
+        return Err(Error::InvalidOption { name: "memory", reason });
+    }
+    let (segments, needed) = (settings.segments, u64::from(settings.segments) + DESCRIPTORS_BESIDE);
+    if is_real && let Err(limit) = posix::reserve_descriptors(needed) {
+        let reason = format!(
+            "{segments} segments need up to {needed} file descriptors, this process may have {limit} in all; raise its limit, or segment_size"
+        );
+        return Err(Error::InvalidOption { name: "segment_size", reason });
+    }
+    Ok(())
+}
+
+/// Refuses a directory that is somebody else's, before anything is made in it, and a store whose manifest is missing.
 fn check_contents(disk: &dyn Disk, options: &Options) -> Result<()> {
     let files = disk.list().map_err(Error::io("list the directory", &options.dir))?;
     if files.iter().any(|(name, _)| manifest::is_one(name)) {
         return Ok(());
     }
-    let prefixes = [table::FILE_PREFIX, writer::FILE_PREFIX, files::CHECKPOINT_PREFIX, files::HEAT_PREFIX];
-    let ours = |name: &str| name == LOCK_FILE || files::RINGS.contains(&name) || prefixes.iter().any(|p| name.starts_with(p));
-    if let Some((found, _)) = files.iter().find(|(name, _)| !ours(name)) {
+    if let Some((found, _)) = files.iter().find(|(name, _)| files::is_one(name)) {
+        let what = format!("it is missing, but there is {found}");
+        return Err(Error::Corrupt { path: options.dir.join(manifest::FILES[0]), what });
+    }
+    if let Some((found, _)) = files.iter().find(|(name, _)| name != LOCK_FILE) {
         return Err(Error::NotAStore { path: options.dir.clone(), found: found.clone() });
     }
     if !options.create {
@@ -126,9 +150,16 @@ fn check_contents(disk: &dyn Disk, options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn has_segments(disk: &dyn Disk, options: &Options) -> Result<bool> {
+/// Whether what is there is a store whose creation was interrupted, so that it can begin again.
+fn is_begun(disk: &dyn Disk, options: &Options) -> Result<bool> {
     let files = disk.list().map_err(Error::io("list the directory", &options.dir))?;
-    Ok(files.iter().any(|(name, _)| name.starts_with(table::FILE_PREFIX)))
+    if files.iter().any(|(name, _)| files::is_one(name)) {
+        return Ok(false);
+    }
+    if let Some((found, _)) = files.iter().find(|(name, _)| name != LOCK_FILE && !manifest::is_one(name)) {
+        return Err(Error::NotAStore { path: options.dir.clone(), found: found.clone() });
+    }
+    manifest::may_be_begun(disk).map_err(Error::io("read the manifest in", &options.dir))
 }
 
 /// Takes the directory. A holder that has died is waited for, since its last writes may still be landing.

@@ -1,6 +1,6 @@
 //! Get: the index says where, the rings or one device read say what, the checksum and the key say whether.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -41,6 +41,13 @@ impl Value {
     /// The value's bytes.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
+    }
+
+    /// A part of the value, cut to its length, which shares it.
+    pub(crate) fn into_range(self, range: Range<usize>) -> Bytes {
+        let len = self.bytes().len();
+        let start = range.start.min(len);
+        self.into_bytes().slice(start..range.end.clamp(start, len))
     }
 
     /// The value's bytes, which may outlive the cache.

@@ -1,6 +1,7 @@
 //! The same operations for tasks: what would wait, returns to the executor instead. Works on any, and every future may be dropped at any time.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -58,6 +59,29 @@ impl Engine {
         self.put_in_task_if(key, value, options, None).await
     }
 
+    /// As [`Engine::put_many`].
+    pub(crate) async fn put_many_in_task(&self, entries: &[(Key<'_>, &[u8])], options: &PutOptions) -> Result<Vec<Option<Lsn>>> {
+        let mut placed = Vec::with_capacity(entries.len());
+        for (key, value) in entries {
+            let compressed = self.compress(value)?;
+            let request = self.put_request(*key, value, compressed.as_deref(), options)?;
+            placed.push(self.place_in_task(&request, None).await?);
+        }
+        let last = placed.iter().flatten().max().copied().unwrap_or(Lsn::ZERO);
+        self.wait_in_task(options.ack.unwrap_or(self.settings.ack), last).await?;
+        Ok(placed)
+    }
+
+    /// As [`Engine::touch`].
+    pub(crate) async fn touch_in_task(&self, key: Key<'_>, ttl: Option<Duration>) -> Result<Option<Lsn>> {
+        while let Some(value) = self.get_in_task(key, false).await? {
+            if let Some(touched) = self.put_in_task(key, &value, &PutOptions::touch(&value, ttl)).await? {
+                return Ok(Some(touched));
+            }
+        }
+        Ok(None)
+    }
+
     async fn put_in_task_if(
         &self,
         key: Key<'_>,
@@ -77,11 +101,20 @@ impl Engine {
     }
 
     async fn carry_out_in_task(&self, request: &Request<'_>, may: Option<&(dyn Fn() -> bool + Sync)>) -> Result<Option<Lsn>> {
+        let placed = self.place_in_task(request, may).await?;
+        if let Some(lsn) = placed {
+            self.wait_in_task(request.ack, lsn).await?;
+        }
+        Ok(placed)
+    }
+
+    /// As [`Engine::carry_out`]: what follows may still have to wait for a sync.
+    async fn place_in_task(&self, request: &Request<'_>, may: Option<&(dyn Fn() -> bool + Sync)>) -> Result<Option<Lsn>> {
         let deadline = self.deadline(request);
-        let lsn = loop {
+        loop {
             let observed = if request.is_conditional() { Some(self.observe_in_task(request.key).await?) } else { None };
             match self.attempt(request, observed.as_ref(), may.map(|may| may as &dyn Fn() -> bool))? {
-                Tried::Done(lsn) => break lsn,
+                Tried::Done(lsn) => return Ok(Some(lsn)),
                 Tried::Refused => return Ok(None),
                 Tried::Overtaken => {}
                 Tried::NoRoom(seen) => {
@@ -89,8 +122,7 @@ impl Engine {
                     self.events.room.after(seen).await;
                 }
             }
-        };
-        self.wait_in_task(request.ack, lsn).await.map(|()| Some(lsn))
+        }
     }
 
     async fn observe_in_task(&self, key: Key<'_>) -> Result<Observed> {

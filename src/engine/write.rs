@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::Engine;
 use super::append::{Append, Placed};
+use super::read::Value;
 use crate::config::{Ack, Compression, INLINE_LEN_MAX, KEY_LEN_MAX, WalValues};
 use crate::error::{Error, Result};
 use crate::id::{Key, KeyHash, Lsn, Position};
@@ -60,13 +61,18 @@ pub enum Hint {
 #[derive(Clone, Debug, Default)]
 pub struct PutOptions {
     ttl: Option<Duration>,
-    ack: Option<Ack>,
+    pub(super) ack: Option<Ack>,
     condition: Condition,
     wait: Wait,
     hint: Hint,
 }
 
 impl PutOptions {
+    /// Those of a put that gives what is there another expiry.
+    pub(super) fn touch(value: &Value, ttl: Option<Duration>) -> Self {
+        Self { ttl, condition: Condition::IfVersion(value.version()), ..Self::default() }
+    }
+
     /// No expiry, the cache's acknowledgement level, unconditional, waiting for room, no hint.
     pub fn new() -> Self {
         Self::default()
@@ -220,9 +226,7 @@ impl Engine {
     /// Gives the entry of `key` another expiry, or none. Its new version, or `None` if there is no entry. Writes the record again.
     pub(crate) fn touch(&self, key: Key<'_>, ttl: Option<Duration>) -> Result<Option<Lsn>> {
         while let Some(value) = self.get(key, false)? {
-            let version = value.version();
-            let options = PutOptions { ttl, condition: Condition::IfVersion(version), ..PutOptions::default() };
-            if let Some(touched) = self.put(key, &value, &options)? {
+            if let Some(touched) = self.put(key, &value, &PutOptions::touch(&value, ttl))? {
                 return Ok(Some(touched));
             }
         }

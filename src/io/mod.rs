@@ -74,6 +74,12 @@ pub(crate) trait Disk: Send + Sync + Debug {
     fn boot_id(&self) -> u64;
 }
 
+/// The number in a file name that is `prefix` and a number, exactly as the engine writes such names.
+pub(crate) fn numbered(name: &str, prefix: &str) -> Option<u32> {
+    let digits = name.strip_prefix(prefix)?;
+    digits.parse().ok().filter(|number: &u32| number.to_string() == digits)
+}
+
 /// Why a directory could not be taken.
 #[derive(Debug)]
 pub(crate) enum LockError {

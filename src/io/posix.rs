@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::aligned::AlignedBuf;
 use super::reactor::Reactor;
@@ -199,6 +200,26 @@ impl Disk for PosixDisk {
         let text = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         xxhash_rust::xxh3::xxh3_64(&text)
     }
+}
+
+/// Bytes of DRAM of this machine.
+pub(crate) fn physical_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_mul(u64::from(info.mem_unit))
+}
+
+/// Makes sure that `count` more file descriptors can be opened, if need be by raising the process's soft limit towards the hard one. Else the limit.
+pub(crate) fn reserve_descriptors(count: u64) -> Result<(), u64> {
+    let needed = count + fs::read_dir("/proc/self/fd").map_or(0, |open| open.count() as u64);
+    let limits = getrlimit(Resource::Nofile);
+    let most = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
+    if most(limits.current) >= needed {
+        return Ok(());
+    }
+    if most(limits.maximum) < needed {
+        return Err(most(limits.maximum));
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: Some(needed), ..limits }).map_err(|_| most(limits.current))
 }
 
 /// Whether a process with this id exists and has not ended.

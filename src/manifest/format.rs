@@ -8,7 +8,7 @@ use crate::id::{Lsn, Position, StoreId};
 
 /// The table above, as `inspect layout` prints it.
 pub(crate) const LAYOUT: &str = include_str!("format.layout.txt");
-const MAGIC: u32 = u32::from_le_bytes(*b"EWMF");
+pub(crate) const MAGIC: u32 = u32::from_le_bytes(*b"EWMF");
 pub(crate) const VERSION: u32 = 1;
 const HEAD_LEN: usize = 184;
 const SEGMENT_LEN: usize = 32;

@@ -60,6 +60,27 @@ pub(crate) fn load(disk: &dyn Disk) -> Result<(Manifest, bool), LoadError> {
     }
 }
 
+/// Whether the copies that are there, none of them whole, may be what an interrupted creation left: nothing yet, zeros, or the beginning of a manifest.
+pub(crate) fn may_be_begun(disk: &dyn Disk) -> io::Result<bool> {
+    for name in FILES.into_iter().chain([SPARE]) {
+        let file = match disk.open(name) {
+            Ok(file) if file.len() > 0 => file,
+            Ok(_) => continue,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(e),
+        };
+        if !file.len().is_multiple_of(BLOCK as u64) {
+            return Ok(false);
+        }
+        let mut block = AlignedBuf::zeroed(BLOCK);
+        file.read_at(0, &mut block)?;
+        if block[..4] != [0; 4] && block[..4] != format::MAGIC.to_le_bytes() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 fn read(disk: &dyn Disk, name: &str) -> io::Result<Result<Manifest, Damage>> {
     let file = disk.open(name)?;
     if file.len() == 0 || !file.len().is_multiple_of(BLOCK as u64) || file.len() > format::LEN_MAX {

@@ -9,7 +9,7 @@ use super::writer::FILE_PREFIX;
 use crate::codec::{round_down, round_up};
 use crate::id::{Lsn, Position, StoreId};
 use crate::io::aligned::AlignedBuf;
-use crate::io::{BLOCK, Disk, File, Mapping, SECTOR};
+use crate::io::{BLOCK, Disk, File, Mapping, SECTOR, numbered};
 
 const WINDOW: usize = 256 << 10;
 
@@ -81,7 +81,7 @@ impl Replay {
         let (mut files, mut headers_unread) = (BTreeMap::new(), false);
         let mut block = AlignedBuf::zeroed(BLOCK);
         for (name, len) in disk.list()? {
-            if !name.starts_with(FILE_PREFIX) || len != payload + BLOCK as u64 {
+            if numbered(&name, FILE_PREFIX).is_none() || len != payload + BLOCK as u64 {
                 continue;
             }
             let file = disk.open(&name)?;

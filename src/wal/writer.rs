@@ -9,7 +9,7 @@ use crate::codec::round_up;
 use crate::id::StoreId;
 use crate::io::aligned::AlignedBuf;
 use crate::io::ring::Ring;
-use crate::io::{BLOCK, Disk, File};
+use crate::io::{BLOCK, Disk, File, numbered};
 use crate::sync::lock;
 
 /// Names of WAL files begin with this; a number follows that says nothing about their order.
@@ -32,7 +32,7 @@ struct Files {
     /// In the order of their numbers.
     active: VecDeque<Active>,
     spare: Vec<(String, Arc<dyn File>)>,
-    names_used: u32,
+    names_used: u64,
 }
 
 #[derive(Debug)]
@@ -48,8 +48,8 @@ impl Wal {
     pub(crate) fn new(disk: Arc<dyn Disk>, store: StoreId, ring: Ring, payload: u64) -> io::Result<Self> {
         let mut files = Files::default();
         for (name, len) in disk.list()? {
-            let Some(number) = name.strip_prefix(FILE_PREFIX) else { continue };
-            files.names_used = files.names_used.max(number.parse().map_or(0, |n: u32| n + 1));
+            let Some(number) = numbered(&name, FILE_PREFIX) else { continue };
+            files.names_used = files.names_used.max(u64::from(number) + 1);
             if len == payload + BLOCK as u64 && files.spare.len() < SPARE_MAX {
                 let file = disk.open(&name)?;
                 files.spare.push((name, file));

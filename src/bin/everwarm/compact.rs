@@ -1,13 +1,14 @@
 //! `everwarm compact`
 
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use everwarm::{Cache, Options, PutOptions};
 
-use crate::size;
+use crate::store::Settings;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -16,20 +17,57 @@ pub(crate) struct Args {
     output: PathBuf,
     /// The store's directory. It keeps everything.
     dir: PathBuf,
-    /// Bytes of flash of the new store [default: as many as the old one has]
-    #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes)]
-    flash: Option<u64>,
+    /// Of the new store; what is not given is as in the old one, but compression, which is none.
+    #[command(flatten)]
+    settings: Settings,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let flash = args.flash.unwrap_or(everwarm::inspect(&args.dir)?.flash);
+    let found = everwarm::inspect(&args.dir)?;
     let from = Cache::open(Options::new(&args.dir).create(false))?;
-    if args.output.exists() && std::fs::read_dir(&args.output)?.next().is_some() {
-        anyhow::bail!("{} is not empty; give a new directory", args.output.display());
+    let output = &args.output;
+    if output.exists() {
+        let context = || format!("cannot use {} as the new store's directory", output.display());
+        ensure!(
+            std::fs::read_dir(output).with_context(context)?.next().is_none(),
+            "{} is not empty; give a new directory",
+            output.display()
+        );
     }
-    let to = Cache::open(Options::new(&args.output).flash(flash))?;
-    let total = from.stats().entries;
-    let progress = indicatif::ProgressBar::new(total).with_message("entries");
+    // It has its name once it is whole.
+    let mut name = output.file_name().with_context(|| format!("{} is no name of a new directory", output.display()))?.to_owned();
+    name.push(".partial");
+    let partial = output.with_file_name(name);
+    ensure!(!partial.exists(), "{} is left of an interrupted run; remove it", partial.display());
+    let like_the_old_one = |options: Options| match args.settings.gives_flash() {
+        true => options,
+        false => options.flash(found.flash).segment_size(found.segment_size),
+    };
+    let to = Cache::open(like_the_old_one(args.settings.options(&partial)?))?;
+    let done = copy(&from, &to).and_then(|copied| {
+        let kept = to.stats().entries;
+        ensure!(kept == copied, "only {kept} of {copied} entries fit; give more --flash or --memory");
+        to.close()?;
+        std::fs::rename(&partial, output).with_context(|| format!("cannot rename {}", partial.display()))?;
+        sync_parent(output)?;
+        Ok(copied)
+    });
+    let copied = done.inspect_err(|_| drop(std::fs::remove_dir_all(&partial)))?;
+    let stats = from.stats();
+    from.close()?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{copied} entries copied to {}", output.display())?;
+    let unread = stats.damaged + stats.read_errors;
+    if unread > 0 {
+        writeln!(out, "{unread} records of {} could not be read or did not verify", args.dir.display())?;
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Copies what is live, and says how many entries that are.
+fn copy(from: &Cache, to: &Cache) -> anyhow::Result<u64> {
+    let progress = indicatif::ProgressBar::new(from.stats().entries).with_message("entries");
     let mut copied = 0u64;
     for name in from.namespaces().into_iter().chain([String::new()]) {
         let to = to.namespace(&name)?;
@@ -48,8 +86,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for name in from.resume_tokens() {
         to.set_resume_token(&name, from.resume_token(&name).unwrap_or_default())?;
     }
-    to.close()?;
-    from.close()?;
-    println!("{copied} entries copied to {}", args.output.display());
-    Ok(ExitCode::SUCCESS)
+    Ok(copied)
+}
+
+/// Makes the new name durable.
+fn sync_parent(path: &Path) -> anyhow::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::File::open(parent)?.sync_all().with_context(|| format!("cannot sync {}", parent.display()))
 }

@@ -1,22 +1,12 @@
 //! `everwarm delete`
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
-use crate::store::Store;
+use crate::store::Keyed;
 
-#[derive(clap::Args)]
-pub(crate) struct Args {
-    #[command(flatten)]
-    store: Store,
-    /// The key; any bytes. It is no error if there is no such entry.
-    key: OsString,
-}
-
-pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let cache = args.store.open()?;
-    cache.delete(args.key.as_bytes())?;
+pub(crate) fn run(args: &Keyed) -> anyhow::Result<ExitCode> {
+    let cache = args.open()?;
+    cache.delete(args.key())?;
     cache.close()?;
     Ok(ExitCode::SUCCESS)
 }

@@ -22,9 +22,11 @@ mod worker;
 mod workload;
 mod workspace;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use everwarm::Ack;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
@@ -54,7 +56,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..))]
     keys: u32,
     /// Requests to serve; a trace that has fewer begins again [default: the whole trace, or 2500000].
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=4_000_000_000))]
     requests: Option<u64>,
     /// Requests a second, 0 for as many as possible.
     #[arg(long, default_value_t = 100_000)]
@@ -129,40 +131,45 @@ pub(crate) fn run_child(config: &Path) -> anyhow::Result<ExitCode> {
 
 /// Drills, and prints what came of it. Exit code 1 if a promise was broken.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let seed = args.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
+    let workload = workload(args, seed)?;
+    if let Some(path) = &args.report {
+        std::fs::File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+    }
     let mut workspace = Workspace::create(args.keep.as_deref())?;
-    let setup = prepare(args, workspace.path())?;
+    let setup = prepare(args, seed, &workload, workspace.path())?;
+    drop(workload);
+    let mut out = std::io::stdout();
     if !args.quiet {
-        println!("{}", report::describe(&setup));
+        writeln!(out, "{}, in {}", report::describe(&setup), workspace.path().display())?;
     }
     let (report, curves) = drill(args, &setup, workspace.path()).map_err(|error| {
         workspace.keep();
         error.context(format!("the drill stopped, and left its files in {}", workspace.path().display()))
     })?;
     if !args.quiet {
-        print!("{}", report.details());
+        write!(out, "{}", report.details())?;
     }
-    print!("{}", report.totals());
+    write!(out, "{}", report.totals())?;
     if !report.ok {
         workspace.keep();
-        println!("{}the store, its twin and what the oracle knew are in {}", report.violations(), workspace.path().display());
-        println!("to reproduce: {}", reproduction(setup.seed));
+        writeln!(out, "{}the store, its twin and what the oracle knew are in {}", report.violations(), workspace.path().display())?;
+        writeln!(out, "to reproduce: {}", reproduction(setup.seed))?;
     }
     if let Some(path) = &args.report {
         page::write(path, &report::describe(&setup), &report, &curves)?;
     }
     if args.json {
-        println!("{}", serde_json::to_string(&report)?);
+        writeln!(out, "{}", serde_json::to_string(&report)?)?;
     }
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Writes the plan and derives what the arguments leave open.
-fn prepare(args: &Args, root: &Path) -> anyhow::Result<Setup> {
-    let seed = args.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
-    let workload = workload(args, seed)?;
+fn prepare(args: &Args, seed: u64, workload: &Workload, root: &Path) -> anyhow::Result<Setup> {
     let footprint = workload.footprint();
     let plan = root.join("plan");
-    Plan::write(&plan, &workload)?;
+    Plan::write(&plan, workload)?;
     Ok(Setup {
         plan,
         shape: Shape { workers: args.workers.into(), keys: workload.key_lens.len(), requests: workload.requests.len() },

@@ -1,5 +1,6 @@
 //! `everwarm inspect`
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -16,38 +17,46 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let mut out = io::stdout().lock();
     if args.dir.as_os_str() == "layout" {
-        for (kind, table) in LAYOUT {
-            println!("# {kind}\n\n{table}");
+        let tables: serde_json::Map<_, _> = LAYOUT.iter().map(|(kind, table)| ((*kind).to_owned(), (*table).into())).collect();
+        match args.json {
+            true => writeln!(out, "{}", serde_json::Value::Object(tables))?,
+            false => LAYOUT.iter().try_for_each(|(kind, table)| writeln!(out, "# {kind}\n\n{table}"))?,
         }
         return Ok(ExitCode::SUCCESS);
     }
     let found = everwarm::inspect(&args.dir)?;
     if args.json {
-        println!("{}", as_json(&found));
+        writeln!(out, "{}", as_json(&found))?;
     } else {
-        print(&found);
+        print(&found, &mut out)?;
     }
     Ok(if found.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn print(found: &Inspection) {
-    println!("store {} in {}", found.store_id, found.dir.display());
+fn print(found: &Inspection, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "store {} in {}", found.store_id, found.dir.display())?;
     let stop = if found.clean { "closed in order" } else { "open, or not closed in order" };
-    println!("manifest {}, {stop}; durable {}, reclaimed {}", found.manifest_sequence, found.durable, found.reclaimed);
-    println!("flash {} B in segments of {} B, {} free", found.flash, found.segment_size, found.segments_free);
+    writeln!(out, "manifest {}, {stop}; durable {}, reclaimed {}", found.manifest_sequence, found.durable, found.reclaimed)?;
+    writeln!(out, "flash {} B in segments of {} B, {} free", found.flash, found.segment_size, found.segments_free)?;
     match found.checkpoint {
-        Some((sequence, entries)) => println!("checkpoint {sequence}: {entries} entries"),
-        None => println!("no checkpoint"),
+        Some((sequence, entries)) => writeln!(out, "checkpoint {sequence}: {entries} entries")?,
+        None => writeln!(out, "no checkpoint")?,
     }
-    println!("WAL files: {}", found.wal_files.iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>().join(" "));
-    println!("{:>8} {:<12} {:>16} {:>10} {:>10} {:>12} {:>5}", "segment", "state", "base", "puts", "tombstones", "data bytes", "lost");
+    writeln!(out, "WAL files: {}", found.wal_files.iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>().join(" "))?;
+    writeln!(
+        out,
+        "{:>8} {:<12} {:>16} {:>10} {:>10} {:>12} {:>5}",
+        "segment", "state", "base", "puts", "tombstones", "data bytes", "lost"
+    )?;
     for s in &found.segments {
-        println!("{:>8} {:<12} {:>16} {:>10} {:>10} {:>12} {:>5}", s.id, s.state, s.base, s.puts, s.tombstones, s.data_bytes, s.lost);
+        writeln!(out, "{:>8} {:<12} {:>16} {:>10} {:>10} {:>12} {:>5}", s.id, s.state, s.base, s.puts, s.tombstones, s.data_bytes, s.lost)?;
     }
     for problem in &found.problems {
-        println!("problem: {problem}");
+        writeln!(out, "problem: {problem}")?;
     }
+    Ok(())
 }
 
 fn as_json(found: &Inspection) -> serde_json::Value {

@@ -29,11 +29,11 @@ enum Verb {
     /// Kill a cache at work again and again, and check what comes back.
     Drill(drill::Args),
     /// Write the value of a key to standard output; exit 1 if there is none.
-    Get(get::Args),
+    Get(store::Keyed),
     /// Store a value under a key.
     Put(put::Args),
-    /// Remove a key.
-    Delete(delete::Args),
+    /// Remove a key, if it is there.
+    Delete(store::Keyed),
     /// Show the counters and sizes of a store.
     Stats(stats::Args),
     /// Decode a store's files without changing them; exit 1 if something does not verify.
@@ -57,7 +57,13 @@ fn main() -> ExitCode {
         Verb::DrillChild { config } => drill::run_child(&config),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("everwarm: {error:#}");
+        // Whoever read the output has seen enough.
+        let is_pipe = |cause: &(dyn std::error::Error + 'static)| {
+            cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+        };
+        if !error.chain().any(is_pipe) {
+            eprintln!("everwarm: {error:#}");
+        }
         ExitCode::from(2)
     })
 }

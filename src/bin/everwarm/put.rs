@@ -8,18 +8,16 @@ use std::time::Duration;
 
 use everwarm::{Ack, PutOptions};
 
-use crate::store::Store;
+use crate::store::Keyed;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    store: Store,
-    /// The key; any bytes.
-    key: OsString,
+    keyed: Keyed,
     /// The value, or - for standard input.
     value: OsString,
     /// Seconds until the entry expires.
-    #[arg(long, value_name = "SECS")]
+    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
     ttl: Option<u64>,
     /// Return only once a power cut cannot take the entry away.
     #[arg(long)]
@@ -42,8 +40,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.host {
         options = options.ack(Ack::Host);
     }
-    let cache = args.store.open_or_create()?;
-    cache.put_with(args.key.as_bytes(), value, &options)?;
+    let cache = args.keyed.open_or_create()?;
+    cache.put_with(args.keyed.key(), value, &options)?;
     cache.close()?;
     Ok(ExitCode::SUCCESS)
 }

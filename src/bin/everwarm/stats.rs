@@ -1,5 +1,6 @@
 //! `everwarm stats`
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use everwarm::Stats;
@@ -19,12 +20,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let cache = args.store.open()?;
     let rows = rows(&cache.stats());
     cache.close()?;
+    let mut out = std::io::stdout().lock();
     if args.json {
         let object: serde_json::Map<_, _> = rows.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
-        println!("{}", serde_json::Value::Object(object));
+        writeln!(out, "{}", serde_json::Value::Object(object))?;
     } else {
         for (name, value) in rows {
-            println!("{name:<24} {value:>20}");
+            writeln!(out, "{name:<24} {value:>20}")?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -47,8 +49,12 @@ fn rows(stats: &Stats) -> Vec<(&'static str, u64)> {
         ("expired", stats.expired),
         ("collisions", stats.collisions),
         ("damaged", stats.damaged),
+        ("read_errors", stats.read_errors),
+        ("write_errors", stats.write_errors),
+        ("disk_full", stats.disk_full),
         ("segments_free", stats.segments_free),
         ("segments_sealed", stats.segments_sealed),
+        ("segments_quarantined", stats.segments_quarantined),
         ("segments_total", stats.segments_total),
         ("segments_reclaimed", stats.segments_reclaimed),
         ("reinserted", stats.reinserted),
@@ -59,9 +65,11 @@ fn rows(stats: &Stats) -> Vec<(&'static str, u64)> {
         ("reclaimed", stats.reclaimed.0),
         ("flash_bytes_written", stats.flash_bytes_written),
         ("wal_bytes_written", stats.wal_bytes_written),
+        ("manifest_bytes_written", stats.manifest_bytes_written),
         ("checkpoint_bytes_written", stats.checkpoint_bytes_written),
         ("checkpoints", stats.checkpoints),
         ("syncs", stats.syncs),
+        ("io_uring", stats.io_uring.into()),
         ("unsynced_age_ms", stats.unsynced_age.as_millis() as u64),
     ]
 }

@@ -1,5 +1,7 @@
 //! What the verbs that work on one store have in common.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -11,41 +13,47 @@ use crate::size;
 pub(crate) struct Store {
     /// The store's directory.
     dir: PathBuf,
-    /// A file of options in TOML; `dir` in it gives way to DIR, and the options below go before it.
+    #[command(flatten)]
+    settings: Settings,
+    /// Bring a store of another size to the size given; a smaller one keeps what fits.
+    #[arg(long)]
+    resize: bool,
+}
+
+/// How a store is opened.
+#[derive(clap::Args)]
+pub(crate) struct Settings {
+    /// A file of options in TOML. DIR and the options below go before it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The namespace that keys belong to; made if there is none [default: the one without a name]
-    #[arg(long, short, value_name = "NAME", default_value = "", hide_default_value = true)]
-    namespace: String,
-    /// Bytes of DRAM, such as 64MiB.
+    /// Bytes of DRAM, such as 64MiB [default: what the store needs, at least 256MiB]
     #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes)]
     memory: Option<u64>,
-    /// Bytes of flash. A store of another size is resized.
+    /// Bytes of flash of a new store [default: 4GiB]
     #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes)]
     flash: Option<u64>,
 }
 
-impl Store {
-    /// Opens the store that is there.
-    pub(crate) fn open(&self) -> anyhow::Result<Cache> {
-        self.enter(Cache::open(self.options()?.create(false))?)
-    }
+/// A key of a store.
+#[derive(clap::Args)]
+pub(crate) struct Keyed {
+    #[command(flatten)]
+    pub(crate) store: Store,
+    /// The namespace that the key belongs to [default: the one without a name]
+    #[arg(long, short, value_name = "NAME", default_value = "", hide_default_value = true)]
+    namespace: String,
+    /// The key; any bytes.
+    key: OsString,
+}
 
-    /// Opens the store, new if there is none.
-    pub(crate) fn open_or_create(&self) -> anyhow::Result<Cache> {
-        self.enter(Cache::open(self.options()?)?)
-    }
-
-    fn enter(&self, cache: Cache) -> anyhow::Result<Cache> {
-        Ok(cache.namespace(&self.namespace)?)
-    }
-
-    fn options(&self) -> anyhow::Result<Options> {
+impl Settings {
+    /// Options for the store in `dir`.
+    pub(crate) fn options(&self, dir: &PathBuf) -> anyhow::Result<Options> {
         let mut options = match &self.config {
-            None => Options::new(&self.dir),
+            None => Options::new(dir),
             Some(file) => {
                 let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-                Options::from_toml(&text).with_context(|| file.display().to_string())?.dir(&self.dir)
+                Options::from_toml(&text).with_context(|| file.display().to_string())?.dir(dir)
             }
         };
         if let Some(bytes) = self.memory {
@@ -55,5 +63,45 @@ impl Store {
             options = options.flash(bytes);
         }
         Ok(options)
+    }
+
+    /// Whether the size of flash may be another than the default.
+    pub(crate) fn gives_flash(&self) -> bool {
+        self.flash.is_some() || self.config.is_some()
+    }
+}
+
+impl Store {
+    /// Opens the store that is there.
+    pub(crate) fn open(&self) -> anyhow::Result<Cache> {
+        self.start(self.settings.options(&self.dir)?.create(false))
+    }
+
+    fn start(&self, options: Options) -> anyhow::Result<Cache> {
+        Cache::open(options.resize(self.resize)).map_err(|error| match error {
+            everwarm::Error::InvalidOption { name: "flash" | "segment_size" | "memory", .. } if !self.resize => {
+                anyhow::Error::new(error).context(format!("cannot open {} as it is (--resize would change it)", self.dir.display()))
+            }
+            other => other.into(),
+        })
+    }
+}
+
+impl Keyed {
+    /// Opens the store that is there, seen through the key's namespace, which must be there too.
+    pub(crate) fn open(&self) -> anyhow::Result<Cache> {
+        let cache = self.store.open()?;
+        let name = &self.namespace;
+        cache.existing_namespace(name).with_context(|| format!("{} has no namespace `{name}`", self.store.dir.display()))
+    }
+
+    /// Opens the store, seen through the key's namespace. Either is made if there is none.
+    pub(crate) fn open_or_create(&self) -> anyhow::Result<Cache> {
+        let cache = self.store.start(self.store.settings.options(&self.store.dir)?)?;
+        Ok(cache.namespace(&self.namespace)?)
+    }
+
+    pub(crate) fn key(&self) -> &[u8] {
+        self.key.as_bytes()
     }
 }

@@ -17,8 +17,10 @@ use crate::config::{OnHostCrash, RecoveryMode, Settings};
 use crate::id::{Location, Lsn, Position, SegmentId, StoreId};
 use crate::index::Index;
 use crate::index::batch::Batch;
+use crate::index::checkpoint::Header;
 use crate::index::geometry::{Entry, Geometry};
-use crate::io::{Disk, File};
+use crate::io::aligned::AlignedBuf;
+use crate::io::{BLOCK, Disk, File};
 use crate::manifest::catalog::Catalog;
 use crate::manifest::{Manifest, Segment, SegmentState};
 use crate::segment::footer;
@@ -91,6 +93,16 @@ struct Recovery<'a> {
     report: RecoveryReport,
     floor: Position,
     files: HashMap<SegmentId, Arc<dyn File>>,
+}
+
+/// How many entries the checkpoint that counts says it has; 0 without one.
+pub(super) fn checkpoint_entries(disk: &dyn Disk, manifest: &Manifest) -> u64 {
+    let mut block = AlignedBuf::zeroed(BLOCK);
+    let header = manifest.checkpoint.and_then(|named| {
+        disk.open(&files::checkpoint(named.sequence)).and_then(|file| file.read_at(0, &mut block)).ok()?;
+        Header::decode(manifest.store, &block).filter(|header| header.sequence == named.sequence)
+    });
+    header.map_or(0, |header| header.entries)
 }
 
 /// Brings back the store that `manifest` describes.
