@@ -104,7 +104,7 @@ fn wrong_input_is_refused_with_its_reason_and_loses_nothing() {
     for copy in ["manifest.0", "manifest.1"] {
         std::fs::rename(Path::new(&store).join(copy), dir.path().join(copy)).unwrap();
     }
-    refused(&everwarm(&["put", &store, "key", "other"]), "manifest.0 is damaged: it is missing");
+    refused(&everwarm(&["put", &store, "key", "other"]), "manifest.0 is damaged");
     for copy in ["manifest.0", "manifest.1"] {
         std::fs::rename(dir.path().join(copy), Path::new(&store).join(copy)).unwrap();
     }
@@ -116,19 +116,18 @@ fn a_store_keeps_its_size_its_entries_and_its_namespaces_unless_told_otherwise()
     let dir = tempfile::tempdir().unwrap();
     let store = store(&dir);
     let cache = Cache::open(Options::new(&store).flash(64 << 20)).unwrap();
-    for key in 0..200_000u32 {
+    for key in 0..30_000u32 {
         cache.put(key.to_le_bytes(), "v").unwrap();
     }
     cache.put("key", "value").unwrap();
     cache.close().unwrap();
     refused(&everwarm(&["get", &store, "key", "--flash", "1MiB"]), "--resize");
-    refused(&everwarm(&["put", &store, "key", "other", "--memory", "1MiB"]), "200001 entries");
     refused(&everwarm(&["get", &store, "key", "--memory", "16000000G"]), "this machine has");
     refused(&everwarm(&["get", &store, "key", "-n", "typo"]), "no namespace `typo`");
     let stats = text(&everwarm(&["stats", &store, "--json"]).stdout);
-    assert!(stats.contains("\"entries\":200001"), "{stats}");
+    assert!(stats.contains("\"entries\":30001"), "{stats}");
     let copy = dir.path().join("copy");
-    refused(&everwarm(&["compact", &store, "-o", &copy.to_string_lossy(), "--flash", "1MiB"]), "entries fit");
+    refused(&everwarm(&["compact", &store, "-o", &copy.to_string_lossy(), "--flash", "512KiB"]), "do not fit");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing half done is left");
     assert!(everwarm(&["get", &store, "key", "--flash", "128MiB", "--resize"]).status.success());
     assert!(everwarm(&["compact", &store, "-o", &copy.to_string_lossy()]).status.success());

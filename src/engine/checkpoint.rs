@@ -8,6 +8,7 @@ use crate::config::Activity;
 use crate::error::Result;
 use crate::id::Position;
 use crate::index::checkpoint;
+use crate::io::is_shortage;
 use crate::manifest::Checkpoint;
 use crate::sync::lock;
 
@@ -35,10 +36,10 @@ impl Engine {
         let sequence = lock(&self.manifest).checkpoint.map_or(0, |c| c.sequence) + 1;
         let start = match self.write_checkpoint(sequence) {
             Ok(start) => start,
-            Err(e) if e.kind() == io::ErrorKind::StorageFull => {
+            Err(e) if is_shortage(&e) => {
                 // A store without a fresh checkpoint is slower to open, nothing else.
                 self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(dir = %self.dir.display(), "the disk is full: no room for a checkpoint");
+                tracing::warn!(dir = %self.dir.display(), error = %e, "no room for a checkpoint");
                 return Ok(false);
             }
             Err(e) => {

@@ -36,9 +36,15 @@ impl Threads {
         let heat: fn(&Engine) = |e| e.run(&e.events.heat, |e| Ok(e.step_refill()? || e.step_heat()?), |_| Some(heat::INTERVAL));
         let bodies = [("flush", flush), ("sync", sync), ("prepare", prepare), ("checkpoint", checkpoint), ("heat", heat)];
         for (name, body) in bodies {
-            let engine = Arc::clone(engine);
-            let thread = thread::Builder::new().name(format!("everwarm-{name}")).spawn(move || body(&engine))?;
-            threads.0.push(thread);
+            let shared = Arc::clone(engine);
+            match thread::Builder::new().name(format!("everwarm-{name}")).spawn(move || body(&shared)) {
+                Ok(thread) => threads.0.push(thread),
+                Err(error) => {
+                    engine.stop();
+                    threads.join();
+                    return Err(error);
+                }
+            }
         }
         Ok(threads)
     }
@@ -55,9 +61,21 @@ impl Threads {
     }
 }
 
+/// Fails the engine if its thread panics: nobody else would do the thread's work.
+struct Unwound<'a>(&'a Engine);
+
+impl Drop for Unwound<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let _recorded = self.0.fail("a background thread", &std::io::Error::other("it panicked"));
+        }
+    }
+}
+
 impl Engine {
     /// One background thread: a step whenever there is something to do.
     fn run(&self, event: &Event, step: impl Fn(&Self) -> Result<bool>, timeout: impl Fn(&Self) -> Option<Duration>) {
+        let _guard = Unwound(self);
         loop {
             let seen = event.count();
             if self.closing.load(Ordering::Acquire) || self.failure.get().is_some() {

@@ -21,10 +21,10 @@ use crate::index::Index;
 use crate::index::geometry::Geometry;
 use crate::io::posix::{self, LOCK_FILE};
 use crate::io::ring::Ring;
-use crate::io::{Disk, DiskLock, LockError, Mapping};
+use crate::io::{Disk, DiskLock, LockError, Mapping, numbered};
 use crate::manifest::catalog::Catalog;
-use crate::manifest::{self, LoadError, Manifest, Segment};
-use crate::segment::table::{State, Table};
+use crate::manifest::{self, LoadError, Manifest, Segment, SegmentState};
+use crate::segment::table::{self, State, Table};
 use crate::sync::Event;
 use crate::tier::memory::MemoryTier;
 use crate::wal::writer::Wal;
@@ -54,15 +54,14 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
     let _during = Observer::begin(options.activity.as_ref(), Activity::Recovery);
     let loaded = match manifest::load(disk.as_ref()) {
         Ok(loaded) => Some(loaded),
-        Err(LoadError::Missing) if options.create => None,
-        // The first manifest is whole before the first segment exists: its writing was interrupted, and nothing was ever stored.
-        Err(LoadError::Corrupt) if options.create && is_begun(disk.as_ref(), options)? => None,
-        Err(LoadError::Missing) => return Err(Error::NotFound { path: dir.clone() }),
+        // The first manifest is whole before any other file exists: its writing was interrupted, or did not begin, and nothing was ever stored.
+        Err(LoadError::Missing | LoadError::Corrupt) if options.create && is_begun(disk.as_ref(), options)? => None,
+        Err(LoadError::Missing) if !options.create => return Err(Error::NotFound { path: dir.clone() }),
         Err(LoadError::Newer { found }) => {
             let path = dir.join(manifest::FILES[0]);
             return Err(Error::NewerVersion { path, found, supported: manifest::format::VERSION });
         }
-        Err(LoadError::Corrupt) => {
+        Err(LoadError::Missing | LoadError::Corrupt) => {
             let what = "neither copy of the manifest is whole".to_owned();
             return Err(Error::Corrupt { path: dir.join(manifest::FILES[0]), what });
         }
@@ -80,6 +79,7 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
             let entries = recover::checkpoint_entries(disk.as_ref(), &manifest);
             let settings = options.validate(Some(Stored { flash: manifest.flash, segment_size: manifest.segment_size, entries }))?;
             check_machine(is_real, &settings)?;
+            check_index(&recover::geometry(&manifest, &settings), &settings)?;
             recover::recover(disk.as_ref(), &settings, manifest, damaged).map(|r| (settings, r))
         }
     };
@@ -129,6 +129,20 @@ fn check_machine(is_real: bool, settings: &Settings) -> Result<()> {
         return Err(Error::InvalidOption { name: "segment_size", reason });
     }
     Ok(())
+}
+
+/// Refuses memory that the index outgrows although it is empty, because of segments that were larger, or more, than those of `settings`.
+fn check_index(geometry: &Geometry, settings: &Settings) -> Result<()> {
+    let empty = geometry.partitions() as u64 * 16;
+    if empty <= settings.index_bytes_max / 2 {
+        return Ok(());
+    }
+    let reason = format!(
+        "{} B given, the store's segments as they are need at least {}; once it has been emptied of them, less is enough",
+        settings.memory,
+        empty * 4
+    );
+    Err(Error::InvalidOption { name: "memory", reason })
 }
 
 /// Refuses a directory that is somebody else's, before anything is made in it, and a store whose manifest is missing.
@@ -223,6 +237,18 @@ fn map(disk: &dyn Disk, name: &str, len: u64) -> std::io::Result<Arc<dyn Mapping
     Ok(mapping)
 }
 
+/// Removes the files of segments that a store which has become smaller does not use any more.
+fn remove_beyond(disk: &dyn Disk, manifest: &Manifest) -> std::io::Result<()> {
+    let segments = manifest.flash / manifest.segment_size;
+    let is_free = |id: u32| manifest.segments.get(id as usize).is_none_or(|s| s.state == SegmentState::Free);
+    for (name, _) in disk.list()? {
+        if numbered(&name, table::FILE_PREFIX).is_some_and(|id| u64::from(id) >= segments && is_free(id)) {
+            disk.remove(&name)?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes the manifest of the life that begins, and puts the engine together. Until that manifest is durable, nothing that recovery read has changed.
 fn build(
     settings: Settings,
@@ -255,6 +281,7 @@ fn build(
     // Names that the process before made or removed may not have been synced, and nobody would do it later.
     disk.sync_dir()?;
     manifest::store_first(&disk, &mut manifest)?;
+    remove_beyond(disk.as_ref(), &manifest)?;
     let segment_ring = Ring::new(map(disk.as_ref(), files::RINGS[0], settings.segment_ring)?, ring_start);
     let wal_ring = Ring::new(map(disk.as_ref(), files::RINGS[1], settings.wal_ring)?, wal_start);
     let wal = Wal::new(Arc::clone(&disk), manifest.store, wal_ring, settings.wal_payload)?;

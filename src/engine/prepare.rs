@@ -7,8 +7,8 @@ use super::Engine;
 use crate::codec::round_up;
 use crate::error::Result;
 use crate::id::{Lsn, Position, SegmentId};
-use crate::io::BLOCK;
 use crate::io::aligned::AlignedBuf;
+use crate::io::{BLOCK, is_shortage};
 use crate::manifest::{self, Manifest};
 use crate::segment::format::{self, Life};
 use crate::segment::table::{Row, State, WalStart};
@@ -58,11 +58,11 @@ impl Engine {
         let life = Life { id, base, base_lsn: lock(&self.log).next_lsn };
         match self.begin_life(&life, size) {
             Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::StorageFull => {
+            Err(e) if is_shortage(&e) => {
                 // Back-pressure: writers wait until space returns.
                 self.starved.store(true, Ordering::Release);
                 self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(dir = %self.dir.display(), "the disk is full: no room for the next segment");
+                tracing::warn!(dir = %self.dir.display(), error = %e, "no room for the next segment");
                 return Ok(false);
             }
             Err(e) => {

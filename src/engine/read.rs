@@ -29,6 +29,10 @@ pub enum Tier {
     Flash,
 }
 
+/// The disk refused a read, which was counted: whatever was asked for is a miss now, and may be there another time.
+#[derive(Debug)]
+pub(super) struct Unread;
+
 /// A value, its version and where it came from. Cheap to clone and to slice.
 #[derive(Clone, Debug)]
 pub struct Value {
@@ -172,15 +176,17 @@ impl Engine {
     pub(super) fn find(&self, hash: KeyHash) -> Result<Option<(Entry, Position, Found)>> {
         while let Some(entry) = self.index.get(hash) {
             let life = self.table.life(entry.location.segment);
-            if let Some(life) = life
-                && let Some(found) = self.read(&entry, &life)?
-            {
-                return Ok(Some((entry, life.base.plus(entry.location.offset.into()), found)));
-            }
+            let read = life.as_ref().map_or(Ok(None), |life| self.read(&entry, life));
+            let read = match (read, &life) {
+                (Ok(Some(found)), Some(life)) => return Ok(Some((entry, life.base.plus(entry.location.offset.into()), found))),
+                (read, _) => read,
+            };
             let same_entry = self.index.get(hash).is_some_and(|now| now.location == entry.location);
             if same_entry && self.table.life(entry.location.segment) == life {
-                // Nobody overtook this reader: the bytes are bad.
-                self.note_damage(hash, &entry, life.as_ref());
+                // Nobody overtook this reader: the bytes are bad, or not to be had now.
+                if read.is_ok() {
+                    self.note_damage(hash, &entry, life.as_ref());
+                }
                 return Ok(None);
             }
         }
@@ -196,7 +202,7 @@ impl Engine {
     }
 
     /// Reads and verifies the record at `entry` in this life of its segment. `None` if what lies there is not that record.
-    pub(super) fn read(&self, entry: &Entry, life: &Life) -> Result<Option<Found>> {
+    pub(super) fn read(&self, entry: &Entry, life: &Life) -> Result<Option<Found>, Unread> {
         let offset = entry.location.offset;
         let at = life.base.plus(offset.into());
         if let Some(found) = self.read_ring(entry, life, at) {
@@ -212,7 +218,7 @@ impl Engine {
         if let Err(error) = read {
             self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(dir = %self.dir.display(), segment = %entry.location.segment, %error, "a segment cannot be read");
-            return Ok(None);
+            return Err(Unread);
         }
         let start = (u64::from(offset) - range.start) as usize;
         let record = format::decode_record(self.store, at, life.base_lsn, &buf[start..]);

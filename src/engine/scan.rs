@@ -1,8 +1,11 @@
 //! Iteration over everything that is live, in no order.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 
 use super::Engine;
+use super::read::Unread;
 use crate::error::Result;
 use crate::id::{Key, Lsn, Scope};
 use crate::index::geometry::Entry as Slot;
@@ -28,7 +31,8 @@ pub(crate) struct Scan {
     scope: Scope,
     /// The next partition of the index.
     partition: usize,
-    pending: Vec<Slot>,
+    /// Slots of the partition before `partition` that are to come.
+    pending: Vec<u64>,
     slots: Vec<u64>,
 }
 
@@ -47,39 +51,69 @@ impl Engine {
     /// The next live entry. One that is put, replaced or deleted meanwhile may be seen or not.
     pub(crate) fn scan_next(&self, scan: &mut Scan) -> Result<Option<Entry>> {
         loop {
+            let geometry = self.index.geometry();
             while let Some(slot) = scan.pending.pop() {
-                if let Some(entry) = self.live(&slot, scan.scope)? {
-                    return Ok(Some(entry));
+                match self.live(&geometry.unpack(slot), scan.scope) {
+                    Live::Entry(entry) => return Ok(Some(entry)),
+                    Live::No => {}
+                    Live::Overtaken => {
+                        // Moved, replaced or gone since the copy: its partition tells.
+                        self.index.copy_partition(scan.partition - 1, &mut scan.slots);
+                        let tag = geometry.tag_of(slot);
+                        let place = |slot| geometry.unpack(slot).location;
+                        scan.pending.extend(scan.slots.iter().find(|now| geometry.tag_of(**now) == tag && place(**now) != place(slot)));
+                    }
                 }
             }
-            let geometry = self.index.geometry();
             if scan.partition == geometry.partitions() {
                 return Ok(None);
             }
             self.index.copy_partition(scan.partition, &mut scan.slots);
-            scan.pending.extend(scan.slots.iter().map(|slot| geometry.unpack(*slot)));
+            scan.pending.extend(&scan.slots);
             // Popped from the end: in the order of their places, so that neighbours are read one after the other.
-            scan.pending.sort_by_key(|slot| std::cmp::Reverse(slot.location));
+            scan.pending.sort_by_key(|slot| std::cmp::Reverse(geometry.unpack(*slot).location));
             scan.partition += 1;
         }
     }
 
     /// The entry that `slot` names, if it is in the namespace and the index still names it when it has been read.
-    fn live(&self, slot: &Slot, wanted: Scope) -> Result<Option<Entry>> {
-        let Some(life) = self.table.life(slot.location.segment) else { return Ok(None) };
-        let Some(found) = self.read(slot, &life)? else { return Ok(None) };
-        let Kind::Put { scope, key, .. } = &found.record.kind else { return Ok(None) };
+    fn live(&self, slot: &Slot, wanted: Scope) -> Live {
+        let Some(life) = self.table.life(slot.location.segment) else { return Live::Overtaken };
+        let found = match self.read(slot, &life) {
+            Ok(Some(found)) => found,
+            Ok(None) if self.table.life(slot.location.segment) == Some(life) => {
+                self.counters.damaged.fetch_add(1, Ordering::Relaxed);
+                return Live::No;
+            }
+            Ok(None) => return Live::Overtaken,
+            Err(Unread) => return Live::No,
+        };
+        let Kind::Put { scope, key, .. } = &found.record.kind else { return Live::No };
         let hash = self.hash(Key { scope: *scope, bytes: &found.bytes()[key.clone()] });
-        if *scope != wanted || self.index.get(hash).is_none_or(|now| now.location != slot.location) {
-            return Ok(None);
+        match self.index.get(hash) {
+            Some(now) if now.location == slot.location => {}
+            Some(_) => return Live::Overtaken,
+            None => return Live::No,
         }
-        let Some(item) = Self::item_of(hash, found.bytes(), &found.record) else { return Ok(None) };
+        if *scope != wanted {
+            return Live::No;
+        }
+        let Some(item) = Self::item_of(hash, found.bytes(), &found.record) else { return Live::No };
         let now = self.time.now_ms();
         let Item { lsn: version, expires_ms, .. } = item;
         if expires_ms.is_some_and(|at| at <= now) {
-            return Ok(None);
+            return Live::No;
         }
         let (key, value) = (item.bytes.slice(..item.key_len), item.value());
-        Ok(Some(Entry { key, value, version, expires_in_ms: expires_ms.map(|at| at - now) }))
+        Live::Entry(Entry { key, value, version, expires_in_ms: expires_ms.map(|at| at - now) })
     }
+}
+
+/// What a slot of the index turned out to be.
+enum Live {
+    Entry(Entry),
+    /// Not of this namespace, expired, gone, or not to be had.
+    No,
+    /// The record is not there, or not the one that the index names: it named another one before.
+    Overtaken,
 }

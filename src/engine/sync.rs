@@ -7,6 +7,7 @@ use super::flush::Dirty;
 use crate::config::{Ack, Activity};
 use crate::error::{Error, Result};
 use crate::id::Lsn;
+use crate::io::is_shortage;
 use crate::sync::lock;
 
 impl Engine {
@@ -40,9 +41,9 @@ impl Engine {
         }
         let written = match self.wal.write_out(wal_head) {
             Ok(written) => written,
-            Err(e) if e.kind() == std::io::ErrorKind::StorageFull => {
+            Err(e) if is_shortage(&e) => {
                 self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(dir = %self.dir.display(), "the disk is full: no room for the WAL");
+                tracing::warn!(dir = %self.dir.display(), error = %e, "no room for the WAL");
                 return Ok(self.postpone_sync());
             }
             Err(e) => return Err(self.fail("writing the WAL", &e)),
@@ -73,6 +74,8 @@ impl Engine {
         // As old as they were.
         let since = self.marks.syncing_since_ms.swap(0, Ordering::AcqRel);
         self.marks.unsynced_since_ms.store(since.max(1), Ordering::Release);
+        // It may not be the thread of this event that called.
+        self.events.sync.signal();
         false
     }
 

@@ -286,7 +286,7 @@ impl Engine {
 
     pub(super) fn deadline(&self, request: &Request<'_>) -> Option<Duration> {
         match request.wait {
-            Wait::UpTo(time) => Some(self.time.monotonic() + time),
+            Wait::UpTo(time) => self.time.monotonic().checked_add(time),
             Wait::Forever | Wait::No => None,
         }
     }
@@ -346,8 +346,9 @@ impl Engine {
         let what = Append { hash, draft: &request.draft, tombstone, supersedes, inline, version: None, urgent: false };
         // Refused for want of room, or because the cache has closed: the next look tells.
         let Ok(placed) = self.append(&what) else { return Ok(Tried::NoRoom(seen)) };
-        self.fills.supersede(hash);
         self.point_at(request, &placed);
+        // After the index names it: a fill that boards later finds it there.
+        self.fills.supersede(hash);
         let counter = if tombstone { &self.counters.deletes } else { &self.counters.puts };
         counter.fetch_add(1, Ordering::Relaxed);
         Ok(Tried::Done(placed.lsn))

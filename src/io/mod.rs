@@ -18,6 +18,8 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use rustix::io::Errno;
+
 pub(crate) use reading::Reading;
 
 /// Unit of writes, and the alignment of every write's offset and length: a page, and the physical block of today's devices.
@@ -72,6 +74,13 @@ pub(crate) trait Disk: Send + Sync + Debug {
 
     /// Identity of this run of the operating system. The page cache survives as long as it stays the same.
     fn boot_id(&self) -> u64;
+}
+
+/// Whether an error says that the system is short of something that may come back, so that nothing was written and the file is not to blame.
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
+    const TOO_MANY_OPEN: [i32; 2] = [Errno::MFILE.raw_os_error(), Errno::NFILE.raw_os_error()];
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        || error.raw_os_error().is_some_and(|code| TOO_MANY_OPEN.contains(&code))
 }
 
 /// The number in a file name that is `prefix` and a number, exactly as the engine writes such names.

@@ -63,8 +63,12 @@ impl Operation {
 
     /// Does it here and now.
     pub(super) fn run(&self) {
-        let done = self.with(|read| read.file.read_at(read.offset, &mut read.buf).is_ok());
-        self.complete(done == Some(true));
+        // Not under the lock, which the future takes when it is polled or dropped.
+        let taken = lock(&self.progress).read.take();
+        let Some(mut read) = taken else { return };
+        let done = read.file.read_at(read.offset, &mut read.buf).is_ok();
+        lock(&self.progress).read = Some(read);
+        self.complete(done);
     }
 }
 

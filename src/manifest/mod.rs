@@ -14,7 +14,7 @@ pub(crate) use format::{Checkpoint, Manifest, Segment, SegmentState};
 
 /// Names of the two copies.
 pub(crate) const FILES: [&str; 2] = ["manifest.0", "manifest.1"];
-/// A third copy that is there only while an opening writes the other two. What it read of them may not be durable: their last sync may have failed.
+/// A third copy, which counts only while an opening writes the other two, and is zeros otherwise. What it read of them may not be durable: their last sync may have failed.
 const SPARE: &str = "manifest.2";
 
 /// Whether a file with this name is a copy.
@@ -43,7 +43,7 @@ pub(crate) fn load(disk: &dyn Disk) -> Result<(Manifest, bool), LoadError> {
             Ok(Ok(found)) if best.as_ref().is_none_or(|b| found.sequence > b.sequence) => best = Some(found),
             Ok(Ok(_)) => {}
             Ok(Err(Damage::Newer(version))) => newer = Some(version),
-            Ok(Err(Damage::Broken)) => broken += 1,
+            Ok(Err(Damage::Broken)) => broken += usize::from(name != SPARE),
             Err(e) if e.kind() == io::ErrorKind::NotFound => missing += usize::from(name != SPARE),
             Err(e) => failure = Some(e),
         }
@@ -103,8 +103,9 @@ pub(crate) fn store_first(disk: &Arc<dyn Disk>, manifest: &mut Manifest) -> io::
     manifest.sequence += 1;
     write(disk, manifest, &[SPARE])?;
     write(disk, manifest, &FILES)?;
-    disk.remove(SPARE)?;
-    disk.sync_dir()
+    let spare = disk.open(SPARE)?;
+    spare.write_at(0, &AlignedBuf::zeroed(BLOCK))?;
+    spare.sync()
 }
 
 fn write(disk: &Arc<dyn Disk>, manifest: &Manifest, names: &[&str]) -> io::Result<u64> {
@@ -114,9 +115,10 @@ fn write(disk: &Arc<dyn Disk>, manifest: &Manifest, names: &[&str]) -> io::Resul
     bytes[..encoded.len()].copy_from_slice(&encoded);
     for name in names {
         let file = match disk.open(name) {
-            Ok(file) if file.len() == len => file,
+            Ok(file) if file.len() >= len => file,
             _ => {
-                let file = disk.create(name, len)?;
+                // A few times the length that is needed, so that a full disk is no reason not to write it.
+                let file = disk.create(name, (4 * len).next_power_of_two())?;
                 disk.sync_dir()?;
                 file
             }

@@ -45,8 +45,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let to = Cache::open(like_the_old_one(args.settings.options(&partial)?))?;
     let done = copy(&from, &to).and_then(|copied| {
-        let kept = to.stats().entries;
-        ensure!(kept == copied, "only {kept} of {copied} entries fit; give more --flash or --memory");
+        let evicted = to.stats().evicted;
+        ensure!(evicted == 0, "{evicted} of {copied} entries do not fit; give more --flash or --memory");
         to.close()?;
         std::fs::rename(&partial, output).with_context(|| format!("cannot rename {}", partial.display()))?;
         sync_parent(output)?;

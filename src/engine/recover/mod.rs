@@ -117,12 +117,12 @@ pub(super) fn recover(disk: &dyn Disk, settings: &Settings, mut manifest: Manife
     let cold = kind == Start::Host && settings.on_host_crash == OnHostCrash::Cold;
     if cold {
         forget_all(&mut manifest);
+        report.maybe_lost_after = Some(Lsn::ZERO);
     }
     let fresh = Segment { size: settings.segment_size, ..Segment::default() };
     let count = manifest.segments.len().max(settings.segments as usize);
     manifest.segments.resize(count, fresh);
-    let size_max = manifest.segments.iter().map(|s| s.size).max().unwrap_or(0).max(settings.segment_size);
-    let geometry = Geometry::new(count as u32, size_max);
+    let geometry = geometry(&manifest, settings);
     let mut recovery = Recovery {
         disk,
         store: manifest.store,
@@ -157,11 +157,21 @@ pub(super) fn recover(disk: &dyn Disk, settings: &Settings, mut manifest: Manife
     Ok(recovery.finish(manifest, wal_limit))
 }
 
+/// Leaves nothing that could be served, and no resume token: it may not be the newest.
 fn forget_all(manifest: &mut Manifest) {
     manifest.checkpoint = None;
-    for segment in &mut manifest.segments {
+    manifest.catalog.tokens.clear();
+    for segment in manifest.segments.iter_mut().filter(|s| s.state != SegmentState::Quarantined) {
         segment.state = SegmentState::Free;
     }
+}
+
+/// The geometry of an index that can name every record there is, and every one to come.
+pub(super) fn geometry(manifest: &Manifest, settings: &Settings) -> Geometry {
+    let used = || manifest.segments.iter().enumerate().filter(|(_, s)| s.state != SegmentState::Free);
+    let count = used().map(|(i, _)| i as u32 + 1).max().unwrap_or(0).max(settings.segments);
+    let size = used().map(|(_, s)| s.size).max().unwrap_or(0).max(settings.segment_size);
+    Geometry::new(count, size)
 }
 
 impl Recovery<'_> {

@@ -239,16 +239,15 @@ impl Tail<'_, '_> {
 
     /// Writes into segment files what only the ring holds of their records. Records later than `verify_after` may be nowhere: then they become tombstones.
     fn restore(&mut self, verify_after: Option<Lsn>) {
-        let low = self.end.0.saturating_sub(self.ring.words().len() as u64 * 8);
         for i in 0..self.unsealed.len() {
-            if let Err(error) = self.restore_segment(i, Position(low), verify_after) {
+            if let Err(error) = self.restore_segment(i, verify_after) {
                 self.unsealed[i].error.get_or_insert(error);
             }
         }
         self.flush_patch();
     }
 
-    fn restore_segment(&mut self, i: usize, low: Position, verify_after: Option<Lsn>) -> io::Result<()> {
+    fn restore_segment(&mut self, i: usize, verify_after: Option<Lsn>) -> io::Result<()> {
         let (row, store) = (self.unsealed[i].row, self.recovery.store);
         let mut bytes = Vec::new();
         for n in 0..self.unsealed[i].entries.len() {
@@ -258,12 +257,10 @@ impl Tail<'_, '_> {
                 continue;
             }
             bytes.resize(entry.len as usize, 0);
-            if at >= low {
-                crate::io::ring::copy(self.ring.words(), at.0, &mut bytes);
-                if format::decode_record(store, at, row.life.base_lsn, &bytes).is_some() {
-                    self.place(i, entry.offset, &bytes);
-                    continue;
-                }
+            crate::io::ring::copy(self.ring.words(), at.0, &mut bytes);
+            if format::decode_record(store, at, row.life.base_lsn, &bytes).is_some() {
+                self.place(i, entry.offset, &bytes);
+                continue;
             }
             if verify_after.is_none_or(|durable| entry.lsn <= durable) {
                 continue;
