@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use everwarm::{Ack, Cache, Cause, Condition, DeleteOptions, Error, Hint, Options, PutOptions, Tier};
+use everwarm::{Ack, Activity, Cache, Cause, Condition, DeleteOptions, Error, Hint, Options, PutOptions, Tier, Wait};
 
 fn open(dir: &tempfile::TempDir) -> Cache {
     Cache::open(Options::new(dir.path()).flash(8 << 20)).expect("a directory of this test")
@@ -191,4 +191,16 @@ fn memory_bounds_the_index_also_when_flash_has_room() {
         cache.put(n.to_le_bytes(), b"again").expect("room");
     }
     assert!(cache.stats().index_bytes <= memory / 2, "{:?}", cache.stats());
+}
+
+#[test]
+fn a_background_that_panics_is_an_error_and_no_hang() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let options = Options::new(dir.path()).flash(8 << 20).activity(|what, begins| {
+        assert!(what != Activity::Sync || !begins, "on purpose");
+    });
+    let cache = Cache::open(options).expect("an empty directory");
+    let forever = PutOptions::new().ack(Ack::Host).wait(Wait::UpTo(Duration::MAX));
+    assert!(matches!(cache.put_with("key", "value", &forever), Err(Error::Failed { .. })));
+    assert_eq!(get(&cache, "key").as_deref(), Some("value"), "reads go on");
 }

@@ -30,6 +30,32 @@ fn options(dir: &tempfile::TempDir) -> Options {
 }
 
 #[test]
+fn what_does_not_change_is_seen_by_every_iteration() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(options(&dir).memory(1 << 20).flash(4 << 20).segment_size(64 << 10)).unwrap();
+    for k in 0..500 {
+        cache.put(key(0, k), value(0, k, 1)).unwrap();
+    }
+    let done = AtomicU64::new(0);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            for version in (1..).take_while(|_| done.load(Ordering::Relaxed) == 0) {
+                cache.put(key(1, version % 200), value(1, version % 200, version)).unwrap();
+            }
+        });
+        let reclaimed = || cache.stats().segments_reclaimed;
+        while reclaimed() < 200 {
+            let seen = cache.entries().map(|entry| entry.unwrap()).filter(|entry| entry.key.starts_with(b"key-0-")).count();
+            if seen != 500 || cache.stats().evicted > 0 {
+                done.store(1, Ordering::Relaxed);
+            }
+            assert_eq!((seen, cache.stats().evicted), (500, 0), "after {} segments were emptied", reclaimed());
+        }
+        done.store(1, Ordering::Relaxed);
+    });
+}
+
+#[test]
 fn readers_never_see_an_older_version_than_was_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     // The whole set is rewritten many times over a small flash, so that segments are reused under the readers.

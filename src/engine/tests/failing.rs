@@ -45,6 +45,12 @@ fn a_full_disk_is_back_pressure_and_service_returns_with_space() {
     for n in 0..acked {
         assert_eq!(store.get(&n.to_le_bytes()), Some(value(n, 0, 2_000)));
     }
+    let used: u64 = store.disk.files().iter().map(|(_, len)| len).sum();
+    store.disk.capacity(used);
+    store.kill();
+    for n in 0..acked {
+        assert_eq!(store.get(&n.to_le_bytes()), Some(value(n, 0, 2_000)), "a full disk is opened again");
+    }
     store.disk.capacity(1 << 30);
     assert_eq!(fill(store.engine(), acked, 100), 100, "service returned without a restart");
     store.kill();
@@ -52,6 +58,55 @@ fn a_full_disk_is_back_pressure_and_service_returns_with_space() {
     for n in 0..acked + 100 {
         assert_eq!(store.get(&n.to_le_bytes()), Some(value(n, 0, 2_000)), "{n} of {acked} and 100 more");
     }
+}
+
+#[test]
+fn a_read_that_fails_once_forgets_nothing() {
+    let mut store = Store::new(small());
+    store.put(b"key", &value(1, 0, 2_000));
+    store.close();
+    store.disk.fail(FaultOp::Read, 1, std::io::ErrorKind::Other, false);
+    assert_eq!(store.get(b"key"), None);
+    assert_eq!(store.engine().stats().read_errors, 1);
+    assert_eq!(store.get(b"key"), Some(value(1, 0, 2_000)));
+}
+
+#[test]
+fn a_store_that_became_smaller_needs_memory_for_what_it_was_and_gives_its_files_back() {
+    let large = Options::new("sim").memory(64 << 20).flash(64 << 20).segment_size(8 << 20);
+    let mut store = Store::new(large);
+    for n in 0..6_000u64 {
+        store.put(&n.to_le_bytes(), &value(n, 0, 4_000));
+    }
+    let options = |memory| Options::new("sim").memory(memory).flash(1 << 20).segment_size(64 << 10);
+    store.options = options(4 << 20);
+    store.kill();
+    let segments = |store: &Store| store.disk.files().iter().filter(|(name, len)| name.starts_with("segment.") && *len > 0).count();
+    for n in 0..2_000u64 {
+        store.put(&n.to_le_bytes(), &value(n, 1, 1_000));
+        assert_eq!(store.get(&n.to_le_bytes()), Some(value(n, 1, 1_000)));
+    }
+    store.close();
+    store.options = options(1 << 20);
+    store.kill();
+    assert!(segments(&store) <= 16, "{} segments", segments(&store));
+    store.put(b"key", b"value");
+    assert_eq!(store.get(b"key").as_deref(), Some(&b"value"[..]));
+}
+
+#[test]
+fn an_index_that_outgrows_memory_while_it_is_empty_is_refused() {
+    let mut store = Store::new(Options::new("sim").memory(256 << 20).flash(64 << 30).segment_size(16 << 20));
+    store.put(b"key", b"value");
+    store.options = Options::new("sim").memory(4 << 20).flash(1 << 30).segment_size(2 << 20);
+    let after = store.disk.after_kill();
+    store.engine = None;
+    let refused = open(&store.options, Some(Arc::new(after.clone())), store.clock.clone(), Mode::Inline);
+    assert!(matches!(refused, Err(Error::InvalidOption { name: "memory", .. })), "{refused:?}");
+    store.options = store.options.memory(256 << 20);
+    store.disk = after;
+    store.open();
+    assert_eq!(store.get(b"key").as_deref(), Some(&b"value"[..]));
 }
 
 #[test]
