@@ -16,6 +16,9 @@ mod tier;
 mod wal;
 
 mod cache;
+#[cfg(any(test, fuzzing))]
+#[allow(missing_docs, unreachable_pub)]
+pub mod fuzzing;
 
 pub use cache::{AsyncCache, Cache, Entries};
 #[cfg(feature = "toml")]

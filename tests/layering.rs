@@ -12,7 +12,7 @@ const ROWS: [&[&str]; 8] = [
     &["manifest"],
     &["wal", "segment", "index", "tier"],
     &["engine"],
-    &["inspect", "cache"],
+    &["inspect", "cache", "fuzzing"],
 ];
 
 fn row(module: &str) -> Option<usize> {

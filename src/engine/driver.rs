@@ -18,7 +18,7 @@ pub(crate) enum Mode {
     /// By a thread for each kind of step.
     Threads,
     /// By whoever must wait for it, on its own thread: deterministic.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     Inline,
 }
 
@@ -132,7 +132,7 @@ impl Engine {
             Mode::Threads => {
                 event.wait(seen, timeout);
             }
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             Mode::Inline => {
                 // A failure is recorded in the engine, where the caller looks next.
                 let _recorded = self.step_all();
@@ -141,7 +141,7 @@ impl Engine {
     }
 
     /// All work there is, in a fixed order.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn step_all(&self) -> Result<()> {
         while self.step_flush()? || self.step_sync()? || self.step_prepare()? || self.step_checkpoint(false)? {}
         Ok(())

@@ -17,7 +17,7 @@ pub(crate) const LAYOUT: &str = include_str!("checkpoint.layout.txt");
 const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"EWCP");
 const CHUNK_MAGIC: u32 = u32::from_le_bytes(*b"EWCC");
 pub(crate) const VERSION: u32 = 1;
-const CHUNK_LEN: usize = 64 << 10;
+pub(crate) const CHUNK_LEN: usize = 64 << 10;
 const PAYLOAD_LEN: usize = CHUNK_LEN - 8;
 /// Chunks that are read or written at once.
 const BATCH: usize = 16;
@@ -33,7 +33,7 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    fn encode(&self, store: StoreId, block: &mut [u8]) {
+    pub(crate) fn encode(&self, store: StoreId, block: &mut [u8]) {
         let mut out = Vec::with_capacity(64);
         out.put_u32(self.chunks);
         out.put_u64(store.0);

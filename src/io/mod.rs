@@ -8,7 +8,8 @@ pub(crate) mod posix;
 mod reactor;
 mod reading;
 pub(crate) mod ring;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(not(test), allow(dead_code, reason = "the tests use more of it"))]
 pub(crate) mod sim;
 mod uring;
 
