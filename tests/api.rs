@@ -204,3 +204,28 @@ fn a_background_that_panics_is_an_error_and_no_hang() {
     assert!(matches!(cache.put_with("key", "value", &forever), Err(Error::Failed { .. })));
     assert_eq!(get(&cache, "key").as_deref(), Some("value"), "reads go on");
 }
+
+#[test]
+fn values_that_users_keep_are_counted_until_they_let_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(Options::new(dir.path().join("s")).memory(8 << 20).flash(64 << 20)).unwrap();
+    let keys: Vec<String> = (0..2_000).map(|n| format!("key-{n}")).collect();
+    for key in &keys {
+        cache.put(key, vec![key.len() as u8; 10_000]).unwrap();
+    }
+    cache.persist(Ack::Host).unwrap();
+    // More than the memory tier holds, and more than may be read together.
+    let kept = cache.get_many(&keys).unwrap();
+    assert!(kept.iter().zip(&keys).all(|(value, key)| value.as_ref().is_some_and(|v| v[..] == vec![key.len() as u8; 10_000][..])));
+    let stats = cache.stats();
+    assert!(stats.memory_bytes <= 8 << 20, "{stats:?}");
+    let at_least = 2_000 * 10_000 - stats.memory_tier_bytes;
+    assert!((at_least..21 << 20).contains(&stats.kept_value_bytes), "{stats:?}");
+    drop(kept);
+    // Values that the tier evicted go when no reader can look at them any more.
+    let let_go = (0..1_000_000).any(|_| {
+        cache.get(&keys[0]).expect("open");
+        cache.stats().kept_value_bytes < 1 << 20
+    });
+    assert!(let_go, "{:?}", cache.stats());
+}

@@ -146,7 +146,7 @@ impl Engine {
             let at = life.base.plus(entry.location.offset.into());
             let Some(here) = buf.get((u64::from(entry.location.offset) - start) as usize..) else { continue };
             if let Some(record) = format::decode_record(self.store, at, life.base_lsn, here)
-                && let Some(item) = Self::item_of(*hash, here, &record)
+                && let Some(item) = self.item_of(*hash, here, &record)
             {
                 self.memory.insert_as(at, item, proved);
             }

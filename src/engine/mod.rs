@@ -35,6 +35,7 @@ use crate::config::{Activity, Listener, Observer, Settings};
 use crate::error::{Error, Result};
 use crate::id::{Key, KeyHash, Lsn, StoreId};
 use crate::index::Index;
+use crate::io::aligned::Meter;
 use crate::io::ring::Ring;
 use crate::io::{Disk, DiskLock};
 use crate::manifest::Manifest;
@@ -69,6 +70,10 @@ pub(crate) struct Engine {
     index: Index,
     table: Table,
     memory: MemoryTier,
+    /// Buffers of reads in flight.
+    reads: Meter,
+    /// Values, in the memory tier and in the hands of users.
+    values: Meter,
     segment_ring: Ring,
     wal: Wal,
     log: Mutex<Log>,

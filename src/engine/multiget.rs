@@ -12,6 +12,11 @@ use crate::io::aligned::AlignedBuf;
 use crate::io::{BatchRead, SECTOR};
 use crate::segment::format::{self, Life};
 
+/// One byte in this many of the memory budget may be buffers of reads in flight; who finds them full reads by itself, one record at a time.
+const READS_SHARE: u64 = 64;
+/// They may take this much in any case.
+const READS_BYTES_MIN: u64 = 1 << 20;
+
 /// A key whose record must be read from flash.
 pub(super) struct Wanted {
     /// Its number among the keys.
@@ -27,7 +32,8 @@ impl Engine {
         self.check_reads()?;
         let mut values: Vec<Option<Value>> = vec![None; keys.len()];
         let (mut wanted, mut reads, mut rest) = (Vec::new(), Vec::new(), Vec::new());
-        for (number, key) in keys.iter().enumerate() {
+        let mut numbered = keys.iter().enumerate().peekable();
+        while let Some((number, key)) = numbered.next() {
             match self.plan(number, *key) {
                 Some((want, read)) => {
                     wanted.push(want);
@@ -36,25 +42,36 @@ impl Engine {
                 // In DRAM, absent, or overtaken: the plain way is as good.
                 None => rest.push(number),
             }
-        }
-        self.disk.read_batch(&mut reads);
-        for (want, read) in wanted.into_iter().zip(reads) {
-            match self.take_read(keys[want.number], &want, read, true) {
-                Some(value) => {
-                    self.counters.hits_flash.fetch_add(1, Ordering::Relaxed);
-                    values[want.number] = Some(value);
-                }
-                None => rest.push(want.number),
+            if numbered.peek().is_some() && !self.reads_are_full() {
+                continue;
             }
-        }
-        for number in rest {
-            values[number] = self.get(keys[number], true)?;
+            self.disk.read_batch(&mut reads);
+            for (want, read) in wanted.drain(..).zip(reads.drain(..)) {
+                match self.take_read(keys[want.number], &want, read, true) {
+                    Some(value) => {
+                        self.counters.hits_flash.fetch_add(1, Ordering::Relaxed);
+                        values[want.number] = Some(value);
+                    }
+                    None => rest.push(want.number),
+                }
+            }
+            for number in rest.drain(..) {
+                values[number] = self.get(keys[number], true)?;
+            }
         }
         Ok(values)
     }
 
-    /// The read that the value of `key` takes, if its record is on flash and in neither DRAM tier nor write buffer.
+    /// Whether the buffers of reads in flight take as much as they may.
+    pub(super) fn reads_are_full(&self) -> bool {
+        self.reads.bytes() >= (self.settings.memory / READS_SHARE).max(READS_BYTES_MIN)
+    }
+
+    /// The read that the value of `key` takes, if its record is on flash and in neither DRAM tier nor write buffer, and there is room for the read.
     pub(super) fn plan(&self, number: usize, key: Key<'_>) -> Option<(Wanted, BatchRead)> {
+        if self.reads_are_full() {
+            return None;
+        }
         let hash = self.hash(key);
         let entry = self.index.get(hash)?;
         let life = self.table.life(entry.location.segment)?;
@@ -65,7 +82,7 @@ impl Engine {
         let file = self.table.file(entry.location.segment).ok()?;
         let offset = round_down(entry.location.offset.into(), SECTOR as u64);
         let len = (entry.sectors * SECTOR as u64).min(file.len().checked_sub(offset)?);
-        let buf = AlignedBuf::zeroed((len as usize).max(1));
+        let buf = AlignedBuf::counted((len as usize).max(1), &self.reads);
         Some((Wanted { number, hash, entry, life }, BatchRead { file, offset, buf, done: false }))
     }
 

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::id::{Lsn, Position, StoreId};
 use crate::index::Index;
 use crate::index::geometry::Geometry;
+use crate::io::aligned::Meter;
 use crate::io::posix::{self, LOCK_FILE};
 use crate::io::ring::Ring;
 use crate::io::{Disk, DiskLock, LockError, Mapping, numbered};
@@ -313,6 +314,8 @@ fn build(
         time,
         index,
         memory,
+        reads: Meter::default(),
+        values: Meter::default(),
         segment_ring,
         wal,
         log: Mutex::new(log),

@@ -101,14 +101,14 @@ impl Found {
 
 impl Engine {
     /// Key and value of a verified record that starts at the front of `bytes`, copied. `None` for a tombstone or a note, and for what cannot be decompressed.
-    pub(super) fn item_of(hash: KeyHash, bytes: &[u8], record: &Record) -> Option<Item> {
+    pub(super) fn item_of(&self, hash: KeyHash, bytes: &[u8], record: &Record) -> Option<Item> {
         let Kind::Put { scope, key, value, raw_len, expires_ms } = &record.kind else { return None };
         let both = match raw_len {
-            None => Bytes::copy_from_slice(&bytes[key.start..value.end]),
+            None => bytes[key.start..value.end].into(),
             Some(raw_len) => unpack(&bytes[key.clone()], &bytes[value.clone()], *raw_len)?,
         };
         let (lsn, held) = (record.lsn, both.len());
-        Some(Item { hash, scope: *scope, lsn, expires_ms: *expires_ms, key_len: key.len(), held, bytes: both })
+        Some(Item { hash, scope: *scope, lsn, expires_ms: *expires_ms, key_len: key.len(), held, bytes: self.values.hold(both) })
     }
 
     /// The value of `key`, if it has one. `promote` says that it counts as a use.
@@ -213,7 +213,7 @@ impl Engine {
         if range.is_empty() {
             return Ok(None);
         }
-        let mut buf = AlignedBuf::zeroed((range.end - range.start) as usize);
+        let mut buf = AlignedBuf::counted((range.end - range.start) as usize, &self.reads);
         let read = self.table.file(entry.location.segment).and_then(|file| file.read_at(range.start, &mut buf));
         if let Err(error) = read {
             self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
@@ -232,7 +232,7 @@ impl Engine {
         if !self.segment_ring.may_hold(at.0) {
             return None;
         }
-        let mut buf = AlignedBuf::zeroed(len);
+        let mut buf = AlignedBuf::counted(len, &self.reads);
         if !self.segment_ring.load(at.0, &mut buf) {
             return None;
         }
@@ -262,9 +262,10 @@ impl Engine {
             let range = found.start + key.start..found.start + value.end;
             let (scope, lsn, expires_ms, key_len) = (*scope, found.record.lsn, *expires_ms, key.len());
             let held = found.buf.len();
-            return Some(Item { hash, scope, lsn, expires_ms, key_len, held, bytes: Bytes::from_owner(found.buf).slice(range) });
+            let bytes = Bytes::from_owner(found.buf.counted_by(&self.values)).slice(range);
+            return Some(Item { hash, scope, lsn, expires_ms, key_len, held, bytes });
         }
-        let item = Self::item_of(hash, found.bytes(), &found.record);
+        let item = self.item_of(hash, found.bytes(), &found.record);
         if item.is_none() && matches!(found.record.kind, Kind::Put { .. }) {
             // The checksum held, so this was written wrong: treat it as damage all the same.
             self.note_damage(hash, entry, None);
@@ -279,7 +280,7 @@ impl Engine {
 }
 
 /// The key, and the value decompressed to `raw_len` bytes, in one piece.
-fn unpack(key: &[u8], packed: &[u8], raw_len: usize) -> Option<Bytes> {
+fn unpack(key: &[u8], packed: &[u8], raw_len: usize) -> Option<Box<[u8]>> {
     let plain = zstd::bulk::decompress(packed, raw_len).ok().filter(|plain| plain.len() == raw_len)?;
     Some([key, &plain].concat().into())
 }

@@ -98,7 +98,7 @@ impl Engine {
         if *scope != wanted {
             return Live::No;
         }
-        let Some(item) = Self::item_of(hash, found.bytes(), &found.record) else { return Live::No };
+        let Some(item) = self.item_of(hash, found.bytes(), &found.record) else { return Live::No };
         let now = self.time.now_ms();
         let Item { lsn: version, expires_ms, .. } = item;
         if expires_ms.is_some_and(|at| at <= now) {

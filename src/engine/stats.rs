@@ -62,8 +62,10 @@ stats! {
     entries: u64 = |e: &Engine| e.index.entries(),
     /// Bytes of DRAM that the index takes.
     index_bytes: u64 = |e: &Engine| e.index.allocated(),
-    /// Bytes of DRAM accounted for: index, rings, footers under construction, memory tier.
+    /// Bytes of DRAM accounted for: index, rings, footers under construction, buffers of reads in flight, memory tier.
     memory_bytes: u64 = |e: &Engine| e.memory_bytes(),
+    /// Bytes of DRAM, not accounted for, in values that users still have and the memory tier does not.
+    kept_value_bytes: u64 = |e: &Engine| e.values.bytes().saturating_sub(e.memory.value_bytes()),
     /// Entries in the memory tier.
     memory_tier_entries: u64 = |e: &Engine| e.memory.entries(),
     /// Bytes in the memory tier.
@@ -141,7 +143,7 @@ impl Engine {
         let open = log.open.as_ref().map_or(0, |open| open.allocated());
         let full: usize = log.full.iter().map(|full| full.footer.allocated()).sum();
         let failed: usize = log.failed.iter().map(|failed| failed.allocated()).sum();
-        self.index.allocated() + self.segment_ring.size() + self.settings.wal_ring + (open + full + failed) as u64
+        self.index.allocated() + self.segment_ring.size() + self.settings.wal_ring + self.reads.bytes() + (open + full + failed) as u64
     }
 
     /// Gives the memory tier what the rest leaves of the budget now.

@@ -34,22 +34,26 @@ impl Engine {
         self.check_reads()?;
         let mut values: Vec<Option<Value>> = vec![None; keys.len()];
         let (mut started, mut rest) = (Vec::new(), Vec::new());
-        for (number, key) in keys.iter().enumerate() {
+        let mut numbered = keys.iter().enumerate().peekable();
+        while let Some((number, key)) = numbered.next() {
             match self.plan(number, *key) {
                 Some((want, read)) => started.push((want, self.disk.start_read(read))),
                 None => rest.push(number),
             }
-        }
-        for (want, reading) in started {
-            let number = want.number;
-            values[number] = self.take_read(keys[number], &want, reading.await, true);
-            match values[number] {
-                Some(_) => drop(self.counters.hits_flash.fetch_add(1, Ordering::Relaxed)),
-                None => rest.push(number),
+            if numbered.peek().is_some() && !self.reads_are_full() {
+                continue;
             }
-        }
-        for number in rest {
-            values[number] = self.get(keys[number], true)?;
+            for (want, reading) in started.drain(..) {
+                let number = want.number;
+                values[number] = self.take_read(keys[number], &want, reading.await, true);
+                match values[number] {
+                    Some(_) => drop(self.counters.hits_flash.fetch_add(1, Ordering::Relaxed)),
+                    None => rest.push(number),
+                }
+            }
+            for number in rest.drain(..) {
+                values[number] = self.get(keys[number], true)?;
+            }
         }
         Ok(values)
     }

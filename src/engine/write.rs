@@ -3,8 +3,6 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::Engine;
 use super::append::{Append, Placed};
 use super::read::Value;
@@ -369,7 +367,7 @@ impl Engine {
         };
         if let (true, Some((value, expires_ms)), Some(at)) = (belongs_there, request.put, self.position(&placed.entry)) {
             let Key { scope, bytes: key } = request.key;
-            let bytes: Bytes = [key, value].concat().into();
+            let bytes = self.values.hold([key, value].concat().into());
             let held = bytes.len();
             self.memory.insert(at, Item { hash, scope, lsn: placed.lsn, expires_ms, key_len: key.len(), bytes, held });
         }

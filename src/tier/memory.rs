@@ -25,8 +25,8 @@ const BYTES_PER_BUCKET: u64 = 512;
 const FREQUENCY_MAX: u8 = 3;
 /// One in this many bytes of a shard is for entries that have not proved themselves.
 const SMALL_SHARE: u64 = 10;
-/// What an entry costs besides its bytes: node, queue place, ghost place, two allocations.
-const OVERHEAD: u64 = (size_of::<Node>() + 8 + 16 + 2 * 16) as u64;
+/// What an entry costs besides its bytes: node, the counted owner of its bytes, queue place, ghost place, three allocations.
+const OVERHEAD: u64 = (size_of::<Node>() + 56 + 8 + 16 + 3 * 8) as u64;
 
 /// A record's key and value as the tier holds them.
 #[derive(Clone, Debug)]
@@ -128,6 +128,11 @@ impl MemoryTier {
     /// Bytes that entries are charged with.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that the keys and values of entries take.
+    pub(crate) fn value_bytes(&self) -> u64 {
+        self.bytes().saturating_sub(self.entries() * OVERHEAD)
     }
 
     pub(crate) fn entries(&self) -> u64 {
