@@ -84,7 +84,8 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
             recover::recover(disk.as_ref(), &settings, manifest, damaged).map(|r| (settings, r))
         }
     };
-    let (settings, mut recovered) = recovered.map_err(io_error)?;
+    let (mut settings, mut recovered) = recovered.map_err(io_error)?;
+    fit_index(&mut settings, options, recovered.index.allocated())?;
     if settings.recovery == RecoveryMode::Refuse && !recovered.report.damaged.is_empty() {
         return Err(Error::Corrupt { path: dir.clone(), what: recovered.report.damaged.join("; ") });
     }
@@ -113,6 +114,22 @@ fn prepare_directory(options: &Options) -> Result<&Path> {
     }
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("create the directory", dir))?;
     Ok(dir)
+}
+
+/// Makes room for an index that was rebuilt, if `memory` is left to the engine; else refuses to open if nothing is to be evicted.
+pub(super) fn fit_index(settings: &mut Settings, options: &Options, index: u64) -> Result<()> {
+    if index <= settings.index_bytes_max {
+        return Ok(());
+    }
+    let more = index + index / 8 - settings.index_bytes_max;
+    if options.memory.is_none() {
+        settings.memory += more;
+        settings.index_bytes_max += more;
+    } else if !options.resize {
+        let reason = format!("{} B given, the store's index needs at least {}", settings.memory, settings.memory + more);
+        return Err(Error::InvalidOption { name: "memory", reason });
+    }
+    Ok(())
 }
 
 /// Refuses what this machine cannot give, before anything relies on it.

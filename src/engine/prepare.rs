@@ -82,14 +82,13 @@ impl Engine {
     }
 
     fn begin_life(&self, life: &Life, size: u64) -> io::Result<()> {
-        if self.table.allocate(life.id, size)? {
-            self.disk.sync_dir()?;
-        }
+        self.table.allocate(life.id, size)?;
         let mut block = AlignedBuf::zeroed(BLOCK);
         format::encode_header(self.store, life, &mut block);
         let file = self.table.file(life.id)?;
         file.write_at(0, &block)?;
-        file.sync()
+        // Whatever the reason, what a failed sync left behind is not known.
+        file.sync().map_err(io::Error::other)
     }
 
     /// Seals the open segment before it is full, so that it can be emptied. False if there is no other to go on with.

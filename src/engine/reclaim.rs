@@ -10,6 +10,7 @@ use crate::codec::{round_down, round_up};
 use crate::config::{Activity, Cause, Evicted};
 use crate::id::{Location, Scope, SegmentId};
 use crate::io::aligned::AlignedBuf;
+use crate::io::is_shortage;
 use crate::io::{File, SECTOR};
 use crate::segment::format::{self, Draft, Kind, Record};
 use crate::segment::table::{Row, State};
@@ -58,6 +59,11 @@ impl Engine {
         // Said before the first entry goes, so that whoever misses one can know why.
         self.marks.reclaimed.fetch_max(row.last_lsn.0, Ordering::AcqRel);
         let finished = self.drain_entries(row).unwrap_or_else(|error| {
+            if is_shortage(&error) {
+                // Of file descriptors: another time.
+                tracing::warn!(dir = %self.dir.display(), segment = %id, %error, "a segment cannot be emptied now");
+                return false;
+            }
             self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(dir = %self.dir.display(), segment = %id, %error, "a segment cannot be read; its entries are forgotten");
             self.index.remove_segment(id);

@@ -8,8 +8,7 @@ use super::Engine;
 use super::read::Unread;
 use crate::error::Result;
 use crate::id::{Key, Lsn, Scope};
-use crate::index::geometry::Entry as Slot;
-use crate::segment::format::Kind;
+use crate::segment::format::{Kind, Life};
 use crate::tier::memory::Item;
 
 /// A live entry.
@@ -53,15 +52,20 @@ impl Engine {
         loop {
             let geometry = self.index.geometry();
             while let Some(slot) = scan.pending.pop() {
-                match self.live(&geometry.unpack(slot), scan.scope) {
+                match self.live(slot, scan) {
                     Live::Entry(entry) => return Ok(Some(entry)),
                     Live::No => {}
-                    Live::Overtaken => {
+                    Live::Overtaken(life) => {
                         // Moved, replaced or gone since the copy: its partition tells.
                         self.index.copy_partition(scan.partition - 1, &mut scan.slots);
-                        let tag = geometry.tag_of(slot);
-                        let place = |slot| geometry.unpack(slot).location;
-                        scan.pending.extend(scan.slots.iter().find(|now| geometry.tag_of(**now) == tag && place(**now) != place(slot)));
+                        let (tag, place) = (geometry.tag_of(slot), |slot| geometry.unpack(slot).location);
+                        let now = scan.slots.iter().copied().find(|now| geometry.tag_of(*now) == tag);
+                        if now.is_some_and(|now| place(now) != place(slot)) {
+                            scan.pending.extend(now);
+                        } else if now.is_some() && life.is_some() && self.table.life(place(slot).segment) == life {
+                            // Nobody overtook this reader.
+                            self.counters.damaged.fetch_add(1, Ordering::Relaxed);
+                        }
                     }
                 }
             }
@@ -76,26 +80,29 @@ impl Engine {
         }
     }
 
-    /// The entry that `slot` names, if it is in the namespace and the index still names it when it has been read.
-    fn live(&self, slot: &Slot, wanted: Scope) -> Live {
-        let Some(life) = self.table.life(slot.location.segment) else { return Live::Overtaken };
-        let found = match self.read(slot, &life) {
+    /// The entry that a slot of the partition before `scan.partition` named when it was copied, if it is in the namespace and the index still names it.
+    fn live(&self, slot: u64, scan: &Scan) -> Live {
+        let geometry = self.index.geometry();
+        let place = geometry.unpack(slot);
+        let life = self.table.life(place.location.segment);
+        let found = match life.as_ref().map_or(Ok(None), |life| self.read(&place, life)) {
             Ok(Some(found)) => found,
-            Ok(None) if self.table.life(slot.location.segment) == Some(life) => {
-                self.counters.damaged.fetch_add(1, Ordering::Relaxed);
-                return Live::No;
-            }
-            Ok(None) => return Live::Overtaken,
+            Ok(None) => return Live::Overtaken(life),
             Err(Unread) => return Live::No,
         };
-        let Kind::Put { scope, key, .. } = &found.record.kind else { return Live::No };
+        // The index names puts only.
+        let Kind::Put { scope, key, .. } = &found.record.kind else { return Live::Overtaken(None) };
         let hash = self.hash(Key { scope: *scope, bytes: &found.bytes()[key.clone()] });
+        if (geometry.partition(hash), geometry.tag(hash)) != (scan.partition - 1, geometry.tag_of(slot)) {
+            // The segment has had another life since the copy, and this is a record of it.
+            return Live::Overtaken(None);
+        }
         match self.index.get(hash) {
-            Some(now) if now.location == slot.location => {}
-            Some(_) => return Live::Overtaken,
+            Some(now) if now.location == place.location => {}
+            Some(_) => return Live::Overtaken(None),
             None => return Live::No,
         }
-        if *scope != wanted {
+        if *scope != scan.scope {
             return Live::No;
         }
         let Some(item) = self.item_of(hash, found.bytes(), &found.record) else { return Live::No };
@@ -114,6 +121,6 @@ enum Live {
     Entry(Entry),
     /// Not of this namespace, expired, gone, or not to be had.
     No,
-    /// The record is not there, or not the one that the index names: it named another one before.
-    Overtaken,
+    /// The record is not there, or not the one that the index names: it named another one before. If nothing verifies, the life that its segment has.
+    Overtaken(Option<Life>),
 }

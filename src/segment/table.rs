@@ -13,7 +13,7 @@
 //! In the manifest `Ready`, `Open` and `Full` are "open", and `Draining` is still "sealed".
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::format::Life;
@@ -79,6 +79,8 @@ pub(crate) struct Table {
     disk: Arc<dyn Disk>,
     seats: Box<[Seat]>,
     rows: Mutex<Vec<Row>>,
+    /// A file was created since the directory was last synced.
+    names_unsynced: AtomicBool,
 }
 
 /// Rows as a manifest states them.
@@ -103,7 +105,12 @@ impl Table {
     /// The table that a manifest describes.
     pub(crate) fn new(disk: Arc<dyn Disk>, segments: &[manifest::Segment]) -> Self {
         let rows = rows_of(segments);
-        let table = Self { disk, seats: segments.iter().map(|_| Seat::default()).collect(), rows: Mutex::default() };
+        let table = Self {
+            disk,
+            seats: segments.iter().map(|_| Seat::default()).collect(),
+            rows: Mutex::default(),
+            names_unsynced: AtomicBool::default(),
+        };
         for row in &rows {
             if matches!(row.state, State::Full | State::Sealed) {
                 table.publish(&row.life);
@@ -199,17 +206,27 @@ impl Table {
         Ok(file)
     }
 
-    /// Makes sure that the segment's file exists and has `size` bytes. Says whether the directory must be synced. Only for a segment without a life.
-    pub(crate) fn allocate(&self, id: SegmentId, size: u64) -> io::Result<bool> {
+    /// Makes sure that the segment's file exists under a durable name and has `size` bytes. Only for a segment without a life, and one at a time.
+    pub(crate) fn allocate(&self, id: SegmentId, size: u64) -> io::Result<()> {
+        self.create(id, size)?;
+        // Asked for until it succeeds, whoever tries again.
+        if self.names_unsynced.load(Ordering::Acquire) {
+            self.disk.sync_dir()?;
+            self.names_unsynced.store(false, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    fn create(&self, id: SegmentId, size: u64) -> io::Result<()> {
         match self.file(id) {
-            Ok(file) if file.len() == size => return Ok(false),
+            Ok(file) if file.len() == size => return Ok(()),
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),
         }
         // A handle that is kept states the length it was opened with, so it goes first: creation may fail.
         *self.seats[id.index()].file.write().unwrap_or_else(PoisonError::into_inner) = None;
-        self.disk.create(&file_name(id), size)?;
-        Ok(true)
+        self.names_unsynced.store(true, Ordering::Release);
+        self.disk.create(&file_name(id), size).map(drop)
     }
 }

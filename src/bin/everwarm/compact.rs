@@ -22,6 +22,9 @@ pub(crate) struct Args {
     settings: Settings,
 }
 
+/// Bytes of DRAM for the new store, unless the index needs more.
+const MEMORY_MIN: u64 = 256 << 20;
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let found = everwarm::inspect(&args.dir)?;
     let from = Cache::open(Options::new(&args.dir).create(false))?;
@@ -43,11 +46,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         true => options,
         false => options.flash(found.flash).segment_size(found.segment_size),
     };
-    let to = Cache::open(like_the_old_one(args.settings.options(&partial)?))?;
-    let done = copy(&from, &to).and_then(|copied| {
-        let evicted = to.stats().evicted;
-        ensure!(evicted == 0, "{evicted} of {copied} entries do not fit; give more --flash or --memory");
+    let options = like_the_old_one(args.settings.options(&partial)?);
+    let options =
+        if args.settings.gives_memory() { options } else { options.memory(MEMORY_MIN.max(MEMORY_MIN / 2 + 2 * from.stats().index_bytes)) };
+    let done = Cache::open(options).map_err(anyhow::Error::from).and_then(|to| {
+        let copied = copy(&from, &to)?;
+        let counts = to.clone();
         to.close()?;
+        let evicted = counts.stats().evicted;
+        ensure!(evicted == 0, "{evicted} of {copied} entries do not fit; give more --flash or --memory");
+        drop(counts);
         std::fs::rename(&partial, output).with_context(|| format!("cannot rename {}", partial.display()))?;
         sync_parent(output)?;
         Ok(copied)

@@ -147,12 +147,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         workspace.keep();
         error.context(format!("the drill stopped, and left its files in {}", workspace.path().display()))
     })?;
+    if !report.ok {
+        // Before anything is printed, which may fail.
+        workspace.keep();
+    }
     if !args.quiet {
         write!(out, "{}", report.details())?;
     }
     write!(out, "{}", report.totals())?;
     if !report.ok {
-        workspace.keep();
         writeln!(out, "{}the store, its twin and what the oracle knew are in {}", report.violations(), workspace.path().display())?;
         writeln!(out, "to reproduce: {}", reproduction(setup.seed))?;
     }

@@ -65,6 +65,11 @@ impl Settings {
         Ok(options)
     }
 
+    /// Whether the size of memory may be another than the default.
+    pub(crate) fn gives_memory(&self) -> bool {
+        self.memory.is_some() || self.config.is_some()
+    }
+
     /// Whether the size of flash may be another than the default.
     pub(crate) fn gives_flash(&self) -> bool {
         self.flash.is_some() || self.config.is_some()

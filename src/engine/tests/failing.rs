@@ -36,6 +36,27 @@ fn fill_with(engine: &Engine, from: u64, most: u64, len: usize) -> u64 {
 }
 
 #[test]
+fn a_name_that_could_not_be_synced_at_first_is_durable_before_the_segment_is_used() {
+    // The last one that is created is what matters: the next would sync the directory again.
+    for (nth, count) in (1..20).flat_map(|nth| (100..800).step_by(50).map(move |count| (nth, count))) {
+        let mut store = Store::new(small());
+        store.disk.fail(FaultOp::SyncDir, nth, std::io::ErrorKind::StorageFull, false);
+        for n in 0..count {
+            while put_now(store.engine(), n % 100, 2_000).is_err() {
+                assert!(store.engine().failure.get().is_none(), "{nth}: {:?}", store.engine().failure.get());
+                store.engine().step_all().unwrap();
+            }
+        }
+        store.engine().persist(Ack::Host).unwrap();
+        store.power_cut(nth, PowerCut::LoseAll);
+        assert!(store.engine().report.damaged.is_empty(), "{nth}: {:?}", store.engine().report);
+        for n in 0..count.min(100) {
+            assert_eq!(store.get(&n.to_le_bytes()), Some(value(n, 0, 2_000)), "{nth}: {n}");
+        }
+    }
+}
+
+#[test]
 fn a_full_disk_is_back_pressure_and_service_returns_with_space() {
     let mut store = Store::new(small());
     let used: u64 = store.disk.files().iter().map(|(_, len)| len).sum();

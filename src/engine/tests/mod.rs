@@ -17,6 +17,8 @@ use proptest::prelude::*;
 use super::driver::Mode;
 use super::{DeleteOptions, Engine, PutOptions, Start, open};
 use crate::config::{Ack, Options, WalValues};
+use crate::engine::open::fit_index;
+use crate::engine::scan::Scan;
 use crate::id::{Key, Scope};
 use crate::io::Disk;
 use crate::io::sim::{PowerCut, SimClock, SimDisk};
@@ -296,6 +298,56 @@ fn an_expired_entry_stays_expired_when_the_clock_goes_back() {
     assert!(store.get(b"l").is_some());
     store.clock.advance(Duration::from_secs(11));
     assert!(store.get(b"l").is_none());
+}
+
+#[test]
+fn an_iteration_sees_each_entry_that_stays_once_however_late_it_comes_to_it() {
+    let store = Store::new(small());
+    for k in 0..200u64 {
+        store.put(&k.to_le_bytes(), &value(k, 0, 500));
+    }
+    let mut scan = Scan::new(Scope::FIRST);
+    let mut seen = HashMap::new();
+    let mut round = 0;
+    while let Some(entry) = store.engine().scan_next(&mut scan).unwrap() {
+        let key = u64::from_le_bytes(entry.key[..].try_into().unwrap());
+        if key < 200 {
+            assert_eq!(entry.value, value(key, 0, 500));
+            *seen.entry(key).or_insert(0) += 1;
+        }
+        // Every other entry of the same length is replaced until all segments had another life.
+        let reclaimed = store.engine().stats().segments_reclaimed;
+        while round % 8 == 0 && store.engine().stats().segments_reclaimed < reclaimed + 40 {
+            for k in 200..400u64 {
+                store.put(&k.to_le_bytes(), &value(k, 0, 500));
+            }
+            store.engine().step_all().unwrap();
+        }
+        round += 1;
+    }
+    assert_eq!(store.engine().stats().evicted, 0, "the scenario is about moves");
+    assert_eq!(store.engine().stats().damaged, 0);
+    let missing: Vec<u64> = (0..200).filter(|k| seen.get(k) != Some(&1)).collect();
+    assert!(missing.is_empty(), "not seen once: {missing:?}");
+}
+
+#[test]
+fn memory_that_is_not_given_is_enough_for_the_index_also_without_a_checkpoint() {
+    let mut store = Store::new(Options::new("sim").flash(256 << 20).segment_size(4 << 20));
+    let settings = |store: &Store| (store.engine().settings.memory, store.engine().settings.index_bytes_max);
+    let given = settings(&store);
+    assert!(store.engine().index.allocated() < given.1);
+    let engine = store.engine.take().unwrap();
+    // As if the index had grown beyond what the default gives.
+    let mut small = engine.settings.clone();
+    small.index_bytes_max = engine.index.allocated() / 2;
+    assert!(fit_index(&mut small, &store.options.clone().memory(given.0).resize(false), engine.index.allocated()).is_err());
+    let before = small.index_bytes_max;
+    fit_index(&mut small, &store.options.clone().memory(given.0), engine.index.allocated()).unwrap();
+    assert_eq!(small.index_bytes_max, before, "what is given is what is taken");
+    fit_index(&mut small, &store.options, engine.index.allocated()).unwrap();
+    assert!(small.index_bytes_max > engine.index.allocated());
+    assert_eq!(small.memory - small.index_bytes_max, given.0 - before);
 }
 
 #[test]
