@@ -269,7 +269,8 @@ impl Options {
     }
 
     /// Bytes of flash for segments; WAL, rings and checkpoints come on top. Default: what the store has, 4 GiB for a new one. Minimum 512 KiB, at most 8 TiB. A store of
-    /// another size is resized (see [`Options::resize`]): a smaller one keeps what is newest, or hot, and fits.
+    /// another size is resized (see [`Options::resize`]): a smaller one keeps what is newest, or hot, and fits; if the segments that it had do not fit beside a new one, that
+    /// may be nothing.
     #[must_use]
     pub fn flash(mut self, bytes: u64) -> Self {
         self.flash = Some(bytes);
