@@ -68,6 +68,14 @@ pub enum Error {
         /// What was expected.
         reason: String,
     },
+    /// The store has other sizes than the options, or more entries than `memory` can index, and [`crate::Options::resize`] says that it is to stay as it is.
+    #[error("the store would have to be resized: option {name}: {reason}")]
+    NeedsResize {
+        /// The option's name as in [`crate::Options`].
+        name: &'static str,
+        /// What was given, and what the store has.
+        reason: String,
+    },
     /// A namespace or resume token has a name that is too long, or would be one too many.
     #[error("the name of a namespace or resume token is refused: {reason}")]
     InvalidName {

@@ -1,6 +1,7 @@
 //! The program as a user meets it: what it prints, how it exits, what it refuses. Real processes, real kills.
 #![cfg(feature = "cli")]
 
+use std::io::BufRead;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -94,6 +95,7 @@ fn wrong_input_is_refused_with_its_reason_and_loses_nothing() {
         std::fs::write(foreign.join(name), "years of work").unwrap();
         refused(&everwarm(&["put", &foreign.to_string_lossy(), "k", "v"]), name);
         assert_eq!(std::fs::read(foreign.join(name)).unwrap(), b"years of work");
+        assert_eq!(std::fs::read_dir(&foreign).unwrap().count(), 1, "nothing is made beside {name}");
         std::fs::write(Path::new(&store).join(format!("{name}.notes")), "kept").unwrap();
     }
     let file = dir.path().join("file");
@@ -133,6 +135,79 @@ fn a_store_keeps_its_size_its_entries_and_its_namespaces_unless_told_otherwise()
     assert!(everwarm(&["compact", &store, "-o", &copy.to_string_lossy()]).status.success());
     let copied = everwarm::inspect(&copy).unwrap();
     assert_eq!((copied.flash, text(&everwarm(&["get", &copy.to_string_lossy(), "key"]).stdout)), (128 << 20, "value".to_owned()));
+}
+
+#[test]
+fn names_like_those_of_a_store_do_not_disturb_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(&dir);
+    let cache = Cache::open(Options::new(&store).flash(1 << 20).memory(1 << 20)).unwrap();
+    for key in 0..100u32 {
+        cache.put(key.to_le_bytes(), vec![1; 5_000]).unwrap();
+    }
+    drop(cache);
+    std::fs::write(Path::new(&store).join("wal.4294967295"), "not ours").unwrap();
+    for name in ["segment.5000", "segment.15", "wal.0.d", "wal.7"] {
+        let path = Path::new(&store).join(name);
+        let _is_a_file = std::fs::remove_file(&path);
+        std::fs::create_dir(path).unwrap();
+    }
+    for round in 0..3u8 {
+        let cache = Cache::open(Options::new(&store).memory(1 << 20)).unwrap();
+        assert_eq!(cache.recovery().damaged, Vec::<String>::new());
+        for key in 0..400u32 {
+            cache.put(key.to_le_bytes(), vec![round; 2_000]).unwrap();
+        }
+        cache.persist(everwarm::Ack::Host).unwrap();
+        let newest = cache.get(399u32.to_le_bytes()).unwrap();
+        assert_eq!(newest.as_deref(), Some(&[round; 2_000][..]));
+        // As good as a kill.
+        drop(cache);
+    }
+}
+
+#[test]
+fn compact_takes_what_is_not_given_from_the_store_and_refuses_what_it_cannot_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(&dir);
+    assert!(everwarm(&["put", &store, "key", "value", "--flash", "48MiB"]).status.success());
+    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let (config, copy) = (path("options.toml"), path("copy"));
+    std::fs::write(&config, "compression = 'zstd'\ndir = 'elsewhere'").unwrap();
+    let compacted = everwarm(&["compact", &store, "-o", &copy, "--config", &config]);
+    assert!(compacted.status.success(), "{}", text(&compacted.stderr));
+    assert_eq!(everwarm::inspect(&copy).unwrap().flash, 48 << 20);
+    std::fs::create_dir(path("empty")).unwrap();
+    assert!(everwarm(&["compact", &store, "-o", &path("empty")]).status.success());
+    assert_eq!(text(&everwarm(&["get", &path("empty"), "key"]).stdout), "value");
+    std::fs::create_dir(path("target")).unwrap();
+    std::os::unix::fs::symlink(path("target"), path("link")).unwrap();
+    refused(&everwarm(&["compact", &store, "-o", &path("link")]), "link");
+    // The file says that the store may be resized; without it, or an argument, it may not.
+    std::fs::write(&config, "flash = '64MiB'").unwrap();
+    refused(&everwarm(&["get", &store, "key", "--config", &config]), "--resize");
+    std::fs::write(&config, "flash = '64MiB'\nresize = true").unwrap();
+    assert!(everwarm(&["get", &store, "key", "--config", &config]).status.success());
+    let hinted = text(&everwarm(&["get", &store, "key", "--memory", "1KiB"]).stderr);
+    assert!(hinted.contains("memory") && !hinted.contains("--resize"), "{hinted}");
+}
+
+#[test]
+fn an_interrupted_drill_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut drill = Command::new(env!("CARGO_BIN_EXE_everwarm"))
+        .args(["drill", "--keys", "1000", "--requests", "10000000"])
+        .env("TMPDIR", dir.path())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    std::io::BufReader::new(drill.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "{said}");
+    rustix::process::kill_process(rustix::process::Pid::from_child(&drill), rustix::process::Signal::INT).unwrap();
+    assert_eq!(drill.wait().unwrap().code(), Some(130));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 #[test]

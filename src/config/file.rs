@@ -57,8 +57,7 @@ fn compression<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Compression>
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    #[serde(default)]
-    dir: PathBuf,
+    dir: Option<PathBuf>,
     #[serde(default, deserialize_with = "size")]
     memory: Option<u64>,
     #[serde(default, deserialize_with = "size")]
@@ -103,25 +102,33 @@ impl Options {
     /// [`Error::InvalidOption`] names the line and what is wrong: a syntax error, an option that does not exist, a value of the wrong type. Ranges are checked when the
     /// cache is opened.
     pub fn from_toml(text: &str) -> Result<Self> {
+        Self::new("").with_toml(text)
+    }
+
+    /// These options, but for those that a TOML text gives. As [`Options::from_toml`].
+    ///
+    /// # Errors
+    /// As [`Options::from_toml`].
+    pub fn with_toml(mut self, text: &str) -> Result<Self> {
         let file: File = toml::from_str(text).map_err(|e| Error::InvalidOption { name: "file", reason: e.to_string() })?;
-        let mut options = Self::new(file.dir);
-        let or = |given: Option<u64>, default: Duration| given.map_or(default, Duration::from_millis);
-        options.memory = file.memory.or(options.memory);
-        options.flash = file.flash.or(options.flash);
-        options.segment_size = file.segment_size.or(options.segment_size);
-        options.ack = file.ack.unwrap_or(options.ack);
-        options.sync_interval = or(file.sync_interval_ms, options.sync_interval);
-        options.sync_bytes = file.sync_bytes.unwrap_or(options.sync_bytes);
-        options.wal_values = file.wal_values.unwrap_or(options.wal_values);
-        options.compression = file.compression.unwrap_or(options.compression);
-        options.on_host_crash = file.on_host_crash.unwrap_or(options.on_host_crash);
-        options.create = file.create.unwrap_or(options.create);
-        options.resize = file.resize.unwrap_or(options.resize);
-        options.lock_timeout = or(file.lock_timeout_ms, options.lock_timeout);
-        options.backend = file.backend.unwrap_or(options.backend);
-        options.depth = file.depth.unwrap_or(options.depth);
-        options.recovery = file.recovery.unwrap_or(options.recovery);
-        Ok(options)
+        let or = |given: Option<u64>, before: Duration| given.map_or(before, Duration::from_millis);
+        self.dir = file.dir.unwrap_or(self.dir);
+        self.memory = file.memory.or(self.memory);
+        self.flash = file.flash.or(self.flash);
+        self.segment_size = file.segment_size.or(self.segment_size);
+        self.ack = file.ack.unwrap_or(self.ack);
+        self.sync_interval = or(file.sync_interval_ms, self.sync_interval);
+        self.sync_bytes = file.sync_bytes.unwrap_or(self.sync_bytes);
+        self.wal_values = file.wal_values.unwrap_or(self.wal_values);
+        self.compression = file.compression.unwrap_or(self.compression);
+        self.on_host_crash = file.on_host_crash.unwrap_or(self.on_host_crash);
+        self.create = file.create.unwrap_or(self.create);
+        self.resize = file.resize.unwrap_or(self.resize);
+        self.lock_timeout = or(file.lock_timeout_ms, self.lock_timeout);
+        self.backend = file.backend.unwrap_or(self.backend);
+        self.depth = file.depth.unwrap_or(self.depth);
+        self.recovery = file.recovery.unwrap_or(self.recovery);
+        Ok(self)
     }
 }
 
@@ -146,6 +153,13 @@ mod tests {
             (options.sync_interval.as_millis(), options.lock_timeout.as_millis(), options.depth, options.create, options.resize),
             (7, 9, 3, false, false)
         );
+    }
+
+    #[test]
+    fn what_is_not_given_stays_as_it_was() {
+        let options = Options::new("x").memory(1 << 20).resize(false).with_toml("flash = '1GiB'").unwrap();
+        assert_eq!((options.dir.to_str(), options.memory, options.flash, options.resize), (Some("x"), Some(1 << 20), Some(1 << 30), false));
+        assert!(options.with_toml("resize = true").unwrap().resize);
     }
 
     #[test]

@@ -334,7 +334,7 @@ impl Options {
     }
 
     /// Whether a store of another `flash` or `segment_size` is brought to the ones given here, and one whose index outgrows `memory` loses its oldest entries. If false,
-    /// opening fails with [`Error::InvalidOption`] instead. Default true.
+    /// opening fails with [`Error::NeedsResize`] instead. Default true.
     #[must_use]
     pub fn resize(mut self, resize: bool) -> Self {
         self.resize = resize;
@@ -384,6 +384,21 @@ impl Options {
         self
     }
 
+    /// What [`Options::memory`] was set to, if it was.
+    pub fn memory_given(&self) -> Option<u64> {
+        self.memory
+    }
+
+    /// What [`Options::flash`] was set to, if it was.
+    pub fn flash_given(&self) -> Option<u64> {
+        self.flash
+    }
+
+    /// What [`Options::segment_size`] was set to, if it was.
+    pub fn segment_size_given(&self) -> Option<u64> {
+        self.segment_size
+    }
+
     pub(crate) fn validate_depth(&self) -> Result<()> {
         if (1..=4096).contains(&self.depth) {
             return Ok(());
@@ -422,7 +437,8 @@ impl Options {
         if let Some(stored) = stored.filter(|s| !self.resize && (s.flash, s.segment_size) != (flash, segment_size)) {
             let name = if stored.flash == flash { "segment_size" } else { "flash" };
             let of = |flash, segment_size| format!("{flash} B in segments of {segment_size} B");
-            return invalid(name, format!("{} given, the store has {}", of(flash, segment_size), of(stored.flash, stored.segment_size)));
+            let reason = format!("{} given, the store has {}", of(flash, segment_size), of(stored.flash, stored.segment_size));
+            return Err(Error::NeedsResize { name, reason });
         }
         let segments = flash / segment_size;
         if !(SEGMENTS_MIN..=SEGMENTS_MAX).contains(&segments) {
@@ -457,7 +473,7 @@ impl Options {
         if let Some(stored) = stored.filter(|s| !self.resize && s.entries * 8 > index_bytes_max) {
             let reason =
                 format!("{memory} B given, the index of the store's {} entries needs at least {}", stored.entries, stored.memory());
-            return invalid("memory", reason);
+            return Err(Error::NeedsResize { name: "memory", reason });
         }
         Ok(Settings {
             segments: segments as u32,
@@ -539,7 +555,7 @@ mod tests {
         let stored = |entries| Some(Stored { flash: 1 << 30, segment_size: 2 << 20, entries });
         let o = || Options::new("x").resize(false);
         let refused = |options: Options, entries| match options.validate(stored(entries)) {
-            Err(Error::InvalidOption { name, .. }) => name,
+            Err(Error::NeedsResize { name, .. }) => name,
             other => panic!("{other:?}"),
         };
         assert_eq!(refused(o().flash(2 << 30), 0), "flash");

@@ -13,6 +13,9 @@ use crate::manifest::catalog::{Catalog, NAME_LEN_MAX, NAMESPACES_MAX, Note, TOKE
 use crate::segment::format::{self, Draft};
 use crate::sync::lock;
 
+/// A note makes the catalog longer by its own length and at most this: a scope, and the lengths of a name and a value.
+const NOTE_OVERHEAD: usize = 8 + 2 + 2;
+
 /// A namespace that somebody uses.
 #[derive(Debug)]
 pub(crate) struct Space {
@@ -180,11 +183,22 @@ impl Engine {
             return Ok(Noted::Unwanted);
         }
         check_count(&registry.current, note)?;
+        if let Some(wanted) = self.catalog_beyond_room(&registry.current, bytes.len()) {
+            self.catalog_wanted.fetch_max(wanted, Ordering::AcqRel);
+            self.events.prepare.signal();
+            return Ok(Noted::NoRoom(seen));
+        }
         // In the WAL itself, where replay finds it.
         let what = Append { hash, draft: &draft, tombstone: true, supersedes: false, inline: true, version: None, urgent: false };
         let Ok(Placed { lsn, .. }) = self.append(&what) else { return Ok(Noted::NoRoom(seen)) };
         registry.apply(lsn, note, self.durable());
         Ok(Noted::Done(lsn))
+    }
+
+    /// The most bytes that `catalog` takes with one more note, if a manifest could not state it.
+    fn catalog_beyond_room(&self, catalog: &Catalog, note_len: usize) -> Option<usize> {
+        let wanted = catalog.len_at_most() + note_len + NOTE_OVERHEAD;
+        (wanted > self.catalog_room.load(Ordering::Acquire)).then_some(wanted)
     }
 }
 

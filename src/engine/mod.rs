@@ -26,7 +26,7 @@ mod write;
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -35,10 +35,10 @@ use crate::config::{Activity, Listener, Observer, Settings};
 use crate::error::{Error, Result};
 use crate::id::{Key, KeyHash, Lsn, StoreId};
 use crate::index::Index;
+use crate::io::Disk;
 use crate::io::aligned::Meter;
 use crate::io::ring::Ring;
-use crate::io::{Disk, DiskLock};
-use crate::manifest::Manifest;
+use crate::manifest::Kept;
 use crate::segment::table::Table;
 use crate::sync::Event;
 use crate::tier::memory::MemoryTier;
@@ -82,13 +82,17 @@ pub(crate) struct Engine {
     /// One writer-out of the segment ring at a time. Before the log lock.
     flushing: Mutex<flush::Dirty>,
     /// What the newest manifest on disk says. Before the log lock.
-    manifest: Mutex<Manifest>,
+    manifest: Mutex<Kept>,
     /// One checkpoint at a time. Before every other lock.
     checkpointing: Mutex<()>,
     heat: Mutex<heat::HeatState>,
     fills: fill::Fills,
     /// Namespaces and resume tokens. After the manifest lock, before the log lock.
     registry: Mutex<catalog::Registry>,
+    /// Bytes that the manifest's files have for the catalog.
+    catalog_room: AtomicUsize,
+    /// Bytes that the largest catalog takes that a note waits for.
+    catalog_wanted: AtomicUsize,
     /// Of segments that were emptied, older ones weighing less: bytes of records, and of the segments. Begins as if all had been full of records.
     lately: Mutex<[u64; 2]>,
     marks: Marks,
@@ -110,7 +114,7 @@ pub(crate) struct Engine {
     driver: driver::Mode,
     report: RecoveryReport,
     /// Released last: field order is drop order.
-    _lock: Box<dyn DiskLock>,
+    _held: open::Held,
 }
 
 /// Watermarks that are read without the log lock. They only grow.

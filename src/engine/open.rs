@@ -11,7 +11,7 @@ use super::catalog::Registry;
 use super::driver::Mode;
 use super::heat::HeatState;
 use super::recover::{self, Recovered, RecoveryReport, Start};
-use super::{Engine, Marks, STRIPES, files};
+use super::{Engine, Marks, STRIPES, files, prepare};
 use crate::clock::{Clock, StoreTime};
 use crate::codec::round_up;
 use crate::config::{Activity, Observer, Options, RecoveryMode, Settings, Stored};
@@ -20,11 +20,11 @@ use crate::id::{Lsn, Position, StoreId};
 use crate::index::Index;
 use crate::index::geometry::Geometry;
 use crate::io::aligned::Meter;
-use crate::io::posix::{self, LOCK_FILE};
+use crate::io::posix::{self, Descriptors, LOCK_FILE};
 use crate::io::ring::Ring;
 use crate::io::{Disk, DiskLock, LockError, Mapping, numbered};
 use crate::manifest::catalog::Catalog;
-use crate::manifest::{self, LoadError, Manifest, Segment, SegmentState};
+use crate::manifest::{self, Kept, LoadError, Manifest, Segment, SegmentState};
 use crate::segment::table::{self, State, Table};
 use crate::sync::Event;
 use crate::tier::memory::MemoryTier;
@@ -69,18 +69,20 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
         Err(LoadError::Io(e)) => return Err(Error::io("read the manifest in", dir)(e)),
     };
     let io_error = Error::io("recover the store in", dir);
+    let descriptors;
     let recovered = match loaded {
         None => {
             // What was left open has its default now, and must fit the rest.
             let settings = options.clone().flash(settings.flash).validate(None)?;
-            check_machine(is_real, &settings)?;
+            descriptors = check_machine(is_real, &settings)?;
             create(&settings, disk.as_ref(), clock.as_ref()).map(|r| (settings, r))
         }
         Some((manifest, damaged)) => {
             let entries = recover::checkpoint_entries(disk.as_ref(), &manifest);
             let settings = options.validate(Some(Stored { flash: manifest.flash, segment_size: manifest.segment_size, entries }))?;
-            check_machine(is_real, &settings)?;
-            check_index(&recover::geometry(&manifest, &settings), &settings)?;
+            let geometry = recover::geometry(&manifest, &settings);
+            let settings = fit_geometry(settings, options, &geometry)?;
+            descriptors = check_machine(is_real, &settings)?;
             recover::recover(disk.as_ref(), &settings, manifest, damaged).map(|r| (settings, r))
         }
     };
@@ -90,14 +92,16 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
         return Err(Error::Corrupt { path: dir.clone(), what: recovered.report.damaged.join("; ") });
     }
     recovered.report.took = clock.monotonic().saturating_sub(started);
-    let built = build(settings, options, Arc::clone(&disk), clock, driver, recovered, guard);
+    let built = build(settings, options, Arc::clone(&disk), clock, driver, recovered, Held { _descriptors: descriptors, _lock: guard });
     let engine = Arc::new(built.map_err(Error::io("start the store in", dir))?);
     tracing::info!(dir = %dir.display(), report = ?engine.report, "open");
     Ok(engine)
 }
 
 fn posix_disk(options: &Options) -> Result<posix::PosixDisk> {
-    posix::PosixDisk::new(prepare_directory(options)?, options.backend, options.depth)
+    let dir = prepare_directory(options)?;
+    let handle = fs::File::open(dir).map_err(Error::io("open the directory", dir))?;
+    posix::PosixDisk::new(dir, handle, options.backend, options.depth)
         .map_err(|e| Error::InvalidOption { name: "backend", reason: format!("io_uring cannot be used here: {e}") })
 }
 
@@ -127,33 +131,41 @@ pub(super) fn fit_index(settings: &mut Settings, options: &Options, index: u64) 
         settings.index_bytes_max += more;
     } else if !options.resize {
         let reason = format!("{} B given, the store's index needs at least {}", settings.memory, settings.memory + more);
-        return Err(Error::InvalidOption { name: "memory", reason });
+        return Err(Error::NeedsResize { name: "memory", reason });
     }
     Ok(())
 }
 
 /// Refuses what this machine cannot give, before anything relies on it.
-fn check_machine(is_real: bool, settings: &Settings) -> Result<()> {
+fn check_machine(is_real: bool, settings: &Settings) -> Result<Option<Descriptors>> {
     let there = posix::physical_memory();
     if settings.memory > there {
         let reason = format!("{} B given, this machine has {there}", settings.memory);
         return Err(Error::InvalidOption { name: "memory", reason });
     }
     let (segments, needed) = (settings.segments, u64::from(settings.segments) + DESCRIPTORS_BESIDE);
-    if is_real && let Err(limit) = posix::reserve_descriptors(needed) {
+    if !is_real {
+        return Ok(None);
+    }
+    Descriptors::reserve(needed).map(Some).map_err(|limit| {
         let reason = format!(
             "{segments} segments need up to {needed} file descriptors, this process may have {limit} in all; raise its limit, or segment_size"
         );
-        return Err(Error::InvalidOption { name: "segment_size", reason });
-    }
-    Ok(())
+        Error::InvalidOption { name: "segment_size", reason }
+    })
 }
 
-/// Refuses memory that the index outgrows although it is empty, because of segments that were larger, or more, than those of `settings`.
-fn check_index(geometry: &Geometry, settings: &Settings) -> Result<()> {
+/// Makes room for an index that is large although it is empty, because of segments that were larger, or more, than those of `settings`; or refuses to, if `memory` is given.
+fn fit_geometry(mut settings: Settings, options: &Options, geometry: &Geometry) -> Result<Settings> {
     let empty = geometry.partitions() as u64 * 16;
     if empty <= settings.index_bytes_max / 2 {
-        return Ok(());
+        return Ok(settings);
+    }
+    if options.memory.is_none() {
+        let more = 2 * empty - settings.index_bytes_max;
+        settings.memory += more;
+        settings.index_bytes_max += more;
+        return Ok(settings);
     }
     let reason = format!(
         "{} B given, the store's segments as they are need at least {}; once it has been emptied of them, less is enough",
@@ -166,8 +178,15 @@ fn check_index(geometry: &Geometry, settings: &Settings) -> Result<()> {
 /// Refuses a directory that is somebody else's, before anything is made in it, and a store whose manifest is missing.
 fn check_contents(disk: &dyn Disk, options: &Options) -> Result<()> {
     let files = disk.list().map_err(Error::io("list the directory", &options.dir))?;
-    if files.iter().any(|(name, _)| manifest::is_one(name)) {
-        return Ok(());
+    if let Some((found, _)) = files.iter().find(|(name, _)| manifest::is_one(name)) {
+        // Whoever makes a store takes its lock first.
+        let is_ours = files.iter().any(|(name, _)| name == LOCK_FILE)
+            || !matches!(manifest::load(disk), Err(LoadError::Missing | LoadError::Corrupt))
+            || manifest::may_be_begun(disk).map_err(Error::io("read the manifest in", &options.dir))?;
+        return match is_ours {
+            true => Ok(()),
+            false => Err(Error::Corrupt { path: options.dir.join(found), what: "it is no manifest, and there is no other".to_owned() }),
+        };
     }
     if let Some((found, _)) = files.iter().find(|(name, _)| files::is_one(name)) {
         let what = format!("it is missing, but there is {found}");
@@ -260,8 +279,10 @@ fn remove_beyond(disk: &dyn Disk, manifest: &Manifest) -> std::io::Result<()> {
     let segments = manifest.flash / manifest.segment_size;
     let is_free = |id: u32| manifest.segments.get(id as usize).is_none_or(|s| s.state == SegmentState::Free);
     for (name, _) in disk.list()? {
-        if numbered(&name, table::FILE_PREFIX).is_some_and(|id| u64::from(id) >= segments && is_free(id)) {
-            disk.remove(&name)?;
+        if numbered(&name, table::FILE_PREFIX).is_some_and(|id| u64::from(id) >= segments && is_free(id))
+            && let Err(error) = disk.remove(&name)
+        {
+            tracing::warn!(name, %error, "the file of a segment that is not used any more cannot be removed");
         }
     }
     Ok(())
@@ -275,7 +296,7 @@ fn build(
     clock: Arc<dyn Clock>,
     driver: Mode,
     recovered: Recovered,
-    guard: Box<dyn DiskLock>,
+    held: Held,
 ) -> std::io::Result<Engine> {
     let Recovered { mut manifest, index, report, wal_limit } = recovered;
     let time = StoreTime::new(clock, manifest.time_ms);
@@ -298,7 +319,7 @@ fn build(
     manifest.flash = settings.flash;
     // Names that the process before made or removed may not have been synced, and nobody would do it later.
     disk.sync_dir()?;
-    manifest::store_first(&disk, &mut manifest)?;
+    let manifest = Kept::begin(Arc::clone(&disk), manifest)?;
     remove_beyond(disk.as_ref(), &manifest)?;
     let segment_ring = Ring::new(map(disk.as_ref(), files::RINGS[0], settings.segment_ring)?, ring_start);
     let wal_ring = Ring::new(map(disk.as_ref(), files::RINGS[1], settings.wal_ring)?, wal_start);
@@ -339,6 +360,8 @@ fn build(
         stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
         flushing: Mutex::default(),
         registry: Mutex::new(Registry::new(&manifest.catalog)),
+        catalog_room: prepare::catalog_room(&manifest).into(),
+        catalog_wanted: 0.into(),
         manifest: Mutex::new(manifest),
         checkpointing: Mutex::default(),
         heat: Mutex::new(heat),
@@ -358,8 +381,15 @@ fn build(
         driver,
         report,
         settings,
-        _lock: guard,
+        _held: held,
     })
+}
+
+/// What an open store keeps from others until it is dropped.
+#[derive(Debug)]
+pub(super) struct Held {
+    _descriptors: Option<Descriptors>,
+    _lock: Box<dyn DiskLock>,
 }
 
 impl Engine {

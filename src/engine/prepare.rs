@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::id::{Lsn, Position, SegmentId};
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, is_shortage};
-use crate::manifest::{self, Manifest};
+use crate::manifest::Kept;
 use crate::segment::format::{self, Life};
 use crate::segment::table::{Row, State, WalStart};
 use crate::sync::lock;
@@ -29,6 +29,7 @@ impl Engine {
         self.balance_memory();
         self.starved.store(false, Ordering::Release);
         let full_before = self.counters.disk_full.load(Ordering::Relaxed);
+        let grown = self.grow_manifest(&mut manifest)?;
         let (rescued, waits) = self.step_rescue(&mut manifest)?;
         let free = self.free_segment();
         let ready = lock(&self.log).ready.len();
@@ -47,24 +48,18 @@ impl Engine {
             }
             self.starved.store(true, Ordering::Release);
         }
-        Ok(rescued || busy)
+        Ok(rescued || busy || grown)
     }
 
     /// Gives a free segment a new life: its file, its header, and the manifest that says so, durable before the first record. False if the disk has no room for it. One
     /// that cannot be written is quarantined.
-    fn prepare(&self, id: SegmentId, manifest: &mut Manifest) -> Result<bool> {
+    fn prepare(&self, id: SegmentId, manifest: &mut Kept) -> Result<bool> {
         let size = self.settings.segment_size;
         let base = Position(round_up(manifest.next_base.0, size));
         let life = Life { id, base, base_lsn: lock(&self.log).next_lsn };
         match self.begin_life(&life, size) {
             Ok(()) => {}
-            Err(e) if is_shortage(&e) => {
-                // Back-pressure: writers wait until space returns.
-                self.starved.store(true, Ordering::Release);
-                self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(dir = %self.dir.display(), error = %e, "no room for the next segment");
-                return Ok(false);
-            }
+            Err(e) if is_shortage(&e) => return Ok(self.note_shortage("no room for the next segment", &e)),
             Err(e) => {
                 self.quarantine(id, State::Free, &e)?;
                 return Ok(true);
@@ -79,6 +74,31 @@ impl Engine {
         lock(&self.log).ready.push_back((life, size));
         self.events.room.signal();
         Ok(true)
+    }
+
+    /// Makes the manifest's files longer if notes wait for that. Says whether it did; false as well if the disk has no room for it.
+    fn grow_manifest(&self, manifest: &mut Kept) -> Result<bool> {
+        let wanted = self.catalog_wanted.load(Ordering::Acquire);
+        if wanted <= self.catalog_room.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        match manifest.grow(manifest.len_with(wanted) as u64) {
+            Ok(()) => {}
+            Err(e) if is_shortage(&e) => return Ok(self.note_shortage("no room for a longer manifest", &e)),
+            Err(e) => return Err(self.fail("growing the manifest", &e)),
+        }
+        // Pairs with the acquire in `try_note`: whoever sees the room finds the files that have it.
+        self.catalog_room.store(catalog_room(manifest), Ordering::Release);
+        self.events.room.signal();
+        Ok(true)
+    }
+
+    /// Back-pressure: writers wait until there is room again, which is tried again and again. False: nothing was done.
+    fn note_shortage(&self, what: &'static str, error: &io::Error) -> bool {
+        self.starved.store(true, Ordering::Release);
+        self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(dir = %self.dir.display(), %error, "{what}");
+        false
     }
 
     fn begin_life(&self, life: &Life, size: u64) -> io::Result<()> {
@@ -118,7 +138,7 @@ impl Engine {
     }
 
     /// Writes what the engine knows now into the manifest, and gives up the WAL before the point where replay would begin.
-    pub(super) fn write_manifest(&self, manifest: &mut Manifest) -> io::Result<()> {
+    pub(super) fn write_manifest(&self, manifest: &mut Kept) -> io::Result<()> {
         let (next_lsn, wal_head) = {
             let log = lock(&self.log);
             (log.next_lsn, WalStart { position: log.wal_head, lsn: log.next_lsn })
@@ -134,8 +154,13 @@ impl Engine {
         manifest.durable = durable;
         manifest.reclaimed = Lsn(self.marks.reclaimed.load(Ordering::Acquire));
         manifest.time_ms = self.time.now_ms();
-        let written = manifest::store(&self.disk, manifest)?;
+        let written = manifest.store()?;
         self.counters.manifest_bytes.fetch_add(written, Ordering::Relaxed);
         self.wal.trim(wal_start.position)
     }
+}
+
+/// Bytes that the catalog may take before the manifest's files must become longer.
+pub(super) fn catalog_room(manifest: &Kept) -> usize {
+    (manifest.len() as usize).saturating_sub(manifest.len_with(0))
 }

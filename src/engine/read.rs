@@ -1,5 +1,6 @@
 //! Get: the index says where, the rings or one device read say what, the checksum and the key say whether.
 
+use std::io;
 use std::ops::{Deref, Range};
 use std::sync::atomic::Ordering;
 
@@ -31,7 +32,7 @@ pub enum Tier {
 
 /// The disk refused a read, which was counted: whatever was asked for is a miss now, and may be there another time.
 #[derive(Debug)]
-pub(super) struct Unread;
+pub(super) struct Unread(io::Error);
 
 /// A value, its version and where it came from. Cheap to clone and to slice.
 #[derive(Clone, Debug)]
@@ -114,7 +115,7 @@ impl Engine {
     /// The value of `key`, if it has one. `promote` says that it counts as a use.
     pub(crate) fn get(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>> {
         self.check_reads()?;
-        let value = self.look_up(key, promote)?;
+        let value = self.look_up(key, promote).unwrap_or(None);
         if promote {
             let counter = match value.as_ref().map(Value::tier) {
                 Some(Tier::Memory) => &self.counters.hits_memory,
@@ -132,7 +133,14 @@ impl Engine {
         if self.closing.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
     }
 
-    fn look_up(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>> {
+    /// The version that `key` has. An error if that cannot be read now: what a condition is decided on must be known.
+    pub(super) fn version(&self, key: Key<'_>) -> Result<Option<Lsn>> {
+        self.check_reads()?;
+        let found = self.look_up(key, false).map_err(|Unread(error)| Error::io("read a segment in", &self.dir)(error))?;
+        Ok(found.map(|value| value.version()))
+    }
+
+    fn look_up(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>, Unread> {
         let hash = self.hash(key);
         if let Some((entry, at)) = self.index.get(hash).and_then(|entry| Some((entry, self.position(&entry)?)))
             && let Some(item) = self.memory.get(at).filter(|item| item.is_of(key))
@@ -173,7 +181,7 @@ impl Engine {
     }
 
     /// The record that the index names for `hash`, verified, and its position.
-    pub(super) fn find(&self, hash: KeyHash) -> Result<Option<(Entry, Position, Found)>> {
+    fn find(&self, hash: KeyHash) -> Result<Option<(Entry, Position, Found)>, Unread> {
         while let Some(entry) = self.index.get(hash) {
             let life = self.table.life(entry.location.segment);
             let read = life.as_ref().map_or(Ok(None), |life| self.read(&entry, life));
@@ -184,9 +192,8 @@ impl Engine {
             let same_entry = self.index.get(hash).is_some_and(|now| now.location == entry.location);
             if same_entry && self.table.life(entry.location.segment) == life {
                 // Nobody overtook this reader: the bytes are bad, or not to be had now.
-                if read.is_ok() {
-                    self.note_damage(hash, &entry, life.as_ref());
-                }
+                read?;
+                self.note_damage(hash, &entry, life.as_ref());
                 return Ok(None);
             }
         }
@@ -218,7 +225,7 @@ impl Engine {
         if let Err(error) = read {
             self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(dir = %self.dir.display(), segment = %entry.location.segment, %error, "a segment cannot be read");
-            return Err(Unread);
+            return Err(Unread(error));
         }
         let start = (u64::from(offset) - range.start) as usize;
         let record = format::decode_record(self.store, at, life.base_lsn, &buf[start..]);

@@ -13,7 +13,7 @@ use super::flush::Dirty;
 use crate::error::Result;
 use crate::id::{Location, SegmentId};
 use crate::io::aligned::AlignedBuf;
-use crate::manifest::Manifest;
+use crate::manifest::Kept;
 use crate::segment::footer;
 use crate::segment::format::{self, Draft, Record};
 use crate::segment::table::{Row, State};
@@ -93,7 +93,7 @@ impl Engine {
     }
 
     /// Goes on with segments that failed, as far as there is room. Says whether that changed anything, and whether something is left to do.
-    pub(super) fn step_rescue(&self, manifest: &mut Manifest) -> Result<(bool, bool)> {
+    pub(super) fn step_rescue(&self, manifest: &mut Kept) -> Result<(bool, bool)> {
         let all: Vec<Arc<Failed>> = lock(&self.log).failed.iter().cloned().collect();
         if all.is_empty() {
             return Ok((false, false));

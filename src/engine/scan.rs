@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::Engine;
-use super::read::Unread;
 use crate::error::Result;
 use crate::id::{Key, Lsn, Scope};
 use crate::segment::format::{Kind, Life};
@@ -88,7 +87,7 @@ impl Engine {
         let found = match life.as_ref().map_or(Ok(None), |life| self.read(&place, life)) {
             Ok(Some(found)) => found,
             Ok(None) => return Live::Overtaken(life),
-            Err(Unread) => return Live::No,
+            Err(_counted) => return Live::No,
         };
         // The index names puts only.
         let Kind::Put { scope, key, .. } = &found.record.kind else { return Live::Overtaken(None) };

@@ -16,17 +16,22 @@ impl Engine {
     /// As [`Engine::get`].
     pub(crate) async fn get_in_task(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>> {
         self.check_reads()?;
-        if let Some((want, read)) = self.plan(0, key) {
-            let read = self.disk.start_read(read).await;
-            if let Some(value) = self.take_read(key, &want, read, promote) {
-                if promote {
-                    self.counters.hits_flash.fetch_add(1, Ordering::Relaxed);
-                }
-                return Ok(Some(value));
-            }
+        match self.get_from_flash(key, promote).await {
+            Some(value) => Ok(Some(value)),
+            // In DRAM or absent; or overtaken, expired or damaged, which is rare enough for a read on this thread.
+            None => self.get(key, promote),
         }
-        // In DRAM or absent; or overtaken, expired or damaged, which is rare enough for a read on this thread.
-        self.get(key, promote)
+    }
+
+    /// The value of `key`, if it is on flash only and nothing comes in between.
+    async fn get_from_flash(&self, key: Key<'_>, promote: bool) -> Option<Value> {
+        let (want, read) = self.plan(0, key)?;
+        let read = self.disk.start_read(read).await;
+        let value = self.take_read(key, &want, read, promote)?;
+        if promote {
+            self.counters.hits_flash.fetch_add(1, Ordering::Relaxed);
+        }
+        Some(value)
     }
 
     /// As [`Engine::get_many`].
@@ -132,7 +137,10 @@ impl Engine {
     async fn observe_in_task(&self, key: Key<'_>) -> Result<Observed> {
         loop {
             let at = self.place_of(key);
-            let version = self.get_in_task(key, false).await?.map(|value| value.version());
+            let version = match self.get_from_flash(key, false).await {
+                Some(value) => Some(value.version()),
+                None => self.version(key)?,
+            };
             if self.place_of(key) == at {
                 return Ok(Observed { at, version });
             }

@@ -308,7 +308,7 @@ impl Engine {
     fn observe(&self, key: Key<'_>) -> Result<Observed> {
         loop {
             let at = self.place_of(key);
-            let version = self.get(key, false)?.map(|value| value.version());
+            let version = self.version(key)?;
             // A read removes what it finds expired or damaged, and may be overtaken.
             if self.place_of(key) == at {
                 return Ok(Observed { at, version });

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
@@ -18,8 +18,9 @@ use super::aligned::AlignedBuf;
 use super::reactor::Reactor;
 use super::reading::{Operation, Pool};
 use super::uring::Rings;
-use super::{BatchRead, Disk, DiskLock, File, LockError, Mapping, Reading};
+use super::{BLOCK, BatchRead, Disk, DiskLock, File, LockError, Mapping, Reading};
 use crate::config::Backend;
+use crate::sync::lock;
 
 /// Name of the file whose lock takes the directory.
 pub(crate) const LOCK_FILE: &str = "LOCK";
@@ -28,6 +29,8 @@ pub(crate) const LOCK_FILE: &str = "LOCK";
 #[derive(Debug)]
 pub(crate) struct PosixDisk {
     dir: PathBuf,
+    /// The directory, open for syncs, so that they need no descriptor of their own.
+    handle: Option<fs::File>,
     writable: bool,
     rings: Option<Rings>,
     depth: u32,
@@ -42,8 +45,8 @@ enum Reader {
 }
 
 impl PosixDisk {
-    /// `dir` exists. Fails only if `backend` insists on `io_uring` and there is none.
-    pub(crate) fn new(dir: &Path, backend: Backend, depth: u32) -> io::Result<Self> {
+    /// `handle` is the directory `dir`. Fails only if `backend` insists on `io_uring` and there is none.
+    pub(crate) fn new(dir: &Path, handle: fs::File, backend: Backend, depth: u32) -> io::Result<Self> {
         let rings = match backend {
             Backend::Portable => None,
             Backend::IoUring => Some(Rings::probe(depth)?),
@@ -51,12 +54,12 @@ impl PosixDisk {
                 .inspect_err(|error| tracing::info!(dir = %dir.display(), %error, "io_uring is not to be had here; reads go one by one"))
                 .ok(),
         };
-        Ok(Self { dir: dir.to_owned(), writable: true, rings, depth, reader: OnceLock::new() })
+        Ok(Self { dir: dir.to_owned(), handle: Some(handle), writable: true, rings, depth, reader: OnceLock::new() })
     }
 
     /// As [`PosixDisk::new`], for one who only reads.
     pub(crate) fn read_only(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), writable: false, rings: None, depth: 1, reader: OnceLock::new() }
+        Self { dir: dir.to_owned(), handle: None, writable: false, rings: None, depth: 1, reader: OnceLock::new() }
     }
 
     fn options(&self) -> OpenOptions {
@@ -96,6 +99,31 @@ fn fill_with_zeros(file: &fs::File, len: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Writes zeros over blocks of a file that cannot be read: a load from a mapping of them, or a store, would kill the process. What they held is lost either way, and the
+/// engine finds out from checksums. It looks at the whole file, which the kernel would otherwise do page by page.
+fn replace_unreadable(
+    read: impl Fn(u64, &mut [u8]) -> io::Result<()>,
+    write: impl Fn(u64, &[u8]) -> io::Result<()>,
+    len: u64,
+) -> io::Result<()> {
+    let mut buf = vec![0; 256 << 10];
+    let mut at = 0;
+    while at < len {
+        let piece = (buf.len() as u64).min(len - at) as usize;
+        if read(at, &mut buf[..piece]).is_err() {
+            for offset in (0..piece).step_by(BLOCK) {
+                let block = at + offset as u64;
+                if let Err(error) = read(block, &mut buf[..BLOCK]) {
+                    tracing::warn!(block, %error, "a block of a ring cannot be read, and is replaced");
+                    write(block, &[0; BLOCK])?;
+                }
+            }
+        }
+        at += piece as u64;
+    }
+    Ok(())
+}
+
 impl Disk for PosixDisk {
     fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
         let file = self.open_direct(&self.dir.join(name), false)?;
@@ -121,6 +149,8 @@ impl Disk for PosixDisk {
             file.set_len(0)?;
             fill_with_zeros(&file, len)?;
             file.sync_all()?;
+        } else {
+            replace_unreadable(|at, buf| file.read_exact_at(buf, at), |at, zeros| file.write_all_at(zeros, at), len)?;
         }
         let map = MmapOptions::new().len(len as usize).map_raw(&file)?;
         Ok((Arc::new(PosixMapping { map }), fresh))
@@ -141,7 +171,10 @@ impl Disk for PosixDisk {
     }
 
     fn sync_dir(&self) -> io::Result<()> {
-        fs::File::open(&self.dir)?.sync_all()
+        match &self.handle {
+            Some(dir) => dir.sync_all(),
+            None => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
+        }
     }
 
     fn lock(&self) -> Result<Box<dyn DiskLock>, LockError> {
@@ -208,18 +241,37 @@ pub(crate) fn physical_memory() -> u64 {
     info.totalram.saturating_mul(u64::from(info.mem_unit))
 }
 
-/// Makes sure that `count` more file descriptors can be opened, if need be by raising the process's soft limit towards the hard one. Else the limit.
-pub(crate) fn reserve_descriptors(count: u64) -> Result<(), u64> {
-    let needed = count + fs::read_dir("/proc/self/fd").map_or(0, |open| open.count() as u64);
-    let limits = getrlimit(Resource::Nofile);
-    let most = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
-    if most(limits.current) >= needed {
-        return Ok(());
+/// File descriptors that one open store may need, kept from other stores of this process.
+#[derive(Debug)]
+pub(crate) struct Descriptors(u64);
+
+/// The sum of all [`Descriptors`].
+static RESERVED: Mutex<u64> = Mutex::new(0);
+
+impl Descriptors {
+    /// Makes sure that `count` more can be opened, also once all other stores have theirs; if need be by raising the process's soft limit towards the hard one. Else the
+    /// limit.
+    pub(crate) fn reserve(count: u64) -> Result<Self, u64> {
+        let mut reserved = lock(&RESERVED);
+        // Other stores may have opened some of theirs, which are counted twice then.
+        let needed = count + *reserved + fs::read_dir("/proc/self/fd").map_or(0, |open| open.count() as u64);
+        let limits = getrlimit(Resource::Nofile);
+        let most = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
+        if most(limits.current) < needed {
+            if most(limits.maximum) < needed {
+                return Err(most(limits.maximum));
+            }
+            setrlimit(Resource::Nofile, Rlimit { current: Some(needed), ..limits }).map_err(|_| most(limits.current))?;
+        }
+        *reserved += count;
+        Ok(Self(count))
     }
-    if most(limits.maximum) < needed {
-        return Err(most(limits.maximum));
+}
+
+impl Drop for Descriptors {
+    fn drop(&mut self) {
+        *lock(&RESERVED) -= self.0;
     }
-    setrlimit(Resource::Nofile, Rlimit { current: Some(needed), ..limits }).map_err(|_| most(limits.current))
 }
 
 /// Whether a process with this id exists and has not ended.
@@ -279,5 +331,41 @@ impl Mapping for PosixMapping {
         // SAFETY: the mapping is page-aligned, `len` bytes long, lives as long as `self`, and is only ever accessed through these
         // atomics and through `Ring::lend`. Another process cannot map it while the directory is locked.
         unsafe { std::slice::from_raw_parts(ptr, self.map.len() / 8) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[test]
+    fn blocks_that_cannot_be_read_are_replaced_and_no_others() {
+        let len = 600 << 10;
+        let bad = |at: u64| [0, 70, 149].contains(&(at / BLOCK as u64));
+        let replaced = RefCell::new(Vec::new());
+        let read = |at: u64, buf: &mut [u8]| match (0..buf.len()).step_by(BLOCK).any(|offset| bad(at + offset as u64)) {
+            true => Err(io::ErrorKind::Other.into()),
+            false => Ok(()),
+        };
+        let write = |at: u64, zeros: &[u8]| {
+            assert_eq!(zeros, [0; BLOCK]);
+            replaced.borrow_mut().push(at / BLOCK as u64);
+            Ok(())
+        };
+        replace_unreadable(read, write, len).unwrap();
+        assert_eq!(replaced.into_inner(), [0, 70, 149]);
+    }
+
+    #[test]
+    fn descriptors_of_all_stores_are_counted_together() {
+        let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 40);
+        let Err(limit) = Descriptors::reserve(hard) else { panic!("more than there can be") };
+        assert_eq!(limit, hard);
+        let half = Descriptors::reserve(hard / 2).unwrap();
+        assert!(Descriptors::reserve(hard / 2).is_err());
+        drop(half);
+        Descriptors::reserve(hard / 2).unwrap();
     }
 }

@@ -96,12 +96,12 @@ impl SimDisk {
         lock(&self.state)
     }
 
-    /// Points passed so far.
     /// Whether the machine has stopped.
     pub(crate) fn has_stopped(&self) -> bool {
         self.state().stopped
     }
 
+    /// Points passed so far.
     pub(crate) fn operations(&self) -> u64 {
         self.state().operations
     }
@@ -114,6 +114,11 @@ impl SimDisk {
     /// Lets the `nth` operation of this kind from now (1 is the next one) fail: once, or with all that follow.
     pub(crate) fn fail(&self, op: FaultOp, nth: u64, kind: io::ErrorKind, repeat: bool) {
         self.state().faults.push(Fault { op, nth, kind, repeat });
+    }
+
+    /// Nothing fails from now on.
+    pub(crate) fn heal(&self) {
+        self.state().faults.clear();
     }
 
     /// How many operations failed as planned by [`SimDisk::fail`].

@@ -104,6 +104,14 @@ impl Catalog {
         self.namespaces.values().copied().chain(self.scope("")).collect()
     }
 
+    /// At least as many bytes as the encoding has.
+    pub(crate) fn len_at_most(&self) -> usize {
+        // Lengths within their limits take two bytes.
+        let namespaces: usize = self.namespaces.keys().map(|name| 2 + name.len() + 8).sum();
+        let tokens: usize = self.tokens.iter().map(|(name, value)| 2 + name.len() + 2 + value.len()).sum();
+        8 + 2 + namespaces + 2 + tokens
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         out.put_u64(self.lsn.0);
@@ -155,6 +163,7 @@ mod tests {
             catalog.apply(Lsn(lsn as u64 + 1), note);
         }
         assert_eq!(Catalog::decode(&catalog.encode()), Some(catalog.clone()));
+        assert!(catalog.len_at_most() >= catalog.encode().len());
         assert_eq!((catalog.scope(""), catalog.scope("users"), catalog.scope("feeds")), (Some(Scope(3)), Some(Scope(3)), Some(Scope(4))));
         assert_eq!(catalog.scope("none"), None);
         catalog.apply(Lsn(9), &Note::Token("stream", b""));

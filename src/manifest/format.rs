@@ -82,9 +82,14 @@ pub(crate) enum Damage {
 }
 
 impl Manifest {
+    /// Bytes that it takes with a catalog of `catalog_len` bytes.
+    pub(crate) fn len_with(&self, catalog_len: usize) -> usize {
+        HEAD_LEN + self.segments.len() * SEGMENT_LEN + catalog_len
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let catalog = self.catalog.encode();
-        let len = HEAD_LEN + self.segments.len() * SEGMENT_LEN + catalog.len();
+        let len = self.len_with(catalog.len());
         let mut out = Vec::with_capacity(len);
         out.put_u32(MAGIC);
         out.put_u32(VERSION);

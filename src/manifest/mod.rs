@@ -4,11 +4,12 @@ pub(crate) mod catalog;
 pub(crate) mod format;
 
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use crate::codec::round_up;
 use crate::io::aligned::AlignedBuf;
-use crate::io::{BLOCK, Disk};
+use crate::io::{BLOCK, Disk, File};
 use format::Damage;
 pub(crate) use format::{Checkpoint, Manifest, Segment, SegmentState};
 
@@ -91,40 +92,95 @@ fn read(disk: &dyn Disk, name: &str) -> io::Result<Result<Manifest, Damage>> {
     Ok(Manifest::decode(&bytes))
 }
 
-/// Writes the next manifest, durably, over both copies, one after the other. A crash between them leaves the newer one whole, or the older one that nobody has gone
-/// beyond yet; afterwards either copy alone says everything.
-pub(crate) fn store(disk: &Arc<dyn Disk>, manifest: &mut Manifest) -> io::Result<u64> {
-    manifest.sequence += 1;
-    write(disk, manifest, &FILES)
+/// The manifest of an open store and its files, which stay open: as long as they are long enough, writing it takes neither room on the disk nor a descriptor.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    manifest: Manifest,
+    disk: Arc<dyn Disk>,
+    files: [Arc<dyn File>; 2],
+    /// Bytes that every copy can take.
+    len: u64,
 }
 
-/// The same for the first manifest of an opening, when neither copy can be relied on to be durable before a third one is.
-pub(crate) fn store_first(disk: &Arc<dyn Disk>, manifest: &mut Manifest) -> io::Result<()> {
-    manifest.sequence += 1;
-    write(disk, manifest, &[SPARE])?;
-    write(disk, manifest, &FILES)?;
-    let spare = disk.open(SPARE)?;
-    spare.write_at(0, &AlignedBuf::zeroed(BLOCK))?;
-    spare.sync()
-}
-
-fn write(disk: &Arc<dyn Disk>, manifest: &Manifest, names: &[&str]) -> io::Result<u64> {
-    let encoded = manifest.encode();
-    let len = round_up(encoded.len() as u64, BLOCK as u64);
-    let mut bytes = AlignedBuf::zeroed(len as usize);
-    bytes[..encoded.len()].copy_from_slice(&encoded);
-    for name in names {
-        let file = match disk.open(name) {
-            Ok(file) if file.len() >= len => file,
-            _ => {
-                // A few times the length that is needed, so that a full disk is no reason not to write it.
-                let file = disk.create(name, (4 * len).next_power_of_two())?;
-                disk.sync_dir()?;
-                file
-            }
+impl Kept {
+    /// Writes the first manifest of an opening, when neither copy can be relied on to be durable before a third one is.
+    pub(crate) fn begin(disk: Arc<dyn Disk>, mut manifest: Manifest) -> io::Result<Self> {
+        manifest.sequence += 1;
+        let bytes = blocks(&manifest);
+        let place = |name: &str| -> io::Result<Arc<dyn File>> {
+            let file = match disk.open(name) {
+                Ok(file) if file.len() >= bytes.len() as u64 => file,
+                _ => create(disk.as_ref(), name, bytes.len() as u64)?,
+            };
+            write(file.as_ref(), &bytes)?;
+            Ok(file)
         };
-        file.write_at(0, &bytes)?;
-        file.sync()?;
+        let spare = place(SPARE)?;
+        let files = [place(FILES[0])?, place(FILES[1])?];
+        write(spare.as_ref(), &AlignedBuf::zeroed(BLOCK))?;
+        let len = files.iter().chain([&spare]).map(|file| file.len()).min().unwrap_or(0);
+        Ok(Self { manifest, disk, files, len })
     }
-    Ok(len * names.len() as u64)
+
+    /// Writes the next manifest, durably, over both copies, one after the other. A crash between them leaves the newer one whole, or the older one that nobody has gone
+    /// beyond yet; afterwards either copy alone says everything. Bytes written.
+    pub(crate) fn store(&mut self) -> io::Result<u64> {
+        self.manifest.sequence += 1;
+        let bytes = blocks(&self.manifest);
+        self.files.iter().try_for_each(|file| write(file.as_ref(), &bytes))?;
+        Ok((bytes.len() * self.files.len()) as u64)
+    }
+
+    /// Bytes that every copy can take.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Makes every copy long enough for a manifest of `len` bytes, durably, and leaves what it says. An error that is a shortage left everything as it was.
+    pub(crate) fn grow(&mut self, len: u64) -> io::Result<()> {
+        let grow = |name: &str| -> io::Result<Arc<dyn File>> {
+            let file = create(self.disk.as_ref(), name, len)?;
+            // Whatever the reason, what a failed sync left behind is not known.
+            file.sync().map_err(io::Error::other)?;
+            Ok(file)
+        };
+        let shortest = grow(SPARE)?.len();
+        let files = [grow(FILES[0])?, grow(FILES[1])?];
+        self.len = files.iter().map(|file| file.len()).min().unwrap_or(0).min(shortest);
+        self.files = files;
+        Ok(())
+    }
+}
+
+impl Deref for Kept {
+    type Target = Manifest;
+    fn deref(&self) -> &Manifest {
+        &self.manifest
+    }
+}
+
+impl DerefMut for Kept {
+    fn deref_mut(&mut self) -> &mut Manifest {
+        &mut self.manifest
+    }
+}
+
+/// A copy's file, a few times as long as needed, so that a full disk is no reason not to write a manifest that has grown.
+fn create(disk: &dyn Disk, name: &str, len: u64) -> io::Result<Arc<dyn File>> {
+    let file = disk.create(name, (4 * len).next_power_of_two().min(format::LEN_MAX))?;
+    disk.sync_dir()?;
+    Ok(file)
+}
+
+/// What a copy begins with.
+fn blocks(manifest: &Manifest) -> AlignedBuf {
+    let encoded = manifest.encode();
+    let mut bytes = AlignedBuf::zeroed(round_up(encoded.len() as u64, BLOCK as u64) as usize);
+    bytes[..encoded.len()].copy_from_slice(&encoded);
+    bytes
+}
+
+fn write(file: &dyn File, bytes: &[u8]) -> io::Result<()> {
+    file.write_at(0, bytes)?;
+    file.sync()
 }

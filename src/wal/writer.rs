@@ -32,7 +32,19 @@ struct Files {
     /// In the order of their numbers.
     active: VecDeque<Active>,
     spare: Vec<(String, Arc<dyn File>)>,
-    names_used: u64,
+    /// Names of what could not be removed.
+    taken: Vec<String>,
+}
+
+impl Files {
+    fn unused_name(&self) -> String {
+        let used = |name: &String| {
+            let active = self.active.iter().map(|file| &file.name);
+            active.chain(self.spare.iter().map(|(name, _)| name)).chain(&self.taken).any(|other| other == name)
+        };
+        let names = (0u32..).map(|number| format!("{FILE_PREFIX}{number}"));
+        names.skip_while(used).next().unwrap_or_default()
+    }
 }
 
 #[derive(Debug)]
@@ -48,13 +60,15 @@ impl Wal {
     pub(crate) fn new(disk: Arc<dyn Disk>, store: StoreId, ring: Ring, payload: u64) -> io::Result<Self> {
         let mut files = Files::default();
         for (name, len) in disk.list()? {
-            let Some(number) = numbered(&name, FILE_PREFIX) else { continue };
-            files.names_used = files.names_used.max(u64::from(number) + 1);
+            if numbered(&name, FILE_PREFIX).is_none() {
+                continue;
+            }
             if len == payload + BLOCK as u64 && files.spare.len() < SPARE_MAX {
                 let file = disk.open(&name)?;
                 files.spare.push((name, file));
-            } else {
-                disk.remove(&name)?;
+            } else if let Err(error) = disk.remove(&name) {
+                tracing::warn!(name, %error, "a file that the WAL does not need any more cannot be removed");
+                files.taken.push(name);
             }
         }
         Ok(Self { disk, store, ring, payload, files: Mutex::new(files) })
@@ -118,10 +132,9 @@ impl Wal {
         let (name, file) = match files.spare.pop() {
             Some(spare) => spare,
             None => {
-                let name = format!("{FILE_PREFIX}{}", files.names_used);
+                let name = files.unused_name();
                 let file = self.disk.create(&name, BLOCK as u64 + self.payload)?;
                 self.disk.sync_dir()?;
-                files.names_used += 1;
                 (name, file)
             }
         };

@@ -29,26 +29,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let found = everwarm::inspect(&args.dir)?;
     let from = Cache::open(Options::new(&args.dir).create(false))?;
     let output = &args.output;
-    if output.exists() {
-        let context = || format!("cannot use {} as the new store's directory", output.display());
-        ensure!(
-            std::fs::read_dir(output).with_context(context)?.next().is_none(),
-            "{} is not empty; give a new directory",
-            output.display()
-        );
-    }
+    make_way(output)?;
     // It has its name once it is whole.
     let mut name = output.file_name().with_context(|| format!("{} is no name of a new directory", output.display()))?.to_owned();
     name.push(".partial");
     let partial = output.with_file_name(name);
     ensure!(!partial.exists(), "{} is left of an interrupted run; remove it", partial.display());
-    let like_the_old_one = |options: Options| match args.settings.gives_flash() {
-        true => options,
-        false => options.flash(found.flash).segment_size(found.segment_size),
-    };
-    let options = like_the_old_one(args.settings.options(&partial)?);
-    let options =
-        if args.settings.gives_memory() { options } else { options.memory(MEMORY_MIN.max(MEMORY_MIN / 2 + 2 * from.stats().index_bytes)) };
+    let mut options = args.settings.options(Options::new(&partial))?.dir(&partial);
+    if options.flash_given().is_none() {
+        let segment_size = options.segment_size_given().unwrap_or(found.segment_size);
+        options = options.flash(found.flash).segment_size(segment_size);
+    }
+    if options.memory_given().is_none() {
+        options = options.memory(MEMORY_MIN.max(MEMORY_MIN / 2 + 2 * from.stats().index_bytes));
+    }
     let done = Cache::open(options).map_err(anyhow::Error::from).and_then(|to| {
         let copied = copy(&from, &to)?;
         let counts = to.clone();
@@ -71,6 +65,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Makes sure that a new directory can have this name: there is nothing, or an empty directory that can be replaced.
+fn make_way(output: &Path) -> anyhow::Result<()> {
+    let context = || format!("cannot use {} as the new store's directory", output.display());
+    match std::fs::symlink_metadata(output) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(context),
+        Ok(found) => ensure!(found.is_dir(), "{} is not a directory, or a link to one; give a new directory", output.display()),
+    }
+    ensure!(std::fs::read_dir(output).with_context(context)?.next().is_none(), "{} is not empty; give a new directory", output.display());
+    // One that others are mounted on cannot be replaced.
+    std::fs::remove_dir(output).and_then(|()| std::fs::create_dir(output)).with_context(context)
 }
 
 /// Copies what is live, and says how many entries that are.

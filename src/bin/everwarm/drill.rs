@@ -136,7 +136,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.report {
         std::fs::File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
     }
-    let mut workspace = Workspace::create(args.keep.as_deref())?;
+    let workspace = Workspace::create(args.keep.as_deref())?;
+    workspace.remove_when_interrupted()?;
     let setup = prepare(args, seed, &workload, workspace.path())?;
     drop(workload);
     let mut out = std::io::stdout();

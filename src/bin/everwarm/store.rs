@@ -47,13 +47,13 @@ pub(crate) struct Keyed {
 }
 
 impl Settings {
-    /// Options for the store in `dir`.
-    pub(crate) fn options(&self, dir: &PathBuf) -> anyhow::Result<Options> {
+    /// `base`, but for what is given here.
+    pub(crate) fn options(&self, base: Options) -> anyhow::Result<Options> {
         let mut options = match &self.config {
-            None => Options::new(dir),
+            None => base,
             Some(file) => {
                 let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-                Options::from_toml(&text).with_context(|| file.display().to_string())?.dir(dir)
+                base.with_toml(&text).with_context(|| file.display().to_string())?
             }
         };
         if let Some(bytes) = self.memory {
@@ -64,27 +64,23 @@ impl Settings {
         }
         Ok(options)
     }
-
-    /// Whether the size of memory may be another than the default.
-    pub(crate) fn gives_memory(&self) -> bool {
-        self.memory.is_some() || self.config.is_some()
-    }
-
-    /// Whether the size of flash may be another than the default.
-    pub(crate) fn gives_flash(&self) -> bool {
-        self.flash.is_some() || self.config.is_some()
-    }
 }
 
 impl Store {
     /// Opens the store that is there.
     pub(crate) fn open(&self) -> anyhow::Result<Cache> {
-        self.start(self.settings.options(&self.dir)?.create(false))
+        self.start(self.options()?.create(false))
+    }
+
+    /// It keeps its sizes unless it is said here that it shall not.
+    fn options(&self) -> anyhow::Result<Options> {
+        let options = self.settings.options(Options::new(&self.dir).resize(false))?.dir(&self.dir);
+        Ok(if self.resize { options.resize(true) } else { options })
     }
 
     fn start(&self, options: Options) -> anyhow::Result<Cache> {
-        Cache::open(options.resize(self.resize)).map_err(|error| match error {
-            everwarm::Error::InvalidOption { name: "flash" | "segment_size" | "memory", .. } if !self.resize => {
+        Cache::open(options).map_err(|error| match error {
+            everwarm::Error::NeedsResize { .. } => {
                 anyhow::Error::new(error).context(format!("cannot open {} as it is (--resize would change it)", self.dir.display()))
             }
             other => other.into(),
@@ -102,7 +98,7 @@ impl Keyed {
 
     /// Opens the store, seen through the key's namespace. Either is made if there is none.
     pub(crate) fn open_or_create(&self) -> anyhow::Result<Cache> {
-        let cache = self.store.start(self.store.settings.options(&self.store.dir)?)?;
+        let cache = self.store.start(self.store.options()?)?;
         Ok(cache.namespace(&self.namespace)?)
     }
 

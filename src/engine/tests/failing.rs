@@ -1,7 +1,9 @@
 //! Disks that fail or are full: nothing is acknowledged that did not happen, and service returns when it can.
 
+use std::task::{Context, Poll, Waker};
+
 use super::*;
-use crate::engine::Wait;
+use crate::engine::{Condition, Wait};
 use crate::error::Error;
 use crate::io::sim::FaultOp;
 
@@ -82,6 +84,52 @@ fn a_full_disk_is_back_pressure_and_service_returns_with_space() {
 }
 
 #[test]
+fn a_manifest_that_finds_no_room_to_grow_holds_notes_back_until_there_is_room() {
+    let mut store = Store::new(small());
+    store.put(b"key", b"value");
+    store.engine().step_all().unwrap();
+    let used: u64 = store.disk.files().iter().map(|(_, len)| len).sum();
+    store.disk.capacity(used);
+    let mut context = Context::from_waker(Waker::noop());
+    let mut set = 0;
+    {
+        let engine = store.engine();
+        let value = [7; 1000];
+        let names: Vec<String> = (0..60).map(|n| format!("token {n}")).collect();
+        let mut names = names.iter().peekable();
+        let mut held_back = loop {
+            let name = names.next().unwrap();
+            let mut note = Box::pin(engine.set_resume_token_in_task(name, &value, Ack::Process));
+            if note.as_mut().poll(&mut context).is_pending() {
+                break note;
+            }
+            set += 1;
+        };
+        assert!((5..30).contains(&set), "{set} tokens fit");
+        engine.step_all().unwrap();
+        assert!(engine.stats().disk_full > 0);
+        engine.put(b"key".into(), b"other", &PutOptions::new().ack(Ack::Host)).unwrap();
+        assert!(held_back.as_mut().poll(&mut context).is_pending(), "others are served meanwhile");
+        store.disk.capacity(1 << 30);
+        engine.step_all().unwrap();
+        assert!(matches!(held_back.as_mut().poll(&mut context), Poll::Ready(Ok(_))), "there is room again");
+        drop(held_back);
+        for name in names.by_ref().take(20) {
+            engine.set_resume_token(name, &value, None).unwrap();
+        }
+        engine.persist(Ack::Host).unwrap();
+        let mut manifest = crate::sync::lock(&engine.manifest);
+        engine.write_manifest(&mut manifest).unwrap();
+    }
+    // Opened again, without a byte to spare.
+    let used: u64 = store.disk.files().iter().map(|(_, len)| len).sum();
+    store.disk.capacity(used);
+    store.power_cut(1, PowerCut::LoseAll);
+    assert_eq!(store.engine().resume_tokens().len(), set + 21);
+    assert_eq!(store.get(b"key").as_deref(), Some(&b"other"[..]));
+}
+
+#[test]
 fn a_read_that_fails_once_forgets_nothing() {
     let mut store = Store::new(small());
     store.put(b"key", &value(1, 0, 2_000));
@@ -90,6 +138,50 @@ fn a_read_that_fails_once_forgets_nothing() {
     assert_eq!(store.get(b"key"), None);
     assert_eq!(store.engine().stats().read_errors, 1);
     assert_eq!(store.get(b"key"), Some(value(1, 0, 2_000)));
+}
+
+#[test]
+fn whoever_waits_for_a_sync_that_finds_no_room_is_told_when_there_is_some() {
+    let store = Store::new(small().wal_values(WalValues::Always).sync_interval(Duration::from_millis(1)));
+    let engine = Arc::clone(store.engine.as_ref().unwrap());
+    store.put(b"first", &value(1, 0, 2_000));
+    assert!(!store.disk.files().iter().any(|(name, _)| name.starts_with("wal.")));
+    // The first file of the WAL does not fit.
+    store.disk.fail(FaultOp::Create, 1, std::io::ErrorKind::StorageFull, true);
+    let mut context = Context::from_waker(Waker::noop());
+    let host = PutOptions::new().ack(Ack::Host);
+    let mut waiting = Box::pin(engine.put_in_task(b"last".into(), b"value", &host));
+    assert!(waiting.as_mut().poll(&mut context).is_pending());
+    engine.step_sync().unwrap();
+    assert_eq!(engine.stats().disk_full, 1);
+    assert!(waiting.as_mut().poll(&mut context).is_pending(), "it is not said to be durable");
+    assert!(engine.failure.get().is_none(), "nor has anything failed");
+    store.disk.heal();
+    engine.step_all().unwrap();
+    assert!(matches!(waiting.as_mut().poll(&mut context), Poll::Ready(Ok(Some(_)))));
+}
+
+#[test]
+fn a_condition_that_cannot_be_looked_at_is_an_error_and_changes_nothing() {
+    let mut store = Store::new(small());
+    store.put(b"key", &value(1, 0, 2_000));
+    store.close();
+    for condition in [Condition::IfAbsent, Condition::IfPresent] {
+        store.disk.fail(FaultOp::Read, 1, std::io::ErrorKind::Other, false);
+        let put = store.engine().put(b"key".into(), b"other", &PutOptions::new().condition(condition));
+        assert!(matches!(put, Err(Error::Io { action: "read a segment in", .. })), "{put:?}");
+    }
+    assert_eq!(store.engine().put(b"key".into(), b"other", &PutOptions::new().condition(Condition::IfAbsent)).unwrap(), None);
+    assert_eq!(store.get(b"key"), Some(value(1, 0, 2_000)));
+}
+
+#[test]
+fn a_default_opening_has_memory_for_the_segments_that_there_were() {
+    let mut store = Store::new(Options::new("sim").memory(256 << 20).flash(64 << 30).segment_size(16 << 20));
+    store.put(b"key", b"value");
+    store.options = Options::new("sim").flash(1 << 30).segment_size(2 << 20);
+    store.kill();
+    assert_eq!(store.get(b"key").as_deref(), Some(&b"value"[..]));
 }
 
 #[test]

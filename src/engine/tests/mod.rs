@@ -16,10 +16,10 @@ use proptest::prelude::*;
 
 use super::driver::Mode;
 use super::{DeleteOptions, Engine, PutOptions, Start, open};
-use crate::config::{Ack, Options, WalValues};
+use crate::config::{Ack, OnHostCrash, Options, WalValues};
 use crate::engine::open::fit_index;
 use crate::engine::scan::Scan;
-use crate::id::{Key, Scope};
+use crate::id::{Key, Lsn, Scope};
 use crate::io::Disk;
 use crate::io::sim::{PowerCut, SimClock, SimDisk};
 
@@ -278,6 +278,33 @@ fn host_acknowledgements_survive_a_power_cut() {
             assert_eq!(store.get(&3u64.to_le_bytes()), None);
         }
     }
+}
+
+#[test]
+fn after_a_host_crash_a_store_starts_empty_if_told_to() {
+    let options = || small().on_host_crash(OnHostCrash::Cold);
+    let mut store = Store::new(options());
+    for k in 0..100u64 {
+        store.put(&k.to_le_bytes(), &value(k, 0, 1_000));
+    }
+    store.engine().set_resume_token("stream", b"here", Some(Ack::Host)).unwrap();
+    let version = store.engine().appended();
+    store.kill();
+    assert_eq!((store.engine().report.entries, store.engine().resume_tokens().len()), (100, 1), "the host went on");
+    store.power_cut(1, PowerCut::Random);
+    let empty = |store: &Store, what: &str| {
+        assert_eq!(store.engine().resume_tokens(), Vec::<String>::new(), "{what}: what was invalidated meanwhile is not known");
+        assert!((0..100u64).all(|k| store.get(&k.to_le_bytes()).is_none()), "{what}");
+    };
+    empty(&store, "after the power cut");
+    assert_eq!(store.engine().report.maybe_lost_after, Some(Lsn::ZERO));
+    assert!(store.engine().appended() >= version, "versions are not used twice");
+    store.kill();
+    empty(&store, "after a kill");
+    store.put(b"key", b"value");
+    store.close();
+    assert_eq!(store.get(b"key").as_deref(), Some(&b"value"[..]));
+    empty(&store, "after a close");
 }
 
 #[test]
