@@ -126,20 +126,36 @@ pub(crate) fn unchecked<R>(with: impl FnOnce() -> R) -> R {
 ///
 /// `kind` is the magic of the structure; `place` a position, generation or sequence number that no other life of these bytes has.
 pub(crate) fn checksum(store: StoreId, kind: u32, place: u64, parts: &[&[u8]]) -> u32 {
-    #[cfg(any(test, fuzzing))]
-    if UNCHECKED.get() {
-        return 0;
+    let mut checksum = Checksum::new(store, kind, place);
+    parts.iter().for_each(|part| checksum.update(part));
+    checksum.finish()
+}
+
+/// As [`checksum`], of parts that come one after the other.
+pub(crate) struct Checksum(crc32fast::Hasher);
+
+impl Checksum {
+    pub(crate) fn new(store: StoreId, kind: u32, place: u64) -> Self {
+        let mut seed = [0u8; 20];
+        seed[..8].copy_from_slice(&store.0.to_le_bytes());
+        seed[8..12].copy_from_slice(&kind.to_le_bytes());
+        seed[12..].copy_from_slice(&place.to_le_bytes());
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&seed);
+        Self(hasher)
     }
-    let mut seed = [0u8; 20];
-    seed[..8].copy_from_slice(&store.0.to_le_bytes());
-    seed[8..12].copy_from_slice(&kind.to_le_bytes());
-    seed[12..].copy_from_slice(&place.to_le_bytes());
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&seed);
-    for part in parts {
-        hasher.update(part);
+
+    pub(crate) fn update(&mut self, part: &[u8]) {
+        self.0.update(part);
     }
-    hasher.finalize()
+
+    pub(crate) fn finish(self) -> u32 {
+        #[cfg(any(test, fuzzing))]
+        if UNCHECKED.get() {
+            return 0;
+        }
+        self.0.finalize()
+    }
 }
 
 /// The next multiple of `to` (a power of two) at or above `n`.

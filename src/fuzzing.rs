@@ -142,7 +142,12 @@ pub fn checkpoint_file(data: &[u8]) {
 
 /// The list of what was hot.
 pub fn heat(data: &[u8]) {
-    unchecked(|| Heat::decode(STORE, data));
+    let disk = SimDisk::new(1);
+    let file = file(&disk, "heat.0", data.len().next_multiple_of(BLOCK).max(BLOCK), data);
+    for most in [usize::MAX, 3] {
+        let heat = unchecked(|| Heat::read(STORE, file.as_ref(), most)).expect("no fault is planned");
+        assert!(heat.is_none_or(|heat| heat.hashes.len() <= most && heat.proved <= heat.hashes.len()));
+    }
 }
 
 /// Options from TOML.

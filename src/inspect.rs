@@ -96,6 +96,7 @@ pub fn inspect(dir: impl AsRef<Path>) -> Result<Inspection> {
     let disk = PosixDisk::read_only(dir);
     let path = || dir.join(manifest::FILES[0]);
     let (manifest, damaged) = manifest::load(&disk).map_err(|e| match e {
+        LoadError::Missing if has_others(&disk) => Error::Corrupt { path: path(), what: "it is missing, and so is its copy".to_owned() },
         LoadError::Missing => Error::NotFound { path: dir.to_owned() },
         LoadError::Newer { found } => Error::NewerVersion { path: path(), found, supported: manifest::format::VERSION },
         LoadError::Corrupt => Error::Corrupt { path: path(), what: "neither copy of the manifest is whole".to_owned() },
@@ -125,6 +126,11 @@ pub fn inspect(dir: impl AsRef<Path>) -> Result<Inspection> {
     inspect_wal(&disk, &manifest, &mut out).map_err(Error::io("read the WAL in", dir))?;
     inspect_checkpoint(&disk, &manifest, &mut out);
     Ok(out)
+}
+
+/// Whether there are files that a store makes after its manifest.
+fn has_others(disk: &dyn Disk) -> bool {
+    disk.list().is_ok_and(|files| files.iter().any(|(name, _)| files::is_one(name)))
 }
 
 fn inspect_segments(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) {
@@ -198,8 +204,10 @@ fn inspect_wal(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) -> st
         out.problems.push(format!("the WAL begins with {name}, which has number {number}, not {first}"));
     }
     if !manifest.clean {
-        for (name, expected) in files::RINGS.into_iter().zip([manifest.segment_ring, manifest.wal_ring]) {
-            match disk.list()?.iter().find(|(there, _)| there == name) {
+        let rings =
+            [(files::segment_ring(manifest.segment_ring), manifest.segment_ring), (files::wal_ring(manifest.wal_ring), manifest.wal_ring)];
+        for (name, expected) in rings {
+            match disk.list()?.iter().find(|(there, _)| *there == name) {
                 Some((_, len)) if *len == expected => {}
                 Some((_, len)) => out.problems.push(format!("{name} has {len} B, not {expected}")),
                 None => out.problems.push(format!("{name} is missing")),

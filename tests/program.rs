@@ -106,6 +106,9 @@ fn wrong_input_is_refused_with_its_reason_and_loses_nothing() {
     for copy in ["manifest.0", "manifest.1"] {
         std::fs::rename(Path::new(&store).join(copy), dir.path().join(copy)).unwrap();
     }
+    for verb in [&["get", &store, "key"][..], &["inspect", &store]] {
+        refused(&everwarm(verb), "manifest.0 is damaged");
+    }
     refused(&everwarm(&["put", &store, "key", "other"]), "manifest.0 is damaged");
     for copy in ["manifest.0", "manifest.1"] {
         std::fs::rename(dir.path().join(copy), Path::new(&store).join(copy)).unwrap();

@@ -22,6 +22,8 @@ const SEGMENT_SIZE_MIN: u64 = 64 << 10;
 const SEGMENT_SIZE_MAX: u64 = 1 << 31;
 const FLASH_MAX: u64 = SEGMENTS_MAX * SEGMENT_SIZE_MAX;
 const MEMORY_DEFAULT: u64 = 256 << 20;
+/// Twice this of the shortest records, 64 B of both streams, are fewer than the LSNs that are skipped after a host crash.
+const SYNC_BYTES_MAX: u64 = 512 << 20;
 const RING_MIN: u64 = 64 << 10;
 const RING_MAX: u64 = 32 << 20;
 
@@ -189,6 +191,8 @@ impl std::fmt::Debug for Listener {
 pub(crate) struct Stored {
     pub(crate) flash: u64,
     pub(crate) segment_size: u64,
+    pub(crate) segment_ring: u64,
+    pub(crate) wal_ring: u64,
     /// Entries of its checkpoint.
     pub(crate) entries: u64,
 }
@@ -298,7 +302,7 @@ impl Options {
         self
     }
 
-    /// Most bytes that stay unsynced. Default 64 MiB, minimum 64 KiB. Writers wait beyond twice this.
+    /// Most bytes that stay unsynced. Default 64 MiB, 64 KiB to 512 MiB. Writers wait beyond twice this.
     #[must_use]
     pub fn sync_bytes(mut self, bytes: u64) -> Self {
         self.sync_bytes = bytes;
@@ -448,8 +452,8 @@ impl Options {
         if !(Duration::from_millis(1)..=Duration::from_secs(3600)).contains(&self.sync_interval) {
             return invalid("sync_interval", format!("{:?} given, 1 ms to 1 h is possible", self.sync_interval));
         }
-        if self.sync_bytes < 64 << 10 {
-            return invalid("sync_bytes", format!("{} B given, at least 64 KiB are needed", self.sync_bytes));
+        if !(64 << 10..=SYNC_BYTES_MAX).contains(&self.sync_bytes) {
+            return invalid("sync_bytes", format!("{} B given, 64 KiB to 512 MiB are possible", self.sync_bytes));
         }
         if let Compression::Zstd(level) = self.compression
             && !(-7..=22).contains(&level)
@@ -457,11 +461,14 @@ impl Options {
             return invalid("compression", format!("zstd level {level} given, -7 to 22 is possible"));
         }
         let power_below = |n: u64| 1u64 << n.max(1).ilog2();
-        let segment_ring = power_below(memory / 4).clamp(RING_MIN, RING_MAX);
+        // Another size is another file, so a store keeps those that it has unless it is told how much memory there is.
+        let kept = stored.filter(|_| self.memory.is_none());
+        let segment_ring = kept.map_or(power_below(memory / 4).clamp(RING_MIN, RING_MAX), |s| s.segment_ring);
         let wal_ring = match self.wal_values {
             WalValues::Always => segment_ring,
             WalValues::Never | WalValues::Host => (segment_ring / 4).max(RING_MIN),
         };
+        let wal_ring = wal_ring.max(kept.map_or(0, |s| s.wal_ring));
         let index_bytes_max = memory.saturating_sub(segment_ring + wal_ring);
         let empty_index = empty_index(flash);
         // A store that exists says how much flash it has.
@@ -552,7 +559,8 @@ mod tests {
 
     #[test]
     fn a_store_is_not_resized_where_that_is_not_wanted() {
-        let stored = |entries| Some(Stored { flash: 1 << 30, segment_size: 2 << 20, entries });
+        let rings = (1 << 16, 1 << 16);
+        let stored = |entries| Some(Stored { flash: 1 << 30, segment_size: 2 << 20, segment_ring: rings.0, wal_ring: rings.1, entries });
         let o = || Options::new("x").resize(false);
         let refused = |options: Options, entries| match options.validate(stored(entries)) {
             Err(Error::NeedsResize { name, .. }) => name,
@@ -563,6 +571,8 @@ mod tests {
         assert_eq!(refused(o().memory(16 << 20), 10_000_000), "memory");
         let settings = o().validate(stored(100_000_000)).unwrap();
         assert!(settings.index_bytes_max > 900_000_000, "unless it is given, memory is enough");
+        assert_eq!((settings.segment_ring, settings.wal_ring), rings, "unless memory is given, rings are what they were");
+        assert_eq!(o().memory(64 << 20).validate(stored(0)).unwrap().segment_ring, 16 << 20);
         assert!(Options::new("x").flash(2 << 30).memory(16 << 20).validate(stored(10_000_000)).is_ok());
     }
 
@@ -579,6 +589,7 @@ mod tests {
         assert_eq!(refused(o().flash(1 << 40).segment_size(1 << 16)), "segment_size");
         assert_eq!(refused(o().sync_interval(Duration::ZERO)), "sync_interval");
         assert_eq!(refused(o().sync_bytes(1)), "sync_bytes");
+        assert_eq!(refused(o().sync_bytes(1 << 30)), "sync_bytes");
         assert_eq!(refused(o().depth(0)), "depth");
         assert_eq!(refused(o().compression(Compression::Zstd(23))), "compression");
     }

@@ -236,14 +236,24 @@ impl Engine {
         (self.index.entries() / 6).max(32_768)
     }
 
-    /// Appends a mark that says what is durable. Does nothing if there is no room: the next sync says it.
+    /// Appends a mark that says what is durable, and what time it is. If there is no room, the next sync makes some, and says it itself.
     pub(super) fn append_mark(&self) {
         let mut log = lock(&self.log);
-        let end = Wal::end_of(log.wal_head, 0);
-        if self.wal.has_room(end) {
-            let appended = Lsn(log.next_lsn.0 - 1);
-            let mark = Frame::Mark { durable: self.durable(), time_ms: self.time.now_ms(), appended };
-            log.wal_head = self.wal.append(log.wal_head, &mark, &[]);
+        if self.closing.load(Ordering::Acquire) {
+            return;
+        }
+        if !self.wal.has_room(Wal::end_of(log.wal_head, 0)) {
+            return self.request_sync();
+        }
+        let (appended, time_ms) = (Lsn(log.next_lsn.0 - 1), self.time.now_ms());
+        log.wal_head = self.wal.append(log.wal_head, &Frame::Mark { durable: self.durable(), time_ms, appended }, &[]);
+        self.marks.marked_ms.fetch_max(time_ms, Ordering::Relaxed);
+    }
+
+    /// Makes sure that a process after this one knows that `ms` has passed, whatever the wall clock says then.
+    pub(super) fn note_passed(&self, ms: u64) {
+        if self.marks.marked_ms.load(Ordering::Relaxed) < ms {
+            self.append_mark();
         }
     }
 

@@ -228,7 +228,9 @@ fn check(note: &Note<'_>) -> Result<()> {
 fn check_count(catalog: &Catalog, note: &Note<'_>) -> Result<()> {
     let (full, what, max) = match note {
         Note::Namespace(name) => {
-            (!catalog.namespaces.contains_key(*name) && catalog.namespaces.len() >= NAMESPACES_MAX, "namespaces", NAMESPACES_MAX)
+            // The default one is there before it is listed.
+            let named = catalog.namespaces.keys().filter(|name| !name.is_empty()).count();
+            (catalog.scope(name).is_none() && named >= NAMESPACES_MAX, "namespaces", NAMESPACES_MAX)
         }
         Note::AllNamespaces => return Ok(()),
         Note::Token(name, value) => {

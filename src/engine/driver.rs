@@ -12,6 +12,9 @@ use crate::sync::Event;
 /// How often a full disk is asked whether it has room again.
 const STARVED_RETRY: Duration = Duration::from_millis(200);
 
+/// How old the newest record of the time may become in a store that nobody changes.
+const ALIVE_INTERVAL: Duration = Duration::from_secs(60);
+
 /// How background work gets done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -33,7 +36,8 @@ impl Threads {
         let prepare: fn(&Engine) = |e| e.run(&e.events.prepare, Engine::step_prepare, Engine::until_prepare);
         let checkpoint: fn(&Engine) = |e| e.run(&e.events.checkpoint, |e| e.step_checkpoint(false), |_| None);
         let sync: fn(&Engine) = |e| e.run(&e.events.sync, Engine::step_sync_when_due, Engine::until_sync);
-        let heat: fn(&Engine) = |e| e.run(&e.events.heat, |e| Ok(e.step_refill()? || e.step_heat()?), |_| Some(heat::INTERVAL));
+        let heat: fn(&Engine) =
+            |e| e.run(&e.events.heat, |e| Ok(e.step_alive() || e.step_refill()? || e.step_heat()?), |_| Some(heat::INTERVAL));
         let bodies = [("flush", flush), ("sync", sync), ("prepare", prepare), ("checkpoint", checkpoint), ("heat", heat)];
         for (name, body) in bodies {
             let shared = Arc::clone(engine);
@@ -100,6 +104,13 @@ impl Engine {
         }
         self.events.room.signal();
         self.events.durable.signal();
+    }
+
+    /// Records that the store is alive, if nothing else did for a while. False: there is no more to do.
+    pub(crate) fn step_alive(&self) -> bool {
+        let recent = self.time.now_ms().saturating_sub(ALIVE_INTERVAL.as_millis() as u64);
+        self.note_passed(recent);
+        false
     }
 
     /// A sync, if somebody waits for one, the oldest unsynced mutation is old enough, or there are too many bytes.

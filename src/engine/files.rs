@@ -4,8 +4,10 @@ use crate::io::numbered;
 use crate::segment::table;
 use crate::wal::writer;
 
-/// The ring of the segment stream, and the ring of the WAL.
-pub(crate) const RINGS: [&str; 2] = ["ring.segments", "ring.wal"];
+/// Names of the rings of the segment stream begin with this; the logarithm of the length follows, so that one of another length can be made before it is used.
+const SEGMENT_RING_PREFIX: &str = "ring.segments.";
+/// The same of the rings of the WAL.
+const WAL_RING_PREFIX: &str = "ring.wal.";
 /// Names of the two checkpoint files begin with this.
 const CHECKPOINT_PREFIX: &str = "checkpoint.";
 /// Names of the two heat files begin with this.
@@ -14,7 +16,22 @@ const HEAT_PREFIX: &str = "heat.";
 /// Whether a file with this name belongs to a store and is made only after its first manifest.
 pub(crate) fn is_one(name: &str) -> bool {
     let prefixes = [table::FILE_PREFIX, writer::FILE_PREFIX, CHECKPOINT_PREFIX, HEAT_PREFIX];
-    RINGS.contains(&name) || prefixes.iter().any(|prefix| numbered(name, prefix).is_some())
+    prefixes.iter().any(|prefix| numbered(name, prefix).is_some())
+}
+
+/// Whether a file with this name is a ring.
+pub(crate) fn is_ring(name: &str) -> bool {
+    [SEGMENT_RING_PREFIX, WAL_RING_PREFIX].iter().any(|prefix| numbered(name, prefix).is_some())
+}
+
+/// The ring of the segment stream that has this length.
+pub(crate) fn segment_ring(len: u64) -> String {
+    format!("{SEGMENT_RING_PREFIX}{}", len.ilog2())
+}
+
+/// The ring of the WAL that has this length.
+pub(crate) fn wal_ring(len: u64) -> String {
+    format!("{WAL_RING_PREFIX}{}", len.ilog2())
 }
 
 /// The file of a checkpoint: two take turns.

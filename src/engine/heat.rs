@@ -20,11 +20,16 @@ use crate::tier::heat::Heat;
 pub(super) const INTERVAL: Duration = Duration::from_secs(2);
 /// Keys that are brought back in one step, in the order of their places.
 const REFILL_KEYS: usize = 8192;
-/// A longer heat file is not one: 32 M keys.
-const FILE_LEN_MAX: u64 = 256 << 20;
+/// For each key that is recorded or brought back there are at least so many bytes of memory.
+const BYTES_PER_KEY: u64 = 256;
 /// Records that are this close are read at once, up to that many bytes.
 const REFILL_GAP: u64 = 16 << 10;
 const REFILL_SPAN: u64 = 256 << 10;
+
+/// Keys that are recorded or brought back at most, if there are `memory` bytes.
+fn keys_max(memory: u64) -> usize {
+    (memory / BYTES_PER_KEY) as usize
+}
 
 /// Where recording and refilling stand.
 #[derive(Debug, Default)]
@@ -41,16 +46,8 @@ pub(super) struct HeatState {
 
 impl HeatState {
     /// The newest heat file that is whole. None at all is no loss but warmth.
-    pub(super) fn load(disk: &dyn Disk, store: StoreId) -> Self {
-        let read = |parity: u64| -> io::Result<Option<Heat>> {
-            let file = disk.open(&files::heat(parity))?;
-            if file.len() > FILE_LEN_MAX {
-                return Ok(None);
-            }
-            let mut bytes = AlignedBuf::zeroed(file.len().max(1) as usize);
-            file.read_at(0, &mut bytes[..file.len() as usize])?;
-            Ok(Heat::decode(store, &bytes))
-        };
+    pub(super) fn load(disk: &dyn Disk, store: StoreId, memory: u64) -> Self {
+        let read = |parity: u64| Heat::read(store, disk.open(&files::heat(parity))?.as_ref(), keys_max(memory));
         let newest = [0, 1].into_iter().filter_map(|parity| read(parity).ok().flatten()).max_by_key(|heat| heat.sequence);
         let Some(mut heat) = newest else { return Self::default() };
         heat.hashes.reverse();
@@ -78,12 +75,10 @@ impl Engine {
     }
 
     fn record_heat(&self, sequence: u64) -> io::Result<()> {
-        let (hashes, proved) = self.memory.hottest();
-        let encoded = Heat { sequence, hashes, proved }.encode(self.store);
-        let mut bytes = AlignedBuf::zeroed(encoded.len());
-        bytes.copy_from_slice(&encoded);
-        let file = self.disk.create(&files::heat(sequence), bytes.len() as u64)?;
-        file.write_at(0, &bytes)
+        let (hashes, proved) = self.memory.hottest(keys_max(self.settings.memory));
+        let heat = Heat { sequence, hashes, proved };
+        let file = self.disk.create(&files::heat(sequence), heat.file_len())?;
+        heat.write(self.store, file.as_ref())
     }
 
     /// Brings back the next keys of the recorded ones. Says whether there may be more.

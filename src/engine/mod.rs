@@ -137,6 +137,8 @@ struct Marks {
     sync_retry_ms: AtomicU64,
     /// Records appended since the last checkpoint began.
     since_checkpoint: AtomicU64,
+    /// Store time that the newest mark states, ms.
+    marked_ms: AtomicU64,
 }
 
 /// What waits for what.

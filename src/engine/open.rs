@@ -22,7 +22,7 @@ use crate::index::geometry::Geometry;
 use crate::io::aligned::Meter;
 use crate::io::posix::{self, Descriptors, LOCK_FILE};
 use crate::io::ring::Ring;
-use crate::io::{Disk, DiskLock, LockError, Mapping, numbered};
+use crate::io::{Disk, DiskLock, LockError, numbered};
 use crate::manifest::catalog::Catalog;
 use crate::manifest::{self, Kept, LoadError, Manifest, Segment, SegmentState};
 use crate::segment::table::{self, State, Table};
@@ -56,8 +56,10 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
     let loaded = match manifest::load(disk.as_ref()) {
         Ok(loaded) => Some(loaded),
         // The first manifest is whole before any other file exists: its writing was interrupted, or did not begin, and nothing was ever stored.
-        Err(LoadError::Missing | LoadError::Corrupt) if options.create && is_begun(disk.as_ref(), options)? => None,
-        Err(LoadError::Missing) if !options.create => return Err(Error::NotFound { path: dir.clone() }),
+        Err(LoadError::Missing | LoadError::Corrupt) if is_begun(disk.as_ref(), options)? => match options.create {
+            true => None,
+            false => return Err(Error::NotFound { path: dir.clone() }),
+        },
         Err(LoadError::Newer { found }) => {
             let path = dir.join(manifest::FILES[0]);
             return Err(Error::NewerVersion { path, found, supported: manifest::format::VERSION });
@@ -79,7 +81,13 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
         }
         Some((manifest, damaged)) => {
             let entries = recover::checkpoint_entries(disk.as_ref(), &manifest);
-            let settings = options.validate(Some(Stored { flash: manifest.flash, segment_size: manifest.segment_size, entries }))?;
+            let settings = options.validate(Some(Stored {
+                flash: manifest.flash,
+                segment_size: manifest.segment_size,
+                segment_ring: manifest.segment_ring,
+                wal_ring: manifest.wal_ring,
+                entries,
+            }))?;
             let geometry = recover::geometry(&manifest, &settings);
             let settings = fit_geometry(settings, options, &geometry)?;
             descriptors = check_machine(is_real, &settings)?;
@@ -192,7 +200,7 @@ fn check_contents(disk: &dyn Disk, options: &Options) -> Result<()> {
         let what = format!("it is missing, but there is {found}");
         return Err(Error::Corrupt { path: options.dir.join(manifest::FILES[0]), what });
     }
-    if let Some((found, _)) = files.iter().find(|(name, _)| name != LOCK_FILE) {
+    if let Some((found, _)) = files.iter().find(|(name, _)| name != LOCK_FILE && !files::is_ring(name)) {
         return Err(Error::NotAStore { path: options.dir.clone(), found: found.clone() });
     }
     if !options.create {
@@ -207,7 +215,8 @@ fn is_begun(disk: &dyn Disk, options: &Options) -> Result<bool> {
     if files.iter().any(|(name, _)| files::is_one(name)) {
         return Ok(false);
     }
-    if let Some((found, _)) = files.iter().find(|(name, _)| name != LOCK_FILE && !manifest::is_one(name)) {
+    let may_be_ours = |name: &str| name == LOCK_FILE || manifest::is_one(name) || files::is_ring(name);
+    if let Some((found, _)) = files.iter().find(|(name, _)| !may_be_ours(name)) {
         return Err(Error::NotAStore { path: options.dir.clone(), found: found.clone() });
     }
     manifest::may_be_begun(disk).map_err(Error::io("read the manifest in", &options.dir))
@@ -266,23 +275,16 @@ fn create(settings: &Settings, disk: &dyn Disk, clock: &dyn Clock) -> std::io::R
     Ok(Recovered { manifest, index, report, wal_limit: 0 })
 }
 
-fn map(disk: &dyn Disk, name: &str, len: u64) -> std::io::Result<Arc<dyn Mapping>> {
-    let (mapping, fresh) = disk.map(name, len)?;
-    if fresh {
-        disk.sync_dir()?;
-    }
-    Ok(mapping)
-}
-
-/// Removes the files of segments that a store which has become smaller does not use any more.
-fn remove_beyond(disk: &dyn Disk, manifest: &Manifest) -> std::io::Result<()> {
+/// Removes the files of segments that a store which has become smaller does not use any more, and of all rings but those.
+fn remove_unused(disk: &dyn Disk, manifest: &Manifest, rings: &[String]) -> std::io::Result<()> {
     let segments = manifest.flash / manifest.segment_size;
     let is_free = |id: u32| manifest.segments.get(id as usize).is_none_or(|s| s.state == SegmentState::Free);
+    let is_beyond = |name: &str| numbered(name, table::FILE_PREFIX).is_some_and(|id| u64::from(id) >= segments && is_free(id));
     for (name, _) in disk.list()? {
-        if numbered(&name, table::FILE_PREFIX).is_some_and(|id| u64::from(id) >= segments && is_free(id))
+        if (is_beyond(&name) || (files::is_ring(&name) && !rings.contains(&name)))
             && let Err(error) = disk.remove(&name)
         {
-            tracing::warn!(name, %error, "the file of a segment that is not used any more cannot be removed");
+            tracing::warn!(name, %error, "a file that is not used any more cannot be removed");
         }
     }
     Ok(())
@@ -317,12 +319,16 @@ fn build(
     manifest.segment_ring = settings.segment_ring;
     manifest.segment_size = settings.segment_size;
     manifest.flash = settings.flash;
+    // Before anything relies on them: there may be no room for rings of another length than before.
+    let names = [files::segment_ring(settings.segment_ring), files::wal_ring(settings.wal_ring)];
+    let (segment_ring, _) = disk.map(&names[0], settings.segment_ring)?;
+    let (wal_ring, _) = disk.map(&names[1], settings.wal_ring)?;
     // Names that the process before made or removed may not have been synced, and nobody would do it later.
     disk.sync_dir()?;
     let manifest = Kept::begin(Arc::clone(&disk), manifest)?;
-    remove_beyond(disk.as_ref(), &manifest)?;
-    let segment_ring = Ring::new(map(disk.as_ref(), files::RINGS[0], settings.segment_ring)?, ring_start);
-    let wal_ring = Ring::new(map(disk.as_ref(), files::RINGS[1], settings.wal_ring)?, wal_start);
+    remove_unused(disk.as_ref(), &manifest, &names)?;
+    let segment_ring = Ring::new(segment_ring, ring_start);
+    let wal_ring = Ring::new(wal_ring, wal_start);
     let wal = Wal::new(Arc::clone(&disk), manifest.store, wal_ring, settings.wal_payload)?;
     let marks = Marks::default();
     let last = manifest.next_lsn.0 - 1;
@@ -330,6 +336,7 @@ fn build(
         mark.store(last, std::sync::atomic::Ordering::Relaxed);
     }
     marks.reclaimed.store(manifest.reclaimed.0, std::sync::atomic::Ordering::Relaxed);
+    marks.marked_ms.store(manifest.time_ms, std::sync::atomic::Ordering::Relaxed);
     marks.since_checkpoint.store(report.footer_entries + report.wal_frames, std::sync::atomic::Ordering::Relaxed);
     let log = Log {
         next_lsn: manifest.next_lsn,
@@ -341,7 +348,7 @@ fn build(
         wal_head: wal_start,
         last_by_reference: Lsn::ZERO,
     };
-    let heat = HeatState::load(disk.as_ref(), manifest.store);
+    let heat = HeatState::load(disk.as_ref(), manifest.store, settings.memory);
     let memory = MemoryTier::new(settings.memory.saturating_sub(settings.segment_ring + settings.wal_ring + index.allocated()));
     Ok(Engine {
         store: manifest.store,

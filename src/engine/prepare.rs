@@ -57,6 +57,11 @@ impl Engine {
         let size = self.settings.segment_size;
         let base = Position(round_up(manifest.next_base.0, size));
         let life = Life { id, base, base_lsn: lock(&self.log).next_lsn };
+        let before = self.table.row(id);
+        if before.life.base > Position(0) && before.size != size {
+            // Its file gets another length, which must not look like damage of the life that a manifest may still state.
+            self.write_manifest(manifest).map_err(|e| self.fail("writing the manifest", &e))?;
+        }
         match self.begin_life(&life, size) {
             Ok(()) => {}
             Err(e) if is_shortage(&e) => return Ok(self.note_shortage("no room for the next segment", &e)),

@@ -253,11 +253,13 @@ impl Engine {
             self.counters.collisions.fetch_add(1, Ordering::Relaxed);
             return false;
         }
-        let expired = item.expires_ms.is_some_and(|at| at <= self.time.now_ms());
-        if expired && self.index.remove_if_at(item.hash, entry.location) {
+        let Some(at) = item.expires_ms.filter(|at| *at <= self.time.now_ms()) else { return true };
+        // Before anybody hears of it.
+        self.note_passed(at);
+        if self.index.remove_if_at(item.hash, entry.location) {
             self.counters.expired.fetch_add(1, Ordering::Relaxed);
         }
-        !expired
+        false
     }
 
     /// Key and value of a record, the value as the user gave it: in the read buffer itself if they fill most of it. `None` for a tombstone or a note, and for what cannot be decompressed.

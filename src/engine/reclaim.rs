@@ -21,8 +21,10 @@ use crate::sync::lock;
 const KEEP_ALL_PERCENT: u64 = 75;
 /// Segments besides the ready ones that hold no sealed records: free, open, and waiting for their footer.
 const SEGMENTS_IN_FLIGHT: u64 = 4;
-/// Beyond that, at most one in this many bytes of a drained segment is reinserted, what is hot, so that reclaiming always wins room.
+/// Beyond that, at most one in this many bytes of a drained segment's records is reinserted, what is hot, so that reclaiming always wins room.
 const REINSERT_SHARE: u64 = 4;
+/// A version this much older than the newest may be too far from a segment's base to be stated relative to it.
+const FAR: u64 = 1 << 30;
 /// Bytes that are read at once while a segment is drained.
 const WINDOW: usize = 1 << 20;
 
@@ -42,7 +44,7 @@ impl Engine {
         // One that was sealed after a segment failed waits until that one's entries are elsewhere.
         let oldest = self.table.select(|r| matches!(r.state, State::Sealed | State::Failed)).first().copied();
         let drained = oldest.filter(|row| row.state == State::Sealed).map(|row| self.drain(&row));
-        self.starved.store(drained == Some(false), Ordering::Release);
+        self.starved.fetch_or(drained == Some(false), Ordering::AcqRel);
         drained == Some(true)
     }
 
@@ -105,13 +107,13 @@ impl Engine {
         let location = |entry: &footer::Entry| Location { segment: row.life.id, offset: entry.offset };
         let is_live = |e: &&footer::Entry| !e.tombstone && self.index.get(e.hash).is_some_and(|now| now.location == location(e));
         let live: Vec<&footer::Entry> = contents.entries.iter().filter(is_live).collect();
-        let data_bytes = contents.entries.iter().map(|e| u64::from(e.len)).sum();
+        let data_bytes: u64 = contents.entries.iter().map(|e| u64::from(e.len)).sum();
         let keep_all = self.room_for_all(data_bytes, row.size) && !self.index_is_over_budget();
         let mut budget = match keep_all {
             // Nothing is synced meanwhile, so nothing that is moved would make room.
             _ if self.segments(State::Failed) > 0 => 0,
             true => row.size,
-            false => row.size / REINSERT_SHARE,
+            false => data_bytes / REINSERT_SHARE,
         };
         let mut window = Window::new(file.as_ref(), row.size);
         let scopes = self.scopes();
@@ -233,7 +235,8 @@ impl Engine {
 
     /// Appends a record again under its old version, unless the index no longer names it. Says whether it did.
     pub(super) fn reinsert(&self, row: &Row, entry: &footer::Entry, record: &Record, bytes: &[u8]) -> Result<bool, NoRoom> {
-        let Some(draft) = Draft::of_record(bytes, record) else { return Ok(false) };
+        let is_far = self.appended().0.saturating_sub(record.lsn.0) >= FAR;
+        let Some(draft) = Draft::of_record(bytes, record, is_far) else { return Ok(false) };
         let location = Location { segment: row.life.id, offset: entry.offset };
         let _in_order = lock(self.stripe(entry.hash));
         if self.index.get(entry.hash).is_none_or(|now| now.location != location) {

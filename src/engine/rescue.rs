@@ -127,7 +127,7 @@ impl Engine {
             match names_it() {
                 Some(false) => {}
                 Some(true)
-                    if let Some((record, bytes)) = self.bytes_of(failed, entry).filter(|(record, _)| self.is_near(record))
+                    if let Some((record, bytes)) = self.bytes_of(failed, entry)
                         && self.reinsert(&failed.row, entry, &record, &bytes)? => {}
                 // Lost, or deleted, or found expired or damaged by now: older versions may lie in older segments.
                 _ => self.bury(entry, || names_it() != Some(false))?,
@@ -135,11 +135,6 @@ impl Engine {
             failed.done.fetch_add(1, Ordering::Release);
         }
         Ok(())
-    }
-
-    /// Whether a record's version can be stated beside the newest ones: it is relative to a segment's base in 32 bits.
-    fn is_near(&self, record: &Record) -> bool {
-        self.appended().0.saturating_sub(record.lsn.0) < 1 << 30
     }
 
     /// Removes what has this hash, durably, if `still` says so under its stripe.

@@ -107,7 +107,8 @@ impl Engine {
         let Some(item) = self.item_of(hash, found.bytes(), &found.record) else { return Live::No };
         let now = self.time.now_ms();
         let Item { lsn: version, expires_ms, .. } = item;
-        if expires_ms.is_some_and(|at| at <= now) {
+        if let Some(at) = expires_ms.filter(|at| *at <= now) {
+            self.note_passed(at);
             return Live::No;
         }
         let (key, value) = (item.bytes.slice(..item.key_len), item.value());

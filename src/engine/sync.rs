@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::id::Lsn;
 use crate::io::is_shortage;
 use crate::sync::lock;
+use crate::wal::writer::Wal;
 
 impl Engine {
     /// Syncs everything that was appended before the call. Says whether there was anything.
@@ -31,7 +32,9 @@ impl Engine {
                 log.failed.iter().all(|failed| failed.is_done()),
             )
         };
-        if appended <= self.durable().0 && bytes == self.marks.synced_bytes.load(Ordering::Relaxed) {
+        let nothing_new = appended <= self.durable().0 && bytes == self.marks.synced_bytes.load(Ordering::Relaxed);
+        // Marks alone may have filled the ring.
+        if nothing_new && self.wal.has_room(Wal::end_of(wal_head, 0)) {
             self.marks.syncing_since_ms.store(0, Ordering::Release);
             return Ok(false);
         }

@@ -36,9 +36,9 @@ impl Drop for Partition {
     }
 }
 
-/// An array of at least `len` slots: a handful of spare ones, so that an insert rarely moves all of them.
+/// How many slots an array for `len` has: a handful of spare ones, so that an insert rarely moves all of them. None for none, so that what was emptied takes nothing.
 const fn capacity_for(len: usize) -> usize {
-    (len + 1 + len / 24).next_multiple_of(2)
+    if len == 0 { 0 } else { (len + 1 + len / 24).next_multiple_of(2) }
 }
 
 fn new_slots(capacity: usize) -> Owned<Slots> {
@@ -121,7 +121,7 @@ impl Partition {
 
     /// Replaces the array by one of `capacity` that holds `used`. Only inside `write`. The change in capacity.
     fn resize(&self, guard: &Guard, used: &[AtomicU64], capacity: usize) -> isize {
-        let slots = new_slots(capacity).into_shared(guard);
+        let slots = if capacity == 0 { Shared::null() } else { new_slots(capacity).into_shared(guard) };
         for (to, from) in view(slots).iter().zip(used) {
             to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
         }
@@ -151,7 +151,7 @@ impl Partition {
             let mut grown = 0;
             let mut slots = slots;
             if len == slots.len() {
-                grown = self.resize(guard, &slots[..len], capacity_for(len));
+                grown = self.resize(guard, &slots[..len], capacity_for(len + 1));
                 slots = view(self.slots.load(Ordering::Relaxed, guard));
             }
             for i in (at..len).rev() {
@@ -170,7 +170,7 @@ impl Partition {
                     slots[i - 1].store(slots[i].load(Ordering::Relaxed), Ordering::Relaxed);
                 }
                 let (len, wanted) = (len - 1, capacity_for(len - 1));
-                let grown = if slots.len() > wanted + wanted / 8 + 4 { self.resize(guard, &slots[..len], wanted) } else { 0 };
+                let grown = if slots.len() >= wanted + wanted / 8 + 4 || len == 0 { self.resize(guard, &slots[..len], wanted) } else { 0 };
                 (len, (Some(old), grown))
             }
             _ => (len, (None, 0)),

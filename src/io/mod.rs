@@ -136,6 +136,23 @@ pub(crate) struct BatchRead {
     pub(crate) done: bool,
 }
 
+/// A mapping of nothing: memory of this process alone.
+#[derive(Debug)]
+pub(crate) struct InMemory(Box<[AtomicU64]>);
+
+impl InMemory {
+    /// `len` zero bytes, a multiple of 8.
+    pub(crate) fn zeroed(len: u64) -> Self {
+        Self((0..len / 8).map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+impl Mapping for InMemory {
+    fn words(&self) -> &[AtomicU64] {
+        &self.0
+    }
+}
+
 /// Shared memory over a file's pages. As words, because other threads copy out of it while it is written.
 pub(crate) trait Mapping: Send + Sync + Debug {
     /// The whole mapping.

@@ -6,7 +6,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -19,6 +19,7 @@ use super::reactor::Reactor;
 use super::reading::{Operation, Pool};
 use super::uring::Rings;
 use super::{BLOCK, BatchRead, Disk, DiskLock, File, LockError, Mapping, Reading};
+use crate::codec::{round_down, round_up};
 use crate::config::Backend;
 use crate::sync::lock;
 
@@ -34,14 +35,12 @@ pub(crate) struct PosixDisk {
     writable: bool,
     rings: Option<Rings>,
     depth: u32,
-    reader: OnceLock<Reader>,
-}
-
-/// Who does the reads that tasks wait for.
-#[derive(Debug)]
-enum Reader {
-    Reactor(Reactor),
-    Pool(Pool),
+    /// Whether the device's logical blocks are larger than [`SECTOR`]: found out by the first read that it refuses.
+    coarse: Arc<AtomicBool>,
+    /// Does the reads that tasks wait for, if it can be had.
+    reactor: OnceLock<Option<Reactor>>,
+    /// Does them else.
+    pool: OnceLock<Pool>,
 }
 
 impl PosixDisk {
@@ -54,18 +53,36 @@ impl PosixDisk {
                 .inspect_err(|error| tracing::info!(dir = %dir.display(), %error, "io_uring is not to be had here; reads go one by one"))
                 .ok(),
         };
-        Ok(Self { dir: dir.to_owned(), handle: Some(handle), writable: true, rings, depth, reader: OnceLock::new() })
+        Ok(Self { handle: Some(handle), writable: true, rings, depth, ..Self::read_only(dir) })
     }
 
     /// As [`PosixDisk::new`], for one who only reads.
     pub(crate) fn read_only(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), handle: None, writable: false, rings: None, depth: 1, reader: OnceLock::new() }
+        let (reactor, pool) = (OnceLock::new(), OnceLock::new());
+        Self { dir: dir.to_owned(), handle: None, writable: false, rings: None, depth: 1, coarse: Arc::default(), reactor, pool }
     }
 
     fn options(&self) -> OpenOptions {
         let mut options = OpenOptions::new();
         options.read(true).write(self.writable).mode(0o600);
         options
+    }
+
+    fn file(&self, file: fs::File, len: u64) -> Arc<dyn File> {
+        Arc::new(PosixFile { file, len, coarse: Arc::clone(&self.coarse) })
+    }
+
+    /// The ring that does the reads of tasks, if there is one and the device takes reads as they are.
+    fn reactor(&self) -> Option<&Reactor> {
+        if self.rings.is_none() || self.coarse.load(Ordering::Relaxed) {
+            return None;
+        }
+        let make = || {
+            let no_ring =
+                |error: &io::Error| tracing::info!(dir = %self.dir.display(), %error, "no ring for the reads of tasks; threads do them");
+            Reactor::new(self.depth).inspect_err(no_ring).ok()
+        };
+        self.reactor.get_or_init(make).as_ref()
     }
 
     /// Opens with `O_DIRECT`, or without it where the file system refuses (tmpfs).
@@ -128,7 +145,7 @@ impl Disk for PosixDisk {
     fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
         let file = self.open_direct(&self.dir.join(name), false)?;
         let len = file.metadata()?.len();
-        Ok(Arc::new(PosixFile { file, len }))
+        Ok(self.file(file, len))
     }
 
     fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn File>> {
@@ -137,7 +154,7 @@ impl Disk for PosixDisk {
             file.set_len(len)?;
         }
         allocate(&file, len)?;
-        Ok(Arc::new(PosixFile { file, len }))
+        Ok(self.file(file, len))
     }
 
     fn map(&self, name: &str, len: u64) -> io::Result<(Arc<dyn Mapping>, bool)> {
@@ -146,9 +163,12 @@ impl Disk for PosixDisk {
         let fresh = file.metadata()?.len() != len;
         if fresh {
             // Written, not only allocated: a store into an unwritten extent would have to convert it, and could find the disk full.
-            file.set_len(0)?;
-            fill_with_zeros(&file, len)?;
-            file.sync_all()?;
+            let filled = file.set_len(0).and_then(|()| fill_with_zeros(&file, len)).and_then(|()| file.sync_all());
+            if let Err(error) = filled {
+                // What it takes is not kept from others.
+                let _left_if_it_must = fs::remove_file(&path);
+                return Err(error);
+            }
         } else {
             replace_unreadable(|at, buf| file.read_exact_at(buf, at), |at, zeros| file.write_all_at(zeros, at), len)?;
         }
@@ -199,7 +219,7 @@ impl Disk for PosixDisk {
     }
 
     fn read_batch(&self, reads: &mut [BatchRead]) {
-        if let Some(rings) = &self.rings {
+        if let Some(rings) = self.rings.as_ref().filter(|_| !self.coarse.load(Ordering::Relaxed)) {
             rings.read(reads);
         }
         // What is left: everything without rings, else what failed or was short.
@@ -210,17 +230,9 @@ impl Disk for PosixDisk {
 
     fn start_read(&self, read: BatchRead) -> Reading {
         let operation = Operation::new(read);
-        let reader = self.reader.get_or_init(|| match self.rings.is_some().then(|| Reactor::new(self.depth)) {
-            Some(Ok(reactor)) => Reader::Reactor(reactor),
-            Some(Err(error)) => {
-                tracing::info!(dir = %self.dir.display(), %error, "no ring for the reads of tasks; threads do them");
-                Reader::Pool(Pool::default())
-            }
-            None => Reader::Pool(Pool::default()),
-        });
-        match reader {
-            Reader::Reactor(reactor) => reactor.start(Arc::clone(&operation)),
-            Reader::Pool(pool) => pool.start(Arc::clone(&operation)),
+        match self.reactor() {
+            Some(reactor) => reactor.start(Arc::clone(&operation)),
+            None => self.pool.get_or_init(Pool::default).start(Arc::clone(&operation)),
         }
         Reading::new(operation)
     }
@@ -294,12 +306,35 @@ impl DiskLock for PosixLock {}
 struct PosixFile {
     file: fs::File,
     len: u64,
+    /// See [`PosixDisk`].
+    coarse: Arc<AtomicBool>,
+}
+
+impl PosixFile {
+    /// Reads whole blocks, and copies what is asked for: direct I/O takes no less where logical blocks are that large.
+    fn read_blocks(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let start = round_down(offset, BLOCK as u64);
+        let end = round_up(offset + buf.len() as u64, BLOCK as u64);
+        let mut blocks = AlignedBuf::zeroed((end - start) as usize);
+        self.file.read_exact_at(&mut blocks, start)?;
+        buf.copy_from_slice(&blocks[(offset - start) as usize..][..buf.len()]);
+        Ok(())
+    }
 }
 
 impl File for PosixFile {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        // Completes short reads and EINTR.
-        self.file.read_exact_at(buf, offset)
+        let is_whole = offset.is_multiple_of(BLOCK as u64) && buf.len().is_multiple_of(BLOCK);
+        if is_whole || !self.coarse.load(Ordering::Relaxed) {
+            // Completes short reads and EINTR.
+            match self.file.read_exact_at(buf, offset) {
+                Err(e) if !is_whole && e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {}
+                done => return done,
+            }
+        }
+        self.read_blocks(offset, buf)?;
+        self.coarse.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {

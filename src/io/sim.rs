@@ -85,6 +85,7 @@ impl SimDisk {
             in_flight: None,
             faults: Vec::new(),
             faults_injected: 0,
+            unreadable: Vec::new(),
         })
     }
 
@@ -114,6 +115,13 @@ impl SimDisk {
     /// Lets the `nth` operation of this kind from now (1 is the next one) fail: once, or with all that follow.
     pub(crate) fn fail(&self, op: FaultOp, nth: u64, kind: io::ErrorKind, repeat: bool) {
         self.state().faults.push(Fault { op, nth, kind, repeat });
+    }
+
+    /// Reads of a file fail from now on if they touch the block at `offset`.
+    pub(crate) fn fail_reads_of(&self, name: &str, offset: u64) {
+        let mut state = self.state();
+        let file = state.names[name];
+        state.unreadable.push((file, offset));
     }
 
     /// Nothing fails from now on.
@@ -293,6 +301,10 @@ impl File for SimFile {
         assert!(buf.as_ptr().addr().is_multiple_of(SECTOR), "a read's buffer starts at a sector");
         let mut state = self.disk.state();
         state.observe(FaultOp::Read)?;
+        let range = offset..offset + buf.len() as u64;
+        if state.unreadable.iter().any(|(file, at)| *file == self.file && *at < range.end && at + BLOCK as u64 > range.start) {
+            return Err(io::Error::other("a bad block"));
+        }
         let file = &mut state.files[self.file];
         file.settle();
         let start = offset as usize;
@@ -407,6 +419,8 @@ struct State {
     in_flight: Option<Operation>,
     faults: Vec<Fault>,
     faults_injected: u64,
+    /// File and offset of blocks that have gone bad.
+    unreadable: Vec<(usize, u64)>,
 }
 
 impl State {

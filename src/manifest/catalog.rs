@@ -14,12 +14,12 @@ pub(crate) const LAYOUT: &str = include_str!("catalog.layout.txt");
 pub(crate) const NAME_LEN_MAX: usize = 255;
 /// Longest resume token, in bytes.
 pub(crate) const TOKEN_LEN_MAX: usize = 1024;
-/// Most namespaces a store may have.
+/// Most namespaces a store may have besides the default one.
 pub(crate) const NAMESPACES_MAX: usize = 1024;
 /// Most resume tokens a store may have.
 pub(crate) const TOKENS_MAX: usize = 64;
 /// Longest encoding.
-pub(crate) const LEN_MAX: usize = 12 + NAMESPACES_MAX * (2 + NAME_LEN_MAX + 8) + TOKENS_MAX * (4 + NAME_LEN_MAX + TOKEN_LEN_MAX);
+pub(crate) const LEN_MAX: usize = 12 + (NAMESPACES_MAX + 1) * (2 + NAME_LEN_MAX + 8) + TOKENS_MAX * (4 + NAME_LEN_MAX + TOKEN_LEN_MAX);
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -21,7 +21,8 @@ const COMPRESSED: u8 = 2;
 const EXPIRES: u8 = 4;
 const SCOPED: u8 = 8;
 const NOTE: u8 = 16;
-const KNOWN_FLAGS: u8 = TOMBSTONE | COMPRESSED | EXPIRES | SCOPED | NOTE;
+const FAR: u8 = 32;
+const KNOWN_FLAGS: u8 = TOMBSTONE | COMPRESSED | EXPIRES | SCOPED | NOTE | FAR;
 
 /// Bytes before the flags: the check and the relative LSN, both known only when the record gets its place.
 pub(crate) const PREFIX_LEN: usize = 8;
@@ -98,8 +99,8 @@ pub(crate) fn decode_trailer(store: StoreId, block: &[u8]) -> Option<(Life, Trai
     Some((life, Trailer { footer_blocks: r.u32()?, data_end: r.u32()?, entries: r.u64()? }))
 }
 
-/// Longest [`Draft`] head: flags, three lengths, expiry, scope.
-const HEAD_LEN_MAX: usize = 1 + 3 + 5 + 5 + 8 + 10;
+/// Longest [`Draft`] head: flags, three lengths, expiry, scope, LSN.
+const HEAD_LEN_MAX: usize = 1 + 3 + 5 + 5 + 8 + 10 + 8;
 
 /// A record without its place: everything after the LSN, and the CRC-32 of it, computed outside every lock.
 #[derive(Debug)]
@@ -180,6 +181,7 @@ impl<'a> Draft<'a> {
 
     /// The first eight bytes once the place is known. `None` if the LSN is too far from the segment's base.
     pub(crate) fn prefix(&self, store: StoreId, at: Position, lsn: Lsn, base_lsn: Lsn) -> Option<[u8; PREFIX_LEN]> {
+        let base_lsn = if self.head[0] & FAR == 0 { base_lsn } else { lsn };
         prefix(store, at, lsn, base_lsn, self.crc)
     }
 
@@ -189,10 +191,15 @@ impl<'a> Draft<'a> {
     }
 }
 
-#[derive(Default)]
 struct ArrayWriter {
     bytes: [u8; HEAD_LEN_MAX],
     len: usize,
+}
+
+impl Default for ArrayWriter {
+    fn default() -> Self {
+        Self { bytes: [0; HEAD_LEN_MAX], len: 0 }
+    }
 }
 
 impl Put for ArrayWriter {
@@ -245,7 +252,7 @@ pub(crate) enum Kind {
 pub(crate) fn decode_record(store: StoreId, at: Position, base_lsn: Lsn, bytes: &[u8]) -> Option<Record> {
     let mut r = Reader::new(bytes);
     let check = r.u32()?;
-    let lsn = Lsn(base_lsn.0.checked_add_signed(i64::from(r.i32()?))?);
+    let near = base_lsn.0.checked_add_signed(i64::from(r.i32()?));
     let flags = r.u8()?;
     if flags & !KNOWN_FLAGS != 0 {
         return None;
@@ -263,6 +270,10 @@ pub(crate) fn decode_record(store: StoreId, at: Position, base_lsn: Lsn, bytes: 
     let scope = match flags & SCOPED {
         0 => Scope::FIRST,
         _ => Scope(r.varint()?),
+    };
+    let lsn = match flags & FAR {
+        0 => Lsn(near?),
+        _ => Lsn(r.u64()?),
     };
     let start = bytes.len() - r.remaining();
     let key = start..start.checked_add(key_len)?;
@@ -298,11 +309,15 @@ pub(crate) fn note_hash(hash_seed: u64, note: &[u8]) -> KeyHash {
 }
 
 impl<'a> Draft<'a> {
-    /// The draft that a verified record was written from, to give it another place.
-    pub(crate) fn of_record(bytes: &'a [u8], record: &Record) -> Option<Self> {
+    /// The draft that a verified record was written from, to give it another place. `is_far` says that its LSN is to be stated in full.
+    pub(crate) fn of_record(bytes: &'a [u8], record: &Record, is_far: bool) -> Option<Self> {
         let Kind::Put { key, value, .. } = &record.kind else { return None };
         let mut head = ArrayWriter::default();
         head.put(bytes.get(PREFIX_LEN..key.start)?);
+        if is_far && head.bytes[0] & FAR == 0 {
+            head.bytes[0] |= FAR;
+            head.put_u64(record.lsn.0);
+        }
         Some(Self::finish(head, &bytes[key.clone()], &bytes[value.clone()]))
     }
 }
@@ -409,9 +424,17 @@ mod tests {
         let draft = Draft::put(b"key".into(), Content::Plain(b"value"), Some(9));
         let bytes = bytes_of(&draft, Position(64), Lsn(10), Lsn(9));
         let record = decode_record(STORE, Position(64), Lsn(9), &bytes).unwrap();
-        let moved = Draft::of_record(&bytes, &record).unwrap();
-        let bytes = bytes_of(&moved, Position(1 << 30), Lsn(10), Lsn(500));
-        assert_eq!(decode_record(STORE, Position(1 << 30), Lsn(500), &bytes), Some(record));
+        let moved = Draft::of_record(&bytes, &record, false).unwrap();
         assert!(moved.prefix(STORE, Position(0), Lsn(10), Lsn(1 << 40)).is_none());
+        let near = bytes_of(&moved, Position(1 << 30), Lsn(10), Lsn(500));
+        assert_eq!(decode_record(STORE, Position(1 << 30), Lsn(500), &near), Some(record.clone()));
+        let far = Draft::of_record(&bytes, &record, true).unwrap();
+        let far = bytes_of(&far, Position(1 << 30), Lsn(10), Lsn(1 << 40));
+        let found = decode_record(STORE, Position(1 << 30), Lsn(1 << 40), &far).unwrap();
+        assert_eq!(found.lsn, Lsn(10));
+        let again = Draft::of_record(&far, &found, true).unwrap();
+        assert_eq!(again.len(), far.len(), "it is not stated twice");
+        let again = bytes_of(&again, Position(0), Lsn(10), Lsn(1 << 41));
+        assert_eq!(decode_record(STORE, Position(0), Lsn(1 << 41), &again), Some(found));
     }
 }

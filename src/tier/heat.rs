@@ -3,15 +3,24 @@
 #![doc = concat!("```text\n", include_str!("heat.layout.txt"), "```")]
 //! Nothing but warmth depends on it: a hash that no longer has an entry is passed over.
 
-use crate::codec::{self, Put, Reader, round_up};
+use std::io;
+
+use crate::codec::{Checksum, Put, Reader, round_up};
 use crate::id::{KeyHash, StoreId};
-use crate::io::BLOCK;
+use crate::io::aligned::AlignedBuf;
+use crate::io::{BLOCK, File};
 
 /// The table above, as `inspect layout` prints it.
 pub(crate) const LAYOUT: &str = include_str!("heat.layout.txt");
 const MAGIC: u32 = u32::from_le_bytes(*b"EWHT");
 pub(crate) const VERSION: u32 = 1;
 const HEAD_LEN: usize = 40;
+/// Where what is checked begins.
+const CHECKED: usize = 12;
+/// Bytes that are read or written at once, whole blocks.
+const PIECE: usize = 64 << 10;
+/// A longer file is not one: 32 M keys.
+const FILE_LEN_MAX: u64 = 256 << 20;
 
 /// What a heat file says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,57 +31,139 @@ pub(crate) struct Heat {
 }
 
 impl Heat {
-    /// The file's bytes, whole blocks.
-    pub(crate) fn encode(&self, store: StoreId) -> Vec<u8> {
-        let mut out = Vec::with_capacity(HEAD_LEN + self.hashes.len() * 8 + BLOCK);
+    /// Bytes of its file.
+    pub(crate) fn file_len(&self) -> u64 {
+        round_up((HEAD_LEN + self.hashes.len() * 8) as u64, BLOCK as u64)
+    }
+
+    fn head(&self, store: StoreId, check: u32) -> [u8; HEAD_LEN] {
+        let mut out = Vec::with_capacity(HEAD_LEN);
         out.put_u32(MAGIC);
         out.put_u32(VERSION);
-        out.put_u32(0);
+        out.put_u32(check);
         out.put_u32(self.hashes.len() as u32);
         out.put_u64(store.0);
         out.put_u64(self.sequence);
         out.put_u32(self.proved as u32);
         out.put_u32(0);
-        self.hashes.iter().for_each(|hash| out.put_u64(hash.0));
-        out.resize(round_up(out.len() as u64, BLOCK as u64) as usize, 0);
-        let check = codec::checksum(store, MAGIC, self.sequence, &[&out[12..]]);
-        out[8..12].copy_from_slice(&check.to_le_bytes());
-        out
+        out.try_into().expect("the table at the top states this length")
     }
 
-    pub(crate) fn decode(store: StoreId, bytes: &[u8]) -> Option<Self> {
+    /// Calls `with` with the file's bytes, piece by piece, each at its offset.
+    fn pieces(&self, head: &[u8; HEAD_LEN], mut with: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
+        let mut piece = AlignedBuf::zeroed(PIECE);
+        let (mut start, mut used) = (0, HEAD_LEN);
+        piece[..HEAD_LEN].copy_from_slice(head);
+        for hash in &self.hashes {
+            if used == PIECE {
+                with(start, &piece)?;
+                (start, used) = (start + PIECE as u64, 0);
+            }
+            piece[used..used + 8].copy_from_slice(&hash.0.to_le_bytes());
+            used += 8;
+        }
+        let end = round_up(used as u64, BLOCK as u64) as usize;
+        piece[used..end].fill(0);
+        with(start, &piece[..end])
+    }
+
+    /// Fills the front of `file` with it.
+    pub(crate) fn write(&self, store: StoreId, file: &dyn File) -> io::Result<()> {
+        let mut checksum = Checksum::new(store, MAGIC, self.sequence);
+        self.pieces(&self.head(store, 0), |at, piece| {
+            checksum.update(&piece[if at == 0 { CHECKED } else { 0 }..]);
+            Ok(())
+        })?;
+        self.pieces(&self.head(store, checksum.finish()), |at, piece| file.write_at(at, piece))
+    }
+
+    /// What `file` says, of it the `most` hottest keys. `None` if it is not whole.
+    pub(crate) fn read(store: StoreId, file: &dyn File, most: usize) -> io::Result<Option<Self>> {
+        let len = file.len();
+        if !(BLOCK as u64..=FILE_LEN_MAX).contains(&len) {
+            return Ok(None);
+        }
+        let mut piece = AlignedBuf::zeroed(PIECE.min(len as usize));
+        let mut found = None;
+        let mut at = 0;
+        while at < len {
+            let part = (PIECE as u64).min(len - at) as usize;
+            file.read_at(at, &mut piece[..part])?;
+            if at == 0 {
+                found = Begun::decode(store, &piece[..part], len);
+            }
+            let Some(Begun { heat, checksum, count, .. }) = &mut found else { return Ok(None) };
+            // The file may be longer than what it says: an earlier one was.
+            let end = round_up((HEAD_LEN + *count * 8) as u64, BLOCK as u64).saturating_sub(at).min(part as u64) as usize;
+            let (checked, listed) = if at == 0 { (CHECKED, HEAD_LEN) } else { (0, 0) };
+            checksum.update(&piece[checked.min(end)..end]);
+            let hashes = piece[listed.min(end)..end].as_chunks::<8>().0;
+            let wanted = most.min(*count) - heat.hashes.len();
+            heat.hashes.extend(hashes.iter().take(wanted).map(|hash| KeyHash(u64::from_le_bytes(*hash))));
+            at += part as u64;
+        }
+        let Some(Begun { mut heat, checksum, stated, .. }) = found else { return Ok(None) };
+        heat.proved = heat.proved.min(heat.hashes.len());
+        Ok((stated == checksum.finish()).then_some(heat))
+    }
+}
+
+/// What the first bytes of a file say, and what is known of the rest so far.
+struct Begun {
+    heat: Heat,
+    checksum: Checksum,
+    stated: u32,
+    /// Keys that it lists.
+    count: usize,
+}
+
+impl Begun {
+    fn decode(store: StoreId, bytes: &[u8], len: u64) -> Option<Self> {
         let mut r = Reader::new(bytes);
         if r.u32()? != MAGIC || r.u32()? != VERSION {
             return None;
         }
-        let check = r.u32()?;
-        let count = r.u32()? as usize;
-        let (owner, sequence) = (StoreId(r.u64()?), r.u64()?);
-        if owner != store || check != codec::checksum(store, MAGIC, sequence, &[bytes.get(12..)?]) {
-            return None;
-        }
-        let proved = (r.u32()? as usize).min(count);
-        r.u32()?;
-        let hashes = r.bytes(count.checked_mul(8)?)?.as_chunks::<8>().0.iter();
-        Some(Self { sequence, proved, hashes: hashes.map(|b| KeyHash(u64::from_le_bytes(*b))).collect() })
+        let (stated, count) = (r.u32()?, r.u32()? as usize);
+        let (owner, sequence, proved) = (StoreId(r.u64()?), r.u64()?, r.u32()? as usize);
+        let fits = round_up((HEAD_LEN + count * 8) as u64, BLOCK as u64) <= len;
+        let heat = Heat { sequence, hashes: Vec::new(), proved };
+        (owner == store && fits).then(|| Self { heat, checksum: Checksum::new(store, MAGIC, sequence), stated, count })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::Disk;
+    use crate::io::sim::SimDisk;
+
+    fn read(disk: &SimDisk, store: StoreId, most: usize) -> Option<Heat> {
+        Heat::read(store, disk.open("heat").unwrap().as_ref(), most).unwrap()
+    }
 
     #[test]
     fn heat_round_trips_and_any_flipped_bit_is_noticed() {
-        let heat = Heat { sequence: 3, hashes: (0..700).map(|n| KeyHash(n * 77)).collect(), proved: 30 };
-        let bytes = heat.encode(StoreId(4));
-        assert_eq!(Heat::decode(StoreId(4), &bytes), Some(heat));
-        assert_eq!(Heat::decode(StoreId(5), &bytes), None);
-        for bit in (0..bytes.len() * 8).step_by(13) {
-            let mut bad = bytes.clone();
-            bad[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(Heat::decode(StoreId(4), &bad), None, "bit {bit}");
+        for count in [0, 1, 700, (PIECE - HEAD_LEN) / 8, 20_000] {
+            let heat = Heat { sequence: 3, hashes: (0..count as u64).map(|n| KeyHash(n * 77)).collect(), proved: count.min(30) };
+            let disk = SimDisk::new(1);
+            // An earlier one was longer.
+            let file = disk.create("heat", heat.file_len() + 3 * BLOCK as u64).unwrap();
+            heat.write(StoreId(4), file.as_ref()).unwrap();
+            assert_eq!(read(&disk, StoreId(4), usize::MAX), Some(heat.clone()), "{count}");
+            assert_eq!(read(&disk, StoreId(5), usize::MAX), None);
+            let few = Heat { hashes: heat.hashes[..count.min(20)].to_vec(), proved: count.min(20), ..heat };
+            assert_eq!(read(&disk, StoreId(4), 20), Some(few), "{count}");
+            for at in (0..few_bytes(count)).step_by(13) {
+                disk.corrupt("heat", at, 1 << (at % 8));
+                assert_eq!(read(&disk, StoreId(4), 20), None, "byte {at}");
+                disk.corrupt("heat", at, 1 << (at % 8));
+            }
+            disk.truncate("heat", 512);
+            assert_eq!(read(&disk, StoreId(4), 20), None);
         }
-        assert_eq!(Heat::decode(StoreId(4), &bytes[..20]), None);
+    }
+
+    fn few_bytes(count: usize) -> u64 {
+        (HEAD_LEN + count * 8).min(3_000) as u64
     }
 }

@@ -25,8 +25,10 @@ const BYTES_PER_BUCKET: u64 = 512;
 const FREQUENCY_MAX: u8 = 3;
 /// One in this many bytes of a shard is for entries that have not proved themselves.
 const SMALL_SHARE: u64 = 10;
-/// What an entry costs besides its bytes: node, the counted owner of its bytes, queue place, ghost place, three allocations.
-const OVERHEAD: u64 = (size_of::<Node>() + 56 + 8 + 16 + 3 * 8) as u64;
+/// Entries are freed some time after they went, when no reader can have them any more. Beyond this many bytes of a shard it is asked whether that is so.
+const GARBAGE_MAX: u64 = 256 << 10;
+/// What an entry costs besides its bytes: node, the counted owner of its bytes, queue place, ghost place, two places in lists of what is hot, three allocations.
+const OVERHEAD: u64 = (size_of::<Node>() + 56 + 8 + 16 + 2 * 8 + 3 * 8) as u64;
 
 /// A record's key and value as the tier holds them.
 #[derive(Clone, Debug)]
@@ -91,6 +93,8 @@ struct Shard {
     small_bytes: u64,
     bytes: u64,
     entries: usize,
+    /// Bytes that were unlinked and may not be freed yet.
+    garbage: u64,
 }
 
 impl MemoryTier {
@@ -223,8 +227,7 @@ impl MemoryTier {
         let removed = self.unlink(position.0, &guard);
         if let Some(node) = removed {
             // Its place in a queue is found empty later; whether that was the small one is not known here.
-            shard.bytes -= node.item.charge();
-            shard.entries -= 1;
+            shard.leave(node.item.charge(), &guard);
             if shard.small.len() + shard.main.len() > 2 * shard.entries + 64 {
                 self.drop_empty_places(&mut shard, &guard);
             }
@@ -288,8 +291,7 @@ impl MemoryTier {
                 continue;
             }
             self.unlink(position, guard);
-            shard.bytes -= charge;
-            shard.entries -= 1;
+            shard.leave(charge, guard);
             if from_small {
                 shard.haunt(node.item.hash);
             }
@@ -305,20 +307,30 @@ impl MemoryTier {
         shard.small_bytes = small_bytes;
     }
 
-    /// Hashes of what is here, hottest first, and how many of them have proved themselves.
-    pub(crate) fn hottest(&self) -> (Vec<KeyHash>, usize) {
-        let guard = epoch::pin();
-        let mut found = Vec::with_capacity(self.entries() as usize);
+    /// Hashes of what is here, hottest first and at most `most`, and how many of them have proved themselves.
+    pub(crate) fn hottest(&self, most: usize) -> (Vec<KeyHash>, usize) {
+        // One list for each degree of heat, coldest first: what has proved itself comes after what has not.
+        let mut degrees = [const { Vec::new() }; 2 * (FREQUENCY_MAX as usize + 1)];
         for shard in &self.shards {
-            let shard = lock(shard);
-            for (proved, queue) in [(true, &shard.main), (false, &shard.small)] {
-                let nodes = queue.iter().filter_map(|p| self.find(self.bucket(*p), *p, &guard));
-                found.extend(nodes.map(|n| ((proved, n.frequency.load(Ordering::Relaxed)), n.item.hash)));
+            // Pinned anew for each, so that what is evicted meanwhile is freed.
+            let (guard, shard) = (epoch::pin(), lock(shard));
+            for (queue, first) in [(&shard.small, 0), (&shard.main, degrees.len() / 2)] {
+                for node in queue.iter().filter_map(|p| self.find(self.bucket(*p), *p, &guard)) {
+                    degrees[first + usize::from(node.frequency.load(Ordering::Relaxed).min(FREQUENCY_MAX))].push(node.item.hash);
+                }
             }
         }
-        found.sort_by_key(|(heat, _)| std::cmp::Reverse(*heat));
-        let proved = found.partition_point(|((proved, _), _)| *proved);
-        (found.into_iter().map(|(_, hash)| hash).collect(), proved)
+        let proved: usize = degrees[degrees.len() / 2..].iter().map(Vec::len).sum();
+        let mut hottest: Vec<KeyHash> = Vec::new();
+        for degree in degrees.iter_mut().rev() {
+            // The first one is taken over as it is; the others are let go one by one.
+            match hottest.is_empty() {
+                true => hottest = std::mem::take(degree),
+                false => hottest.extend(std::mem::take(degree)),
+            }
+        }
+        hottest.truncate(most);
+        (hottest, proved.min(most))
     }
 
     /// Whether the tier holds about as much as it may.
@@ -349,6 +361,18 @@ impl Shard {
         } else {
             self.small.push_back(position);
             self.small_bytes += charge;
+        }
+    }
+
+    /// An entry was unlinked under `guard`.
+    fn leave(&mut self, charge: u64, guard: &Guard) {
+        self.bytes -= charge;
+        self.entries -= 1;
+        self.garbage += charge;
+        if self.garbage > GARBAGE_MAX {
+            // Else it would lie in this thread's list until that is full: of large values, many bytes.
+            guard.flush();
+            self.garbage = 0;
         }
     }
 
@@ -457,7 +481,9 @@ mod tests {
         }
         let kept = (0..500).filter(|n| tier.holds(at(*n))).count();
         assert!(kept > 450, "{kept}");
-        let (hottest, proved) = tier.hottest();
+        let (hottest, proved) = tier.hottest(usize::MAX);
+        let (first, proved_of_them) = tier.hottest(10);
+        assert_eq!((&first[..], proved_of_them), (&hottest[..10], 10));
         let hot: HashSet<KeyHash> = (0..500).map(|n| item(n, 0).hash).collect();
         assert!(proved >= kept, "{proved} proved");
         assert!(hottest[..400].iter().filter(|h| hot.contains(h)).count() > 380);

@@ -1,6 +1,6 @@
 //! Frames in order, from what the files and the ring of a dead process hold. Tells torn from rot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
@@ -65,8 +65,12 @@ fn read(file: &dyn File, offset: u64, buf: &mut [u8]) -> io::Result<()> {
 pub(crate) struct Replay {
     store: StoreId,
     files: BTreeMap<u64, Arc<dyn File>>,
-    /// Whether there are files that do not say which part of the WAL they hold.
+    /// Files that do not say which part of the WAL they hold, since their header does not verify or cannot be read: their frames may.
+    headless: Vec<Arc<dyn File>>,
+    /// Whether the header of one cannot be read.
     headers_unread: bool,
+    /// Parts of the WAL that no file holds.
+    absent: BTreeSet<u64>,
     /// File number and offset of what could not be read last.
     unread: Option<(u64, u64)>,
     payload: u64,
@@ -78,7 +82,7 @@ pub(crate) struct Replay {
 
 impl Replay {
     pub(crate) fn open(disk: &dyn Disk, store: StoreId, ring: Arc<dyn Mapping>, payload: u64) -> io::Result<Self> {
-        let (mut files, mut headers_unread) = (BTreeMap::new(), false);
+        let (mut files, mut headless, mut headers_unread) = (BTreeMap::new(), Vec::new(), false);
         let mut block = AlignedBuf::zeroed(BLOCK);
         for (name, len) in disk.list()? {
             if numbered(&name, FILE_PREFIX).is_none() || len != payload + BLOCK as u64 {
@@ -88,14 +92,27 @@ impl Replay {
             if read(file.as_ref(), 0, &mut block).is_err() {
                 // Spare or not: replay finds out whether its frames are missed.
                 headers_unread = true;
+                headless.push(file);
                 continue;
             }
             match FileHeader::decode(store, &block) {
                 Some(header) if header.payload == payload => drop(files.insert(header.number, file)),
-                _ => {}
+                _ => headless.push(file),
             }
         }
-        Ok(Self { store, files, headers_unread, unread: None, payload, ring, window: AlignedBuf::zeroed(WINDOW), held: None })
+        let absent = BTreeSet::new();
+        Ok(Self {
+            store,
+            files,
+            headless,
+            headers_unread,
+            absent,
+            unread: None,
+            payload,
+            ring,
+            window: AlignedBuf::zeroed(WINDOW),
+            held: None,
+        })
     }
 
     /// A position above every one that may have been used, given that replay went as far as `end`.
@@ -269,12 +286,32 @@ impl Replay {
         Ok(true)
     }
 
+    /// The file that holds this part of the WAL although it does not say so: a frame near its front verifies there, which it would do nowhere else.
+    fn adopt(&mut self, number: u64) -> Option<Arc<dyn File>> {
+        if self.headless.is_empty() || !self.absent.insert(number) {
+            return None;
+        }
+        let mut front = AlignedBuf::zeroed(round_up(2 * FRAME_LEN_MAX as u64, SECTOR as u64) as usize);
+        let holds_it = |file: &Arc<dyn File>| {
+            read(file.as_ref(), BLOCK as u64, &mut front).is_ok()
+                && (0..FRAME_LEN_MAX).step_by(8).any(|offset| {
+                    let at = number * self.payload + offset as u64;
+                    let frame = format::frame_len(&front[offset..]).and_then(|len| front.get(offset..offset + len));
+                    frame.is_some_and(|frame| format::decode_frame(self.store, at, frame).is_some())
+                })
+        };
+        let found = self.headless.iter().position(holds_it)?;
+        let file = self.headless.swap_remove(found);
+        self.files.insert(number, Arc::clone(&file));
+        Some(file)
+    }
+
     /// Bytes of file `number` from `offset` of its payload on, at least one. `None` if there is no such file.
     fn load(&mut self, number: u64, offset: u64) -> io::Result<Option<&[u8]>> {
         let offset = BLOCK as u64 + offset;
         let holds = |(n, start, len): (u64, u64, usize)| n == number && (start..start + len as u64).contains(&offset);
         if !self.held.is_some_and(holds) {
-            let Some(file) = self.files.get(&number) else { return Ok(None) };
+            let Some(file) = self.files.get(&number).cloned().or_else(|| self.adopt(number)) else { return Ok(None) };
             if self.unread.is_some_and(|(n, from)| n == number && offset >= from) {
                 return Ok(None);
             }

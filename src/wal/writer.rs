@@ -38,12 +38,11 @@ struct Files {
 
 impl Files {
     fn unused_name(&self) -> String {
-        let used = |name: &String| {
+        let is_unused = |name: &String| {
             let active = self.active.iter().map(|file| &file.name);
-            active.chain(self.spare.iter().map(|(name, _)| name)).chain(&self.taken).any(|other| other == name)
+            active.chain(self.spare.iter().map(|(name, _)| name)).chain(&self.taken).all(|other| other != name)
         };
-        let names = (0u32..).map(|number| format!("{FILE_PREFIX}{number}"));
-        names.skip_while(used).next().unwrap_or_default()
+        (0u32..).map(|number| format!("{FILE_PREFIX}{number}")).find(is_unused).unwrap_or_default()
     }
 }
 

@@ -20,12 +20,13 @@ use crate::index::batch::Batch;
 use crate::index::checkpoint::Header;
 use crate::index::geometry::{Entry, Geometry};
 use crate::io::aligned::AlignedBuf;
-use crate::io::{BLOCK, Disk, File};
+use crate::io::{BLOCK, Disk, File, InMemory, Mapping};
 use crate::manifest::catalog::Catalog;
 use crate::manifest::{Manifest, Segment, SegmentState};
 use crate::segment::footer;
 use crate::segment::table::{self, Row, State};
-use crate::wal::replay::{Replay, Summary};
+use crate::wal::format::Mutation;
+use crate::wal::replay::{Hole, Replay, Visitor};
 
 /// What kind of stop preceded an open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -142,12 +143,13 @@ pub(super) fn recover(disk: &dyn Disk, settings: &Settings, mut manifest: Manife
     recovery.load_sealed(manifest.checkpoint)?;
     let mut wal_limit = manifest.wal_start;
     if kind != Start::Clean {
-        let (wal_ring, _) = disk.map(files::RINGS[1], manifest.wal_ring)?;
-        let (segment_ring, _) = disk.map(files::RINGS[0], manifest.segment_ring)?;
+        let wal_ring = ring(disk, &files::wal_ring(manifest.wal_ring), manifest.wal_ring)?;
+        let segment_ring = ring(disk, &files::segment_ring(manifest.segment_ring), manifest.segment_ring)?;
         let mut replay = Replay::open(disk, manifest.store, wal_ring, manifest.wal_payload)?;
         wal_limit = replay.limit(manifest.wal_start);
         let summary = match cold {
-            true => Summary { end: manifest.wal_start, ..Summary::default() },
+            // For the newest LSN and time alone.
+            true => replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, false, &mut Ignored)?,
             false => tail::replay(&mut recovery, &mut replay, &manifest, kind, segment_ring.as_ref())?,
         };
         manifest.next_lsn = manifest.next_lsn.max(summary.last.next());
@@ -155,6 +157,27 @@ pub(super) fn recover(disk: &dyn Disk, settings: &Settings, mut manifest: Manife
         wal_limit = wal_limit.max(replay.limit(summary.end));
     }
     Ok(recovery.finish(manifest, wal_limit))
+}
+
+/// A ring of the process before. One that is missing held nothing, and is not made: there may be no room for it.
+fn ring(disk: &dyn Disk, name: &str, len: u64) -> io::Result<Arc<dyn Mapping>> {
+    match disk.list()?.iter().any(|(there, found)| there == name && *found == len) {
+        true => disk.map(name, len).map(|(ring, _)| ring),
+        false => Ok(Arc::new(InMemory::zeroed(len))),
+    }
+}
+
+/// Whom nothing is told.
+struct Ignored;
+
+impl Visitor for Ignored {
+    fn visit(&mut self, _mutation: &Mutation, _moved: bool, _record: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn repair(&mut self, _hole: &Hole) -> io::Result<bool> {
+        Ok(true)
+    }
 }
 
 /// Leaves nothing that could be served, and no resume token: it may not be the newest.

@@ -89,8 +89,13 @@ impl Visitor for Tail<'_, '_> {
         if moved && self.kind == Start::Host {
             match self.is_there(&row, &entry) {
                 Ok(true) => {}
-                // The move did not last, so it did not happen: the old place is not reused before the new one is synced.
-                Ok(false) => return Ok(()),
+                // The move did not last, so it did not happen: the old place is not reused before the new one is synced. What takes its place in the footer names nothing.
+                Ok(false) => {
+                    entry.hash = format::note_hash(self.recovery.hash_seed, &mutation.record.0.to_le_bytes());
+                    entry.tombstone = true;
+                    self.unsealed[i].entries.push(Listed { entry, placed: true });
+                    return Ok(());
+                }
                 // It may have lasted, and then what else is known of the key may be older.
                 Err(_) => entry.tombstone = true,
             }

@@ -5,6 +5,9 @@ use crate::config::RecoveryMode;
 use crate::error::Error;
 use crate::wal::format::FRAME_LEN;
 
+/// Of a store with the options of these tests.
+const WAL_RING: &str = "ring.wal.16";
+
 fn reopen(disk: &SimDisk) -> Result<Arc<Engine>, Error> {
     open(&small(), Some(Arc::new(disk.clone())), Arc::new(SimClock::new(3)), Mode::Inline)
 }
@@ -21,7 +24,7 @@ fn a_hole_in_the_wal_is_filled_from_the_records() {
     }
     let image = store.disk.after_kill();
     // The frame that superseded a's first value.
-    image.corrupt("ring.wal", FRAME_LEN as u64 + 30, 1);
+    image.corrupt(WAL_RING, FRAME_LEN as u64 + 30, 1);
     let engine = reopen(&image).unwrap();
     assert_eq!(engine.report.damaged.len(), 1, "{:?}", engine.report);
     for (key, value) in [(b"a", b"2"), (b"b", b"3"), (b"c", b"4")] {
@@ -55,7 +58,7 @@ fn a_hole_in_the_wal_whose_records_are_damaged_too_is_reported_and_nothing_older
         store.put(key, value);
     }
     let image = store.disk.after_kill();
-    image.corrupt("ring.wal", FRAME_LEN as u64 + 30, 1);
+    image.corrupt(WAL_RING, FRAME_LEN as u64 + 30, 1);
     damage_record(&image, b"the second value");
     let engine = reopen(&image).unwrap();
     assert_eq!(engine.report.damaged.len(), 1, "{:?}", engine.report);
@@ -75,7 +78,7 @@ fn damage_at_the_end_of_the_wal_of_a_dead_process_costs_the_last_entry_only() {
         store.put(key, b"value");
     }
     let image = store.disk.after_kill();
-    image.corrupt("ring.wal", 2 * FRAME_LEN as u64 + 9, 0xff);
+    image.corrupt(WAL_RING, 2 * FRAME_LEN as u64 + 9, 0xff);
     let engine = reopen(&image).unwrap();
     assert_eq!((get(&engine, b"a").is_some(), get(&engine, b"b").is_some(), get(&engine, b"c")), (true, true, None));
 }
@@ -88,7 +91,7 @@ fn what_is_put_after_damage_survives_the_next_stop() {
     store.engine().persist(Ack::Host).unwrap();
     store.engine().persist(Ack::Host).unwrap();
     let image = store.disk.after_kill();
-    for file in ["ring.wal", "wal.0"] {
+    for file in [WAL_RING, "wal.0"] {
         let header = if file == "wal.0" { 4096 } else { 0 };
         image.corrupt(file, header + FRAME_LEN as u64 + 30, 1);
     }
@@ -188,7 +191,7 @@ fn a_lost_or_emptied_file_costs_entries_and_never_brings_back_older_ones() {
     for clean in [true, false] {
         let disk = worn(clean);
         for (name, len) in disk.files() {
-            if name == "ring.wal" || name == "ring.segments" {
+            if name.starts_with("ring.") {
                 // Without the rings a killed store has lost what only the page cache held, and cannot know it: rings are not files that may be tampered with.
                 continue;
             }
@@ -204,4 +207,33 @@ fn a_lost_or_emptied_file_costs_entries_and_never_brings_back_older_ones() {
 
 fn round_down_to_block(n: u64) -> u64 {
     crate::codec::round_down(n, crate::io::BLOCK as u64)
+}
+
+#[test]
+fn a_wal_file_whose_header_is_damaged_or_cannot_be_read_still_says_what_was_deleted() {
+    for (unread, cut) in [(false, true), (false, false), (true, true)] {
+        let mut store = Store::new(small());
+        for key in [b"a", b"b"] {
+            store.put(key, b"the old value");
+        }
+        store.close();
+        // Only the WAL knows of these, and only its file after a power cut.
+        store.engine().delete(b"a".into(), &DeleteOptions::new().ack(Ack::Host)).unwrap();
+        store.engine().put(b"b".into(), b"the new value", &PutOptions::new().ack(Ack::Host)).unwrap();
+        let image = if cut { store.disk.after_power_cut(1, PowerCut::LoseAll) } else { store.disk.after_kill() };
+        let named = |(name, _): (String, u64)| (name.starts_with("wal.") && image.content(&name).starts_with(b"EWWH")).then_some(name);
+        let files: Vec<String> = image.files().into_iter().filter_map(named).collect();
+        for name in &files {
+            if unread {
+                image.fail_reads_of(name, 0);
+            } else {
+                image.corrupt(name, 25, 1);
+            }
+        }
+        assert!(!files.is_empty());
+        let engine = reopen(&image).unwrap();
+        assert_eq!(get(&engine, b"a"), None, "{unread} {cut}");
+        assert_eq!(get(&engine, b"b").as_deref(), Some(&b"the new value"[..]), "{unread} {cut}");
+        assert!(engine.report.damaged.is_empty(), "{:?}", engine.report);
+    }
 }

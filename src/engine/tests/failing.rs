@@ -3,7 +3,7 @@
 use std::task::{Context, Poll, Waker};
 
 use super::*;
-use crate::engine::{Condition, Wait};
+use crate::engine::Condition;
 use crate::error::Error;
 use crate::io::sim::FaultOp;
 

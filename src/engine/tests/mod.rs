@@ -15,7 +15,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::driver::Mode;
-use super::{DeleteOptions, Engine, PutOptions, Start, open};
+use super::{DeleteOptions, Engine, PutOptions, Start, Wait, open};
 use crate::config::{Ack, OnHostCrash, Options, WalValues};
 use crate::engine::open::fit_index;
 use crate::engine::scan::Scan;
@@ -325,6 +325,85 @@ fn an_expired_entry_stays_expired_when_the_clock_goes_back() {
     assert!(store.get(b"l").is_some());
     store.clock.advance(Duration::from_secs(11));
     assert!(store.get(b"l").is_none());
+}
+
+#[test]
+fn what_was_seen_to_have_expired_stays_so_after_a_kill_and_a_clock_that_goes_back() {
+    let mut store = Store::new(small());
+    store.engine().put(b"k".into(), b"v", &PutOptions::new().ttl(Duration::from_secs(10))).unwrap();
+    store.engine().persist(Ack::Host).unwrap();
+    store.clock.advance(Duration::from_secs(3_600));
+    // Nothing is written meanwhile but by those who look.
+    assert!(store.get(b"k").is_none());
+    store.clock.jump_wall(-3_600_000);
+    store.kill();
+    assert!(store.get(b"k").is_none());
+}
+
+#[test]
+fn a_store_that_nobody_changes_records_that_it_is_alive() {
+    let mut store = Store::new(small());
+    store.put(b"k", b"v");
+    store.engine().persist(Ack::Host).unwrap();
+    let syncs = store.engine().stats().syncs;
+    // Long enough to fill the ring with nothing else.
+    for _ in 0..4_000 {
+        store.clock.advance(Duration::from_secs(61));
+        store.engine().step_alive();
+        store.engine().step_all().unwrap();
+    }
+    assert!(store.engine().stats().syncs - syncs < 10);
+    let now = store.engine().time.now_ms();
+    store.kill();
+    assert!((now - 1_000..=now).contains(&store.engine().report.alive_until_ms), "{now} {:?}", store.engine().report);
+    store.put(b"k", b"w");
+    assert_eq!(store.get(b"k").as_deref(), Some(&b"w"[..]));
+}
+
+#[test]
+fn an_entry_that_is_very_much_older_than_the_newest_is_kept() {
+    let mut store = Store::new(small());
+    store.put(b"old", &value(1, 0, 300));
+    store.engine().persist(Ack::Host).unwrap();
+    for round in 1..4u64 {
+        // As if so many mutations had come and gone before this life.
+        if round % 2 == 0 {
+            store.kill()
+        } else {
+            store.power_cut(round, PowerCut::KeepAll)
+        }
+        assert_eq!(store.get(b"old"), Some(value(1, 0, 300)), "before round {round}");
+        crate::sync::lock(&store.engine().log).next_lsn = Lsn(round << 40);
+        for n in 0..1_500u64 {
+            store.put(&(n % 50).to_le_bytes(), &value(n % 50, n, 2_000));
+        }
+        let stats = store.engine().stats();
+        assert!(stats.segments_reclaimed > 0 && stats.evicted == 0, "{stats:?}");
+        assert_eq!(store.get(b"old"), Some(value(1, 0, 300)), "in round {round}");
+    }
+    store.kill();
+    assert_eq!(store.get(b"old"), Some(value(1, 0, 300)));
+}
+
+#[test]
+fn an_index_that_fills_the_budget_goes_on_taking_entries() {
+    // The index of so much flash takes most of this memory while it is empty.
+    let store = Store::new(Options::new("sim").memory(1350 << 10).flash(2 << 30).segment_size(1 << 20));
+    let engine = store.engine();
+    let mut most = 0;
+    for n in 0..300_000u64 {
+        let options = PutOptions::new().wait(Wait::No);
+        let mut tries = 0;
+        while engine.put((&n.to_le_bytes()).into(), b"", &options).is_err() {
+            engine.step_all().unwrap();
+            tries += 1;
+            assert!(tries < 100, "put {n} of {} entries: {:?}", engine.index.entries(), engine.stats());
+        }
+        most = most.max(engine.index.allocated());
+    }
+    let stats = engine.stats();
+    assert!(stats.evicted > 0 && stats.entries > 10_000, "{stats:?}");
+    assert!(most <= engine.settings.index_bytes_max + engine.settings.memory / 64 + 64, "{most}");
 }
 
 #[test]
