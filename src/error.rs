@@ -68,6 +68,12 @@ pub enum Error {
         /// What was expected.
         reason: String,
     },
+    /// Options in TOML cannot be read.
+    #[error("the options cannot be read: {reason}")]
+    InvalidToml {
+        /// The line, and what is wrong there.
+        reason: String,
+    },
     /// The store has other sizes than the options, or more entries than `memory` can index, and [`crate::Options::resize`] says that it is to stay as it is.
     #[error("the store would have to be resized: option {name}: {reason}")]
     NeedsResize {
@@ -85,7 +91,7 @@ pub enum Error {
     /// A key has no bytes.
     #[error("a key has at least one byte")]
     EmptyKey,
-    /// A key is longer than [`crate::KEY_LEN_MAX`].
+    /// A key is longer than [`crate::KEY_LEN_MAX`], or fits no segment (or the write buffer) of this store.
     #[error("the key has {len} bytes, the limit is {max}")]
     KeyTooLarge {
         /// Bytes given.
@@ -104,7 +110,7 @@ pub enum Error {
     /// There is no room right now and the caller chose not to wait.
     #[error("the write buffer is full; try again, or wait")]
     WouldBlock,
-    /// There was no room, or no sync, before the caller's deadline.
+    /// There was no room before the caller's deadline.
     #[error("the deadline passed before there was room")]
     TimedOut,
     /// A write or a sync failed earlier. Mutations are refused until the store is opened again; reads go on.

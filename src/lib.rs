@@ -27,4 +27,4 @@ pub use config::{Ack, Activity, Backend, Cause, Compression, Evicted, KEY_LEN_MA
 pub use engine::{Condition, DeleteOptions, Entry, FillError, Hint, PutOptions, RecoveryReport, Start, Stats, Tier, Value, Wait};
 pub use error::{Error, Result};
 pub use id::Lsn;
-pub use inspect::{Inspection, LAYOUT, SegmentInspection, inspect};
+pub use inspect::{Inspection, LAYOUT, SegmentInspection, Verified, inspect, verify};

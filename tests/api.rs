@@ -23,7 +23,15 @@ fn namespaces_are_apart_and_are_dropped_for_good() {
         cache.put("key", value).expect("room");
         assert_eq!(cache.entries().count(), 1);
     }
+    let mut all: Vec<(String, String)> = cache
+        .entries_of_all_namespaces()
+        .map(|entry| entry.expect("open"))
+        .map(|entry| (entry.namespace.to_string(), String::from_utf8(entry.value.to_vec()).expect("text")))
+        .collect();
+    all.sort();
+    assert_eq!(all, [("", "default"), ("feeds", "feeds"), ("users", "users")].map(|(name, value)| (name.to_owned(), value.to_owned())));
     users.clear().expect("room");
+    assert_eq!(cache.entries_of_all_namespaces().count(), 2);
     let expected = [("", Some("default")), ("users", None), ("feeds", Some("feeds"))];
     let check = |cache: &Cache| {
         for (name, value) in expected {

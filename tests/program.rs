@@ -73,13 +73,49 @@ fn a_damaged_file_is_reported_by_inspect_and_survived_by_get() {
 }
 
 #[test]
+fn verify_reads_what_inspect_takes_for_granted() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(&dir);
+    let cache = Cache::open(Options::new(&store).flash(1 << 20).memory(1 << 20)).unwrap();
+    for key in 0..200u32 {
+        cache.put(key.to_le_bytes(), vec![7; 1_000]).unwrap();
+    }
+    cache.delete(3u32.to_le_bytes()).unwrap();
+    drop(cache);
+    // As after a kill: the WAL says what the last segments hold.
+    let found = everwarm::verify(&store).unwrap();
+    let verified = found.verified.unwrap();
+    assert!(verified.wal_frames > 0 && verified.records > 0 && found.problems.is_empty(), "{found:?}");
+    assert_eq!(verified.wal_last, 201);
+    Cache::open(Options::new(&store)).unwrap().close().unwrap();
+    let whole = everwarm(&["inspect", &store, "--verify", "--json"]);
+    assert_eq!(whole.status.code(), Some(0), "{}", text(&whole.stdout));
+    assert!(text(&whole.stdout).contains("\"records\":200,"), "{}", text(&whole.stdout));
+    assert!(text(&whole.stdout).contains("\"checkpoint_entries\":199,"), "{}", text(&whole.stdout));
+    let segment = Path::new(&store).join("segment.0");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    bytes[9_000] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+    assert_eq!(everwarm(&["inspect", &store]).status.code(), Some(0), "it does not read records");
+    let damaged = everwarm(&["inspect", &store, "--verify"]);
+    assert_eq!(damaged.status.code(), Some(1));
+    assert!(text(&damaged.stdout).contains("segment 0: 1 records cannot be read"), "{}", text(&damaged.stdout));
+    std::fs::remove_file(segment).unwrap();
+    let refused = Cache::open(Options::new(&store).recovery(everwarm::RecoveryMode::Refuse));
+    assert!(matches!(&refused, Err(Error::Corrupt { what, .. }) if what.contains("segment 0: its file is missing")), "{refused:?}");
+}
+
+#[test]
 fn wrong_input_is_refused_with_its_reason_and_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(&dir);
     refused(&everwarm(&["get", &store, "key"]), "holds no everwarm store");
     assert!(!Path::new(&store).exists(), "get creates nothing");
     assert!(everwarm(&["put", &store, "key", "value", "--flash", "1MiB"]).status.success());
-    refused(&everwarm(&["put", &store, "", "v"]), "at least one byte");
+    for verb in [&["put", &store, "", "v"][..], &["get", &store, ""], &["delete", &store, ""]] {
+        refused(&everwarm(verb), "a key has 1 to 65535 bytes");
+    }
+    assert!(everwarm::inspect(&store).unwrap().clean);
     refused(&everwarm(&["put", &store, "k", "v", "--flash", "1KiB"]), "flash");
     refused(&everwarm(&["put", &store, "k", "v", "--flash", "much"]), "much");
     refused(&everwarm(&["drill", "--trace", "/nonexistent.csv.gz"]), "nonexistent");
@@ -129,6 +165,7 @@ fn a_store_keeps_its_size_its_entries_and_its_namespaces_unless_told_otherwise()
     refused(&everwarm(&["get", &store, "key", "--flash", "1MiB"]), "--resize");
     refused(&everwarm(&["get", &store, "key", "--memory", "16000000G"]), "this machine has");
     refused(&everwarm(&["get", &store, "key", "-n", "typo"]), "no namespace `typo`");
+    assert!(everwarm::inspect(&store).unwrap().clean, "what refuses leaves the store as it was");
     let stats = text(&everwarm(&["stats", &store, "--json"]).stdout);
     assert!(stats.contains("\"entries\":30001"), "{stats}");
     let copy = dir.path().join("copy");
@@ -254,6 +291,8 @@ fn keys_and_values_beyond_the_limits_are_refused_with_the_limit() {
     let cache = Cache::open(Options::new(store(&dir)).flash(1 << 20).memory(1 << 20)).unwrap();
     assert!(matches!(cache.put("", "v"), Err(Error::EmptyKey)));
     assert!(matches!(cache.put(vec![0; 65_536], "v"), Err(Error::KeyTooLarge { max: 65_535, .. })));
+    let Err(Error::KeyTooLarge { max, .. }) = cache.put(vec![0; 65_535], "v") else { panic!("no segment is so large") };
+    cache.put(vec![0; max], "").unwrap();
     let Err(Error::ValueTooLarge { max, .. }) = cache.put("k", vec![0; 1 << 20]) else { panic!("too large") };
     cache.put("k", vec![1; max]).unwrap();
     assert_eq!(cache.get("k").unwrap().unwrap().len(), max);

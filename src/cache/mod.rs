@@ -249,7 +249,12 @@ impl Cache {
 
     /// Everything that is live in this handle's namespace, in no order. What changes meanwhile may be seen or not.
     pub fn entries(&self) -> Entries<'_> {
-        Entries { cache: self, scan: Scan::new(self.space.scope()) }
+        Entries { cache: self, scan: Scan::new([(self.space.scope(), self.space.name().into())]) }
+    }
+
+    /// Everything that is live in any namespace, in no order. As [`Cache::entries`].
+    pub fn entries_of_all_namespaces(&self) -> Entries<'_> {
+        Entries { cache: self, scan: Scan::new(self.engine().spaces()) }
     }
 
     /// Makes everything acknowledged so far as durable as `level` says.
@@ -301,9 +306,7 @@ impl Iterator for Entries<'_> {
     type Item = Result<Entry>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let next = self.cache.engine().scan_next(&mut self.scan).transpose();
-        // What it found may have been dropped meanwhile.
-        next.filter(|_| self.scan.is_of(self.cache.space.scope()))
+        self.cache.engine().scan_next(&mut self.scan).transpose()
     }
 }
 

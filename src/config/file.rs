@@ -77,6 +77,7 @@ struct File {
     lock_timeout_ms: Option<u64>,
     backend: Option<Backend>,
     depth: Option<u32>,
+    read_threads: Option<u32>,
     recovery: Option<RecoveryMode>,
 }
 
@@ -99,7 +100,7 @@ impl Options {
     /// ```
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] names the line and what is wrong: a syntax error, an option that does not exist, a value of the wrong type. Ranges are checked when the
+    /// [`Error::InvalidToml`] names the line and what is wrong: a syntax error, an option that does not exist, a value of the wrong type. Ranges are checked when the
     /// cache is opened.
     pub fn from_toml(text: &str) -> Result<Self> {
         Self::new("").with_toml(text)
@@ -110,7 +111,7 @@ impl Options {
     /// # Errors
     /// As [`Options::from_toml`].
     pub fn with_toml(mut self, text: &str) -> Result<Self> {
-        let file: File = toml::from_str(text).map_err(|e| Error::InvalidOption { name: "file", reason: e.to_string() })?;
+        let file: File = toml::from_str(text).map_err(|e| Error::InvalidToml { reason: e.to_string() })?;
         let or = |given: Option<u64>, before: Duration| given.map_or(before, Duration::from_millis);
         self.dir = file.dir.unwrap_or(self.dir);
         self.memory = file.memory.or(self.memory);
@@ -127,6 +128,7 @@ impl Options {
         self.lock_timeout = or(file.lock_timeout_ms, self.lock_timeout);
         self.backend = file.backend.unwrap_or(self.backend);
         self.depth = file.depth.unwrap_or(self.depth);
+        self.read_threads = file.read_threads.unwrap_or(self.read_threads);
         self.recovery = file.recovery.unwrap_or(self.recovery);
         Ok(self)
     }
@@ -140,7 +142,7 @@ mod tests {
     fn every_option_can_be_given() {
         let options = Options::from_toml(
             "dir = 'x'\nmemory = 2097152\nflash = '1GiB'\nsegment_size = '1 MiB'\nack = 'host'\nsync_interval_ms = 7\nsync_bytes = '1M'\nwal_values = 'always'\n\
-             compression = 'zstd:5'\non_host_crash = 'cold'\ncreate = false\nresize = false\nlock_timeout_ms = 9\nbackend = 'io_uring'\ndepth = 3\nrecovery = 'refuse'\n",
+             compression = 'zstd:5'\non_host_crash = 'cold'\ncreate = false\nresize = false\nlock_timeout_ms = 9\nbackend = 'io_uring'\ndepth = 3\nread_threads = 2\nrecovery = 'refuse'\n",
         )
         .unwrap();
         assert_eq!(
@@ -148,10 +150,11 @@ mod tests {
             (Some(2 << 20), Some(1 << 30), Some(1 << 20), 1 << 20)
         );
         assert_eq!((options.ack, options.wal_values, options.compression), (Ack::Host, WalValues::Always, Compression::Zstd(5)));
+        assert_eq!((options.depth, options.read_threads), (3, 2));
         assert_eq!((options.on_host_crash, options.backend, options.recovery), (OnHostCrash::Cold, Backend::IoUring, RecoveryMode::Refuse));
         assert_eq!(
-            (options.sync_interval.as_millis(), options.lock_timeout.as_millis(), options.depth, options.create, options.resize),
-            (7, 9, 3, false, false)
+            (options.sync_interval.as_millis(), options.lock_timeout.as_millis(), options.create, options.resize),
+            (7, 9, false, false)
         );
     }
 

@@ -63,7 +63,7 @@ pub enum Compression {
     Zstd(i32),
 }
 
-/// How many reads at once are done.
+/// How reads that can be in flight together are done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "toml", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Backend {
@@ -73,7 +73,7 @@ pub enum Backend {
     /// `io_uring`; opening fails where it cannot be used.
     #[cfg_attr(feature = "toml", serde(rename = "io_uring"))]
     IoUring,
-    /// One `pread` after the other.
+    /// `pread`: one after the other for a thread, by [`Options::read_threads`] for tasks.
     Portable,
 }
 
@@ -97,7 +97,7 @@ pub enum RecoveryMode {
     Serve,
     /// As `Serve`, but leaves the checkpoint aside and reads what segments themselves say. Slower.
     Rebuild,
-    /// Opens only if nothing is damaged; else fails with [`Error::Corrupt`], and another mode can still be chosen.
+    /// Opens only if nothing that an opening looks at is damaged (the manifest aside, of which one copy is enough); else fails with [`Error::Corrupt`], and another mode can still be chosen.
     Refuse,
 }
 
@@ -227,6 +227,7 @@ pub struct Options {
     pub(crate) lock_timeout: Duration,
     pub(crate) backend: Backend,
     pub(crate) depth: u32,
+    pub(crate) read_threads: u32,
     pub(crate) recovery: RecoveryMode,
     pub(crate) activity: Option<Observer>,
     pub(crate) listener: Option<Listener>,
@@ -251,6 +252,7 @@ impl Options {
             lock_timeout: Duration::from_secs(5),
             backend: Backend::Auto,
             depth: 128,
+            read_threads: 8,
             recovery: RecoveryMode::Serve,
             activity: None,
             listener: None,
@@ -264,8 +266,8 @@ impl Options {
         self
     }
 
-    /// Bytes of DRAM for everything: index, buffers, memory tier. Default 256 MiB, and for a store that exists at least what its index needs. Minimum 1 MiB; large flash
-    /// needs more, and a 512th of it is enough. If the index does not fit, the oldest entries are evicted.
+    /// Bytes of DRAM for everything: index, buffers, memory tier. Default 256 MiB, and for a store that exists at least what its index needs. Minimum 1 MiB, maximum what the
+    /// machine has; large flash needs more than the minimum, and a 512th of it is enough. If the index does not fit, the oldest entries are evicted.
     #[must_use]
     pub fn memory(mut self, bytes: u64) -> Self {
         self.memory = Some(bytes);
@@ -281,7 +283,7 @@ impl Options {
         self
     }
 
-    /// Bytes of one segment: the unit of reclaim, a power of two from 64 KiB to 2 GiB. Default: a 512th of `flash`, between 256 KiB and 1 GiB (2 GiB if `flash` is above 4 TiB, 64 KiB if it is below 4 MiB).
+    /// Bytes of one segment: the unit of reclaim, a power of two from 64 KiB to 2 GiB. Default: a 512th of `flash`, rounded up to a power of two, between 256 KiB and 1 GiB (2 GiB if `flash` is above 4 TiB, 64 KiB if it is below 4 MiB).
     #[must_use]
     pub fn segment_size(mut self, bytes: u64) -> Self {
         self.segment_size = Some(bytes);
@@ -352,7 +354,7 @@ impl Options {
         self
     }
 
-    /// How many reads at once are done. Default [`Backend::Auto`].
+    /// How reads that can be in flight together are done. Default [`Backend::Auto`].
     #[must_use]
     pub fn backend(mut self, backend: Backend) -> Self {
         self.backend = backend;
@@ -363,6 +365,13 @@ impl Options {
     #[must_use]
     pub fn depth(mut self, reads: u32) -> Self {
         self.depth = reads;
+        self
+    }
+
+    /// Threads that read for tasks where there is no `io_uring`, started as they are needed. Default 8, 1 to 256.
+    #[must_use]
+    pub fn read_threads(mut self, threads: u32) -> Self {
+        self.read_threads = threads;
         self
     }
 
@@ -403,13 +412,6 @@ impl Options {
         self.segment_size
     }
 
-    pub(crate) fn validate_depth(&self) -> Result<()> {
-        if (1..=4096).contains(&self.depth) {
-            return Ok(());
-        }
-        Err(Error::InvalidOption { name: "depth", reason: format!("{} given, 1 to 4096 is possible", self.depth) })
-    }
-
     /// Checks every option and derives what follows from them. `stored` is the geometry of the store if it exists.
     pub(crate) fn validate(&self, stored: Option<Stored>) -> Result<Settings> {
         let invalid = |name, reason: String| Err(Error::InvalidOption { name, reason });
@@ -420,7 +422,12 @@ impl Options {
         if memory < 1 << 20 {
             return invalid("memory", format!("{memory} B given, at least 1 MiB is needed"));
         }
-        self.validate_depth()?;
+        if !(1..=4096).contains(&self.depth) {
+            return invalid("depth", format!("{} given, 1 to 4096 is possible", self.depth));
+        }
+        if !(1..=256).contains(&self.read_threads) {
+            return invalid("read_threads", format!("{} given, 1 to 256 is possible", self.read_threads));
+        }
         let flash = self.flash.or(stored.map(|s| s.flash)).unwrap_or(4 << 30);
         if flash < SEGMENTS_MIN * SEGMENT_SIZE_MIN {
             return invalid("flash", format!("{flash} B given, at least {} are needed", SEGMENTS_MIN * SEGMENT_SIZE_MIN));
@@ -591,6 +598,7 @@ mod tests {
         assert_eq!(refused(o().sync_bytes(1)), "sync_bytes");
         assert_eq!(refused(o().sync_bytes(1 << 30)), "sync_bytes");
         assert_eq!(refused(o().depth(0)), "depth");
+        assert_eq!(refused(o().read_threads(257)), "read_threads");
         assert_eq!(refused(o().compression(Compression::Zstd(23))), "compression");
     }
 }

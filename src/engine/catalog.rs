@@ -105,6 +105,18 @@ impl Engine {
         lock(&self.registry).current.namespaces.keys().filter(|name| !name.is_empty()).cloned().collect()
     }
 
+    /// The life that the namespace with this name is in, if there is one.
+    pub(super) fn scope_of(&self, name: &str) -> Option<Scope> {
+        lock(&self.registry).current.scope(name)
+    }
+
+    /// Names of all namespaces, and the lives that they are in.
+    pub(crate) fn spaces(&self) -> Vec<(Scope, Arc<str>)> {
+        let registry = lock(&self.registry);
+        let names = registry.current.namespaces.keys().map(String::as_str).filter(|name| !name.is_empty());
+        names.chain([""]).filter_map(|name| Some((registry.current.scope(name)?, name.into()))).collect()
+    }
+
     /// Drops everything that a namespace holds.
     pub(crate) fn clear(&self, space: &Space, ack: Option<Ack>) -> Result<Lsn> {
         self.note(&Note::Namespace(&space.name), ack, |_| true)

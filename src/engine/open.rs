@@ -39,16 +39,15 @@ const LSN_GAP: u64 = 1 << 24;
 
 /// Opens the store in the options' directory.
 pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dyn Clock>, driver: Mode) -> Result<Arc<Engine>> {
+    // Before anything is made.
+    let settings = options.validate(None)?;
+    check_memory(&settings)?;
     let is_real = disk.is_none();
     let disk = match disk {
         Some(disk) => disk,
-        None => {
-            options.validate_depth()?;
-            Arc::new(posix_disk(options)?)
-        }
+        None => Arc::new(posix_disk(options)?),
     };
     let started = clock.monotonic();
-    let settings = options.validate(None)?;
     let dir = &options.dir;
     check_contents(disk.as_ref(), options)?;
     let guard = take(disk.as_ref(), options, clock.as_ref())?;
@@ -109,7 +108,7 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
 fn posix_disk(options: &Options) -> Result<posix::PosixDisk> {
     let dir = prepare_directory(options)?;
     let handle = fs::File::open(dir).map_err(Error::io("open the directory", dir))?;
-    posix::PosixDisk::new(dir, handle, options.backend, options.depth)
+    posix::PosixDisk::new(dir, handle, options.backend, options.depth, options.read_threads)
         .map_err(|e| Error::InvalidOption { name: "backend", reason: format!("io_uring cannot be used here: {e}") })
 }
 
@@ -146,11 +145,7 @@ pub(super) fn fit_index(settings: &mut Settings, options: &Options, index: u64) 
 
 /// Refuses what this machine cannot give, before anything relies on it.
 fn check_machine(is_real: bool, settings: &Settings) -> Result<Option<Descriptors>> {
-    let there = posix::physical_memory();
-    if settings.memory > there {
-        let reason = format!("{} B given, this machine has {there}", settings.memory);
-        return Err(Error::InvalidOption { name: "memory", reason });
-    }
+    check_memory(settings)?;
     let (segments, needed) = (settings.segments, u64::from(settings.segments) + DESCRIPTORS_BESIDE);
     if !is_real {
         return Ok(None);
@@ -161,6 +156,15 @@ fn check_machine(is_real: bool, settings: &Settings) -> Result<Option<Descriptor
         );
         Error::InvalidOption { name: "segment_size", reason }
     })
+}
+
+fn check_memory(settings: &Settings) -> Result<()> {
+    let there = posix::physical_memory();
+    if settings.memory > there {
+        let reason = format!("{} B given, this machine has {there}", settings.memory);
+        return Err(Error::InvalidOption { name: "memory", reason });
+    }
+    Ok(())
 }
 
 /// Makes room for an index that is large although it is empty, because of segments that were larger, or more, than those of `settings`; or refuses to, if `memory` is given.

@@ -6,15 +6,13 @@ use std::sync::atomic::Ordering;
 
 use super::Engine;
 use super::append::{Append, NoRoom};
-use crate::codec::{round_down, round_up};
 use crate::config::{Activity, Cause, Evicted};
 use crate::id::{Location, Scope, SegmentId};
-use crate::io::aligned::AlignedBuf;
 use crate::io::is_shortage;
-use crate::io::{File, SECTOR};
+use crate::segment::footer;
 use crate::segment::format::{self, Draft, Kind, Record};
+use crate::segment::reader::{self, Window};
 use crate::segment::table::{Row, State};
-use crate::segment::{footer, reader};
 use crate::sync::lock;
 
 /// While live entries take up to this share (in percent) of what records can take of flash, all of them are to be kept: there is garbage enough to win room from.
@@ -25,8 +23,6 @@ const SEGMENTS_IN_FLIGHT: u64 = 4;
 const REINSERT_SHARE: u64 = 4;
 /// A version this much older than the newest may be too far from a segment's base to be stated relative to it.
 const FAR: u64 = 1 << 30;
-/// Bytes that are read at once while a segment is drained.
-const WINDOW: usize = 1 << 20;
 
 /// What becomes of an entry.
 enum Fate {
@@ -260,45 +256,5 @@ impl Engine {
         let appended = self.marks.appended_bytes.load(Ordering::Relaxed);
         self.table.change(row.life.id, &[State::Draining, State::Failed], |row| row.moved_until = appended);
         Ok(true)
-    }
-}
-
-/// A sliding view of a segment file for reading it from front to back.
-struct Window<'a> {
-    file: &'a dyn File,
-    size: u64,
-    buf: AlignedBuf,
-    /// Offsets in the file that `buf` holds.
-    held: std::ops::Range<u64>,
-}
-
-impl<'a> Window<'a> {
-    fn new(file: &'a dyn File, size: u64) -> Self {
-        Self { file, size, buf: AlignedBuf::zeroed(WINDOW.min(size as usize)), held: 0..0 }
-    }
-
-    /// `len` bytes at `offset`.
-    fn bytes(&mut self, offset: u32, len: u32) -> io::Result<&[u8]> {
-        let (start, end) = (u64::from(offset), u64::from(offset) + u64::from(len));
-        if start < self.held.start || end > self.held.end {
-            let from = round_down(start, SECTOR as u64);
-            let need = (round_up(end, SECTOR as u64) - from) as usize;
-            if need > self.buf.len() {
-                self.buf = AlignedBuf::zeroed(need);
-            }
-            let to = (from + self.buf.len() as u64).min(self.size);
-            self.held = 0..0;
-            let whole = self.file.read_at(from, &mut self.buf[..(to - from) as usize]);
-            self.held = match whole {
-                Ok(()) => from..to,
-                // Something in the window cannot be read: perhaps it is not this record.
-                Err(_) => {
-                    self.file.read_at(from, &mut self.buf[..need])?;
-                    from..from + need as u64
-                }
-            };
-        }
-        let at = (start - self.held.start) as usize;
-        Ok(&self.buf[at..at + len as usize])
     }
 }

@@ -1,5 +1,7 @@
 //! Iteration over everything that is live, in no order.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -12,7 +14,10 @@ use crate::tier::memory::Item;
 
 /// A live entry.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Entry {
+    /// The name of its namespace, empty for the default one.
+    pub namespace: Arc<str>,
     /// The key.
     pub key: Bytes,
     /// The value.
@@ -26,7 +31,8 @@ pub struct Entry {
 /// Where an iteration stands.
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
-    scope: Scope,
+    /// The lives of namespaces that it looks for, and their names.
+    spaces: HashMap<Scope, Arc<str>>,
     /// The next partition of the index.
     partition: usize,
     /// Slots of the partition before `partition` that are to come.
@@ -35,13 +41,9 @@ pub(crate) struct Scan {
 }
 
 impl Scan {
-    /// An iteration over what is in this life of a namespace.
-    pub(crate) fn new(scope: Scope) -> Self {
-        Self { scope, ..Self::default() }
-    }
-
-    pub(crate) fn is_of(&self, scope: Scope) -> bool {
-        self.scope == scope
+    /// An iteration over what is in these lives of namespaces.
+    pub(crate) fn new(spaces: impl IntoIterator<Item = (Scope, Arc<str>)>) -> Self {
+        Self { spaces: spaces.into_iter().collect(), ..Self::default() }
     }
 }
 
@@ -79,7 +81,7 @@ impl Engine {
         }
     }
 
-    /// The entry that a slot of the partition before `scan.partition` named when it was copied, if it is in the namespace and the index still names it.
+    /// The entry that a slot of the partition before `scan.partition` named when it was copied, if it is in one of the namespaces and the index still names it.
     fn live(&self, slot: u64, scan: &Scan) -> Live {
         let geometry = self.index.geometry();
         let place = geometry.unpack(slot);
@@ -101,9 +103,8 @@ impl Engine {
             Some(_) => return Live::Overtaken(None),
             None => return Live::No,
         }
-        if *scope != scan.scope {
-            return Live::No;
-        }
+        // Its namespace may have been dropped since the iteration began.
+        let Some(namespace) = scan.spaces.get(scope).filter(|name| self.scope_of(name) == Some(*scope)) else { return Live::No };
         let Some(item) = self.item_of(hash, found.bytes(), &found.record) else { return Live::No };
         let now = self.time.now_ms();
         let Item { lsn: version, expires_ms, .. } = item;
@@ -112,14 +113,14 @@ impl Engine {
             return Live::No;
         }
         let (key, value) = (item.bytes.slice(..item.key_len), item.value());
-        Live::Entry(Entry { key, value, version, expires_in_ms: expires_ms.map(|at| at - now) })
+        Live::Entry(Entry { namespace: Arc::clone(namespace), key, value, version, expires_in_ms: expires_ms.map(|at| at - now) })
     }
 }
 
 /// What a slot of the index turned out to be.
 enum Live {
     Entry(Entry),
-    /// Not of this namespace, expired, gone, or not to be had.
+    /// Not of these namespaces, expired, gone, or not to be had.
     No,
     /// The record is not there, or not the one that the index names: it named another one before. If nothing verifies, the life that its segment has.
     Overtaken(Option<Life>),

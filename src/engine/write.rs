@@ -39,7 +39,7 @@ pub enum Wait {
     Forever,
     /// Returns [`Error::WouldBlock`].
     No,
-    /// Waits this long, then returns [`Error::TimedOut`].
+    /// Waits this long for room, then returns [`Error::TimedOut`]. A put that has found room at [`Ack::Host`] then waits for its sync.
     UpTo(Duration),
 }
 
@@ -241,8 +241,11 @@ impl Engine {
         check_key(key)?;
         let max = record_len_max(self.settings.segment_size).min(self.settings.segment_ring as usize / 2);
         let overhead = format::record_len_max(key.bytes.len(), 0) + 16;
+        if overhead > max {
+            return Err(Error::KeyTooLarge { len: key.bytes.len(), max: max - (overhead - key.bytes.len()) });
+        }
         if value.len() + overhead > max {
-            return Err(Error::ValueTooLarge { len: value.len(), max: max.saturating_sub(overhead) });
+            return Err(Error::ValueTooLarge { len: value.len(), max: max - overhead });
         }
         let expires_ms = options.ttl.map(|ttl| self.time.now_ms().saturating_add(ttl.as_millis() as u64));
         let content = compressed.map_or(Content::Plain(value), |bytes| Content::Zstd(bytes, value.len()));

@@ -145,6 +145,13 @@ impl InMemory {
     pub(crate) fn zeroed(len: u64) -> Self {
         Self((0..len / 8).map(|_| AtomicU64::new(0)).collect())
     }
+
+    /// What a file holds, whole blocks.
+    pub(crate) fn copy_of(file: &dyn File) -> io::Result<Self> {
+        let mut bytes = aligned::AlignedBuf::zeroed((file.len() as usize).max(BLOCK));
+        file.read_at(0, &mut bytes[..file.len() as usize])?;
+        Ok(Self(bytes.as_chunks().0.iter().map(|word| AtomicU64::new(u64::from_le_bytes(*word))).collect()))
+    }
 }
 
 impl Mapping for InMemory {

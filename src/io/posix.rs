@@ -35,6 +35,7 @@ pub(crate) struct PosixDisk {
     writable: bool,
     rings: Option<Rings>,
     depth: u32,
+    read_threads: u32,
     /// Whether the device's logical blocks are larger than [`SECTOR`]: found out by the first read that it refuses.
     coarse: Arc<AtomicBool>,
     /// Does the reads that tasks wait for, if it can be had.
@@ -45,21 +46,32 @@ pub(crate) struct PosixDisk {
 
 impl PosixDisk {
     /// `handle` is the directory `dir`. Fails only if `backend` insists on `io_uring` and there is none.
-    pub(crate) fn new(dir: &Path, handle: fs::File, backend: Backend, depth: u32) -> io::Result<Self> {
+    pub(crate) fn new(dir: &Path, handle: fs::File, backend: Backend, depth: u32, read_threads: u32) -> io::Result<Self> {
         let rings = match backend {
             Backend::Portable => None,
             Backend::IoUring => Some(Rings::probe(depth)?),
             Backend::Auto => Rings::probe(depth)
-                .inspect_err(|error| tracing::info!(dir = %dir.display(), %error, "io_uring is not to be had here; reads go one by one"))
+                .inspect(|_| tracing::info!(dir = %dir.display(), "reads go through io_uring"))
+                .inspect_err(|error| tracing::info!(dir = %dir.display(), %error, "io_uring is not to be had here; threads read"))
                 .ok(),
         };
-        Ok(Self { handle: Some(handle), writable: true, rings, depth, ..Self::read_only(dir) })
+        Ok(Self { handle: Some(handle), writable: true, rings, depth, read_threads, ..Self::read_only(dir) })
     }
 
     /// As [`PosixDisk::new`], for one who only reads.
     pub(crate) fn read_only(dir: &Path) -> Self {
         let (reactor, pool) = (OnceLock::new(), OnceLock::new());
-        Self { dir: dir.to_owned(), handle: None, writable: false, rings: None, depth: 1, coarse: Arc::default(), reactor, pool }
+        Self {
+            dir: dir.to_owned(),
+            handle: None,
+            writable: false,
+            rings: None,
+            depth: 1,
+            read_threads: 1,
+            coarse: Arc::default(),
+            reactor,
+            pool,
+        }
     }
 
     fn options(&self) -> OpenOptions {
@@ -232,7 +244,7 @@ impl Disk for PosixDisk {
         let operation = Operation::new(read);
         match self.reactor() {
             Some(reactor) => reactor.start(Arc::clone(&operation)),
-            None => self.pool.get_or_init(Pool::default).start(Arc::clone(&operation)),
+            None => self.pool.get_or_init(|| Pool::new(self.read_threads)).start(Arc::clone(&operation)),
         }
         Reading::new(operation)
     }

@@ -12,8 +12,6 @@ use crate::sync::{lock, wake};
 
 /// Operations that may wait for their turn. Whoever brings one more does it on its own thread.
 pub(super) const WAITING_MAX: usize = 4096;
-/// Threads that read where there is no `io_uring`.
-const THREADS_MAX: usize = 8;
 
 /// One read, shared by whoever waits for it and whoever does it.
 #[derive(Debug)]
@@ -110,8 +108,9 @@ impl Drop for Reading {
 }
 
 /// A few threads that read, started when they are first needed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pool {
+    threads_max: usize,
     queue: Arc<Queue>,
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
 }
@@ -130,6 +129,11 @@ struct QueueState {
 }
 
 impl Pool {
+    /// Of at most so many threads.
+    pub(super) fn new(threads_max: u32) -> Self {
+        Self { threads_max: threads_max as usize, queue: Arc::default(), threads: Mutex::default() }
+    }
+
     pub(super) fn start(&self, operation: Arc<Operation>) {
         let wanted = {
             let mut state = lock(&self.queue.state);
@@ -146,7 +150,7 @@ impl Pool {
             }
         };
         let mut threads = lock(&self.threads);
-        if wanted && threads.len() < THREADS_MAX {
+        if wanted && threads.len() < self.threads_max {
             let queue = Arc::clone(&self.queue);
             let thread = thread::Builder::new().name("everwarm-read".to_owned()).spawn(move || queue.work());
             match thread {

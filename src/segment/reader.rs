@@ -10,6 +10,9 @@ use crate::id::StoreId;
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, File, SECTOR};
 
+/// Bytes that are read at once while a segment is read from front to back.
+const WINDOW: usize = 1 << 20;
+
 /// What a sealed segment holds.
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
@@ -107,5 +110,46 @@ fn scan(store: StoreId, row: &Row, hash_seed: u64, file: &dyn File, range: std::
         let (hash, tombstone) = record.effect(hash_seed, here);
         contents.entries.push(Entry { hash, offset, len: record.len as u32, lsn: record.lsn, tombstone });
         offset += record.len as u32;
+    }
+}
+
+/// A sliding view of a segment file for reading it from front to back.
+pub(crate) struct Window<'a> {
+    file: &'a dyn File,
+    size: u64,
+    buf: AlignedBuf,
+    /// Offsets in the file that `buf` holds.
+    held: std::ops::Range<u64>,
+}
+
+impl<'a> Window<'a> {
+    /// Of a file of `size` bytes.
+    pub(crate) fn new(file: &'a dyn File, size: u64) -> Self {
+        Self { file, size, buf: AlignedBuf::zeroed(WINDOW.min(size as usize)), held: 0..0 }
+    }
+
+    /// `len` bytes at `offset`.
+    pub(crate) fn bytes(&mut self, offset: u32, len: u32) -> io::Result<&[u8]> {
+        let (start, end) = (u64::from(offset), u64::from(offset) + u64::from(len));
+        if start < self.held.start || end > self.held.end {
+            let from = round_down(start, SECTOR as u64);
+            let need = (round_up(end, SECTOR as u64) - from) as usize;
+            if need > self.buf.len() {
+                self.buf = AlignedBuf::zeroed(need);
+            }
+            let to = (from + self.buf.len() as u64).min(self.size);
+            self.held = 0..0;
+            let whole = self.file.read_at(from, &mut self.buf[..(to - from) as usize]);
+            self.held = match whole {
+                Ok(()) => from..to,
+                // Something in the window cannot be read: perhaps it is not this record.
+                Err(_) => {
+                    self.file.read_at(from, &mut self.buf[..need])?;
+                    from..from + need as u64
+                }
+            };
+        }
+        let at = (start - self.held.start) as usize;
+        Ok(&self.buf[at..at + len as usize])
     }
 }

@@ -1,5 +1,6 @@
 //! `everwarm compact`
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -35,7 +36,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     name.push(".partial");
     let partial = output.with_file_name(name);
     ensure!(!partial.exists(), "{} is left of an interrupted run; remove it", partial.display());
-    let mut options = args.settings.options(Options::new(&partial))?.dir(&partial);
+    let mut options = args.settings.options(Options::new(&partial))?.dir(&partial).create(true);
     if options.flash_given().is_none() {
         let segment_size = options.segment_size_given().unwrap_or(found.segment_size);
         options = options.flash(found.flash).segment_size(segment_size);
@@ -84,18 +85,19 @@ fn make_way(output: &Path) -> anyhow::Result<()> {
 fn copy(from: &Cache, to: &Cache) -> anyhow::Result<u64> {
     let progress = indicatif::ProgressBar::new(from.stats().entries).with_message("entries");
     let mut copied = 0u64;
-    for name in from.namespaces().into_iter().chain([String::new()]) {
-        let to = to.namespace(&name)?;
-        for entry in from.namespace(&name)?.entries() {
-            let entry = entry?;
-            let mut options = PutOptions::new();
-            if let Some(ms) = entry.expires_in_ms {
-                options = options.ttl(Duration::from_millis(ms));
-            }
-            to.put_with(&entry.key, &entry.value, &options).with_context(|| format!("after {copied} entries"))?;
-            copied += 1;
-            progress.inc(1);
+    let named = |name: String| -> anyhow::Result<(String, Cache)> { Ok((name.clone(), to.namespace(&name)?)) };
+    let spaces: HashMap<String, Cache> = from.namespaces().into_iter().chain([String::new()]).map(named).collect::<Result<_, _>>()?;
+    for entry in from.entries_of_all_namespaces() {
+        let entry = entry?;
+        // Nobody else has the store open, so it has no others.
+        let Some(to) = spaces.get(&*entry.namespace) else { continue };
+        let mut options = PutOptions::new();
+        if let Some(ms) = entry.expires_in_ms {
+            options = options.ttl(Duration::from_millis(ms));
         }
+        to.put_with(&entry.key, &entry.value, &options).with_context(|| format!("after {copied} entries"))?;
+        copied += 1;
+        progress.inc(1);
     }
     progress.finish_and_clear();
     for name in from.resume_tokens() {

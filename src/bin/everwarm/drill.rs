@@ -26,7 +26,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use everwarm::Ack;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
@@ -53,7 +53,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME_PREFIX")]
     distribution: Option<PathBuf>,
     /// Keys of a drawn workload.
-    #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 200_000, conflicts_with = "trace", value_parser = clap::value_parser!(u32).range(1..))]
     keys: u32,
     /// Requests to serve; a trace that has fewer begins again [default: the whole trace, or 2500000].
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=4_000_000_000))]
@@ -61,10 +61,10 @@ pub(crate) struct Args {
     /// Requests a second, 0 for as many as possible.
     #[arg(long, default_value_t = 100_000)]
     rate: u64,
-    /// Bytes of DRAM [default: a quarter of the workload's footprint, at least 8MiB].
+    /// Bytes of DRAM, at least 8MiB [default: a quarter of the workload's footprint].
     #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes)]
     memory: Option<u64>,
-    /// Bytes of flash, or a multiple of the workload's footprint.
+    /// Bytes of flash, or a multiple of the workload's footprint; at least 1MiB.
     #[arg(long, value_name = "SIZE", value_parser = Flash::parse, default_value = "2x")]
     flash: Flash,
     /// How often to kill.
@@ -131,6 +131,8 @@ pub(crate) fn run_child(config: &Path) -> anyhow::Result<ExitCode> {
 
 /// Drills, and prints what came of it. Exit code 1 if a promise was broken.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    ensure!(args.memory.is_none_or(|bytes| bytes >= MEMORY_MIN), "--memory is less than 8MiB");
+    ensure!(!matches!(args.flash, Flash::Bytes(..FLASH_MIN)), "--flash is less than 1MiB");
     let seed = args.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let workload = workload(args, seed)?;
     if let Some(path) = &args.report {
@@ -146,7 +148,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let (report, curves) = drill(args, &setup, workspace.path()).map_err(|error| {
         workspace.keep();
-        error.context(format!("the drill stopped, and left its files in {}", workspace.path().display()))
+        let repeat = reproduction(setup.seed);
+        error.context(format!("the drill ({repeat}) stopped, and left its files in {}", workspace.path().display()))
     })?;
     if !report.ok {
         // Before anything is printed, which may fail.

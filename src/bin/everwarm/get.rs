@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use crate::store::Keyed;
 
 pub(crate) fn run(args: &Keyed) -> anyhow::Result<ExitCode> {
+    let key = args.key()?;
     let cache = args.open()?;
-    let found = cache.get(args.key())?;
+    let found = cache.get(key)?;
     cache.close()?;
     let Some(value) = found else {
         return Ok(ExitCode::FAILURE);

@@ -11,6 +11,9 @@ use serde_json::json;
 pub(crate) struct Args {
     /// The store's directory, or `layout` for the byte tables of every file kind.
     dir: PathBuf,
+    /// Read records, WAL frames and the checkpoint as well, not only what describes them: takes as long as reading all of flash.
+    #[arg(long)]
+    verify: bool,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -26,7 +29,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let found = everwarm::inspect(&args.dir)?;
+    let found = if args.verify { everwarm::verify(&args.dir)? } else { everwarm::inspect(&args.dir)? };
     if args.json {
         writeln!(out, "{}", as_json(&found))?;
     } else {
@@ -52,6 +55,10 @@ fn print(found: &Inspection, out: &mut impl Write) -> io::Result<()> {
     )?;
     for s in &found.segments {
         writeln!(out, "{:>8} {:<12} {:>16} {:>10} {:>10} {:>12} {:>5}", s.id, s.state, s.base, s.puts, s.tombstones, s.data_bytes, s.lost)?;
+    }
+    if let Some(v) = &found.verified {
+        writeln!(out, "verified: {} records, {} entries of the checkpoint", v.records, v.checkpoint_entries)?;
+        writeln!(out, "WAL: {} frames up to mutation {}, {} B torn", v.wal_frames, v.wal_last, v.torn_bytes)?;
     }
     for problem in &found.problems {
         writeln!(out, "problem: {problem}")?;
@@ -80,6 +87,9 @@ fn as_json(found: &Inspection) -> serde_json::Value {
         "segments": found.segments.iter().map(segment).collect::<Vec<_>>(),
         "wal_files": found.wal_files.iter().map(|(_, name)| name).collect::<Vec<_>>(),
         "checkpoint": found.checkpoint.map(|(sequence, entries)| json!({ "sequence": sequence, "entries": entries })),
+        "verified": found.verified.map(|v| json!({
+            "records": v.records, "checkpoint_entries": v.checkpoint_entries, "wal_frames": v.wal_frames, "wal_last": v.wal_last, "torn_bytes": v.torn_bytes,
+        })),
         "problems": found.problems,
     })
 }

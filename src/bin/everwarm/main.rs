@@ -11,6 +11,7 @@ mod size;
 mod stats;
 mod store;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -62,7 +63,8 @@ fn main() -> ExitCode {
             cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
         };
         if !error.chain().any(is_pipe) {
-            eprintln!("everwarm: {error:#}");
+            // Nobody may be listening there either.
+            let _unheard = writeln!(std::io::stderr(), "everwarm: {error:#}");
         }
         ExitCode::from(2)
     })

@@ -40,8 +40,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.host {
         options = options.ack(Ack::Host);
     }
+    let key = args.keyed.key()?;
     let cache = args.keyed.open_or_create()?;
-    cache.put_with(args.keyed.key(), value, &options)?;
+    let done = cache.put_with(key, value, &options);
     cache.close()?;
+    done?;
     Ok(ExitCode::SUCCESS)
 }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
 use everwarm::{Cache, Options};
 
 use crate::size;
@@ -93,7 +93,13 @@ impl Keyed {
     pub(crate) fn open(&self) -> anyhow::Result<Cache> {
         let cache = self.store.open()?;
         let name = &self.namespace;
-        cache.existing_namespace(name).with_context(|| format!("{} has no namespace `{name}`", self.store.dir.display()))
+        match cache.existing_namespace(name) {
+            Some(cache) => Ok(cache),
+            None => {
+                cache.close()?;
+                bail!("{} has no namespace `{name}`", self.store.dir.display())
+            }
+        }
     }
 
     /// Opens the store, seen through the key's namespace. Either is made if there is none.
@@ -102,7 +108,15 @@ impl Keyed {
         Ok(cache.namespace(&self.namespace)?)
     }
 
-    pub(crate) fn key(&self) -> &[u8] {
-        self.key.as_bytes()
+    /// The key, if it can be one.
+    pub(crate) fn key(&self) -> anyhow::Result<&[u8]> {
+        let key = self.key.as_bytes();
+        ensure!(
+            (1..=everwarm::KEY_LEN_MAX).contains(&key.len()),
+            "a key has 1 to {} bytes, this one has {}",
+            everwarm::KEY_LEN_MAX,
+            key.len()
+        );
+        Ok(key)
     }
 }

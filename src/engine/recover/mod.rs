@@ -25,8 +25,7 @@ use crate::manifest::catalog::Catalog;
 use crate::manifest::{Manifest, Segment, SegmentState};
 use crate::segment::footer;
 use crate::segment::table::{self, Row, State};
-use crate::wal::format::Mutation;
-use crate::wal::replay::{Hole, Replay, Visitor};
+use crate::wal::replay::{Replay, Unheard};
 
 /// What kind of stop preceded an open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -124,6 +123,7 @@ pub(super) fn recover(disk: &dyn Disk, settings: &Settings, mut manifest: Manife
     let count = manifest.segments.len().max(settings.segments as usize);
     manifest.segments.resize(count, fresh);
     let geometry = geometry(&manifest, settings);
+    tracing::debug!(?kind, entries = checkpoint_entries(disk, &manifest), "recovering");
     let mut recovery = Recovery {
         disk,
         store: manifest.store,
@@ -141,6 +141,14 @@ pub(super) fn recover(disk: &dyn Disk, settings: &Settings, mut manifest: Manife
         recovery.report.rebuilt = manifest.checkpoint.take().is_some();
     }
     recovery.load_sealed(manifest.checkpoint)?;
+    recovery.check_files()?;
+    let report = &recovery.report;
+    tracing::debug!(
+        checkpoint = report.checkpoint_entries,
+        footers = report.footer_entries,
+        rebuilt = report.rebuilt,
+        "sealed segments are known"
+    );
     let mut wal_limit = manifest.wal_start;
     if kind != Start::Clean {
         let wal_ring = ring(disk, &files::wal_ring(manifest.wal_ring), manifest.wal_ring)?;
@@ -149,12 +157,13 @@ pub(super) fn recover(disk: &dyn Disk, settings: &Settings, mut manifest: Manife
         wal_limit = replay.limit(manifest.wal_start);
         let summary = match cold {
             // For the newest LSN and time alone.
-            true => replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, false, &mut Ignored)?,
+            true => replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, false, &mut Unheard)?,
             false => tail::replay(&mut recovery, &mut replay, &manifest, kind, segment_ring.as_ref())?,
         };
         manifest.next_lsn = manifest.next_lsn.max(summary.last.next());
         manifest.time_ms = manifest.time_ms.max(summary.time_ms);
         wal_limit = wal_limit.max(replay.limit(summary.end));
+        tracing::debug!(frames = summary.frames, torn = summary.torn_bytes, holes = summary.holes.len(), "the WAL is replayed");
     }
     Ok(recovery.finish(manifest, wal_limit))
 }
@@ -164,19 +173,6 @@ fn ring(disk: &dyn Disk, name: &str, len: u64) -> io::Result<Arc<dyn Mapping>> {
     match disk.list()?.iter().any(|(there, found)| there == name && *found == len) {
         true => disk.map(name, len).map(|(ring, _)| ring),
         false => Ok(Arc::new(InMemory::zeroed(len))),
-    }
-}
-
-/// Whom nothing is told.
-struct Ignored;
-
-impl Visitor for Ignored {
-    fn visit(&mut self, _mutation: &Mutation, _moved: bool, _record: &[u8]) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn repair(&mut self, _hole: &Hole) -> io::Result<bool> {
-        Ok(true)
     }
 }
 
@@ -211,6 +207,20 @@ impl Recovery<'_> {
         if self.batch.is_full() {
             self.batch.merge(&self.index);
         }
+    }
+
+    /// Reports sealed segments whose file is not there, or shorter than it was: what the index knows of them misses.
+    fn check_files(&mut self) -> io::Result<()> {
+        let files: HashMap<String, u64> = self.disk.list()?.into_iter().collect();
+        for row in self.rows.iter().filter(|row| row.state == State::Sealed) {
+            let problem = match files.get(&table::file_name(row.life.id)) {
+                None => "its file is missing",
+                Some(len) if *len < row.size => "its file is shorter than it was",
+                Some(_) => continue,
+            };
+            self.report.damaged.push(format!("segment {}: {problem}; its entries miss", row.life.id));
+        }
+        Ok(())
     }
 
     /// Forgets every entry below `floor`, for good.

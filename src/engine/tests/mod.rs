@@ -412,7 +412,7 @@ fn an_iteration_sees_each_entry_that_stays_once_however_late_it_comes_to_it() {
     for k in 0..200u64 {
         store.put(&k.to_le_bytes(), &value(k, 0, 500));
     }
-    let mut scan = Scan::new(Scope::FIRST);
+    let mut scan = Scan::new([(Scope::FIRST, "".into())]);
     let mut seen = HashMap::new();
     let mut round = 0;
     while let Some(entry) = store.engine().scan_next(&mut scan).unwrap() {

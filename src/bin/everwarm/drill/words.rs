@@ -16,7 +16,9 @@ impl Words {
     pub(crate) fn create(path: &Path, count: usize) -> anyhow::Result<Self> {
         let context = || format!("cannot create {}", path.display());
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).with_context(context)?;
-        file.set_len((count * size_of::<u64>()) as u64).with_context(context)?;
+        // Allocated, so that a store into the mapping never finds the disk full.
+        let len = (count * size_of::<u64>()).max(1) as u64;
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, len).map_err(std::io::Error::from).with_context(context)?;
         Ok(Self(MmapRaw::map_raw(&file).with_context(context)?))
     }
 
