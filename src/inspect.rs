@@ -144,6 +144,7 @@ fn inspect_manifest(disk: &PosixDisk, dir: &Path) -> Result<(Manifest, Inspectio
         LoadError::Missing => Error::NotFound { path: dir.to_owned() },
         LoadError::Newer { found } => Error::NewerVersion { path: path(), found, supported: manifest::format::VERSION },
         LoadError::Corrupt => Error::Corrupt { path: path(), what: "neither copy of the manifest is whole".to_owned() },
+        LoadError::TwoStores => Error::Corrupt { path: path(), what: manifest::TWO_STORES.to_owned() },
         LoadError::Io(source) => Error::Io { action: "read", path: path(), source },
     })?;
     let mut out = Inspection {

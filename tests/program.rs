@@ -324,6 +324,11 @@ fn a_drill_with_kills_keeps_every_promise() {
         let (out, err) = (text(&drill.stdout), text(&drill.stderr));
         assert!(drill.status.success(), "{out}\n{err}");
         let last = out.lines().last().unwrap_or_default();
+        let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(last).unwrap();
+        let documented = include_str!("../docs/DRILL.md");
+        for field in object.keys() {
+            assert!(documented.contains(&format!("`{field}`")), "docs/DRILL.md does not know {field}");
+        }
         for promise in ["\"stale\":0", "\"resurrected\":0", "\"wrong\":0", "\"lost_acked\":0"] {
             assert!(last.contains(promise), "{last}");
         }

@@ -23,7 +23,7 @@ const SEGMENT_SIZE_MAX: u64 = 1 << 31;
 const FLASH_MAX: u64 = SEGMENTS_MAX * SEGMENT_SIZE_MAX;
 const MEMORY_DEFAULT: u64 = 256 << 20;
 /// Twice this of the shortest records, 64 B of both streams, are fewer than the LSNs that are skipped after a host crash.
-const SYNC_BYTES_MAX: u64 = 512 << 20;
+const SYNC_BYTES_MAX: u64 = 256 << 20;
 const RING_MIN: u64 = 64 << 10;
 const RING_MAX: u64 = 32 << 20;
 
@@ -304,7 +304,7 @@ impl Options {
         self
     }
 
-    /// Most bytes that stay unsynced. Default 64 MiB, 64 KiB to 512 MiB. Writers wait beyond twice this.
+    /// Most bytes that stay unsynced. Default 64 MiB, 64 KiB to 256 MiB. Writers wait beyond twice this.
     #[must_use]
     pub fn sync_bytes(mut self, bytes: u64) -> Self {
         self.sync_bytes = bytes;
@@ -460,7 +460,7 @@ impl Options {
             return invalid("sync_interval", format!("{:?} given, 1 ms to 1 h is possible", self.sync_interval));
         }
         if !(64 << 10..=SYNC_BYTES_MAX).contains(&self.sync_bytes) {
-            return invalid("sync_bytes", format!("{} B given, 64 KiB to 512 MiB are possible", self.sync_bytes));
+            return invalid("sync_bytes", format!("{} B given, 64 KiB to 256 MiB are possible", self.sync_bytes));
         }
         if let Compression::Zstd(level) = self.compression
             && !(-7..=22).contains(&level)

@@ -12,8 +12,8 @@ use crate::sync::Event;
 /// How often a full disk is asked whether it has room again.
 const STARVED_RETRY: Duration = Duration::from_millis(200);
 
-/// How old the newest record of the time may become in a store that nobody changes.
-const ALIVE_INTERVAL: Duration = Duration::from_secs(60);
+/// How old the newest record of the time becomes in a store that nobody changes. The thread that looks has other things to do, so that a minute is kept.
+const ALIVE_INTERVAL: Duration = Duration::from_secs(50);
 
 /// How background work gets done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -103,7 +103,7 @@ impl Engine {
                 let stored = self.put_if(key, &loaded, options, &|| !flight.superseded.load(Ordering::SeqCst));
                 return match stored {
                     // A value that cannot be kept can still be used.
-                    Ok(_) | Err(Error::ValueTooLarge { .. }) => Ok(loaded),
+                    Ok(_) | Err(Error::ValueTooLarge { .. } | Error::KeyTooLarge { .. }) => Ok(loaded),
                     Err(e) => Err(e.into()),
                 };
             }

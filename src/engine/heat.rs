@@ -14,7 +14,7 @@ use crate::io::aligned::AlignedBuf;
 use crate::io::{Disk, SECTOR};
 use crate::segment::format;
 use crate::sync::lock;
-use crate::tier::heat::Heat;
+use crate::tier::heat::{Heat, KEYS_MAX};
 
 /// How often the memory tier's content is recorded while it changes.
 pub(super) const INTERVAL: Duration = Duration::from_secs(2);
@@ -28,7 +28,7 @@ const REFILL_SPAN: u64 = 256 << 10;
 
 /// Keys that are recorded or brought back at most, if there are `memory` bytes.
 fn keys_max(memory: u64) -> usize {
-    (memory / BYTES_PER_KEY) as usize
+    KEYS_MAX.min((memory / BYTES_PER_KEY) as usize)
 }
 
 /// Where recording and refilling stand.

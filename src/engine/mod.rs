@@ -36,7 +36,7 @@ use crate::error::{Error, Result};
 use crate::id::{Key, KeyHash, Lsn, StoreId};
 use crate::index::Index;
 use crate::io::Disk;
-use crate::io::aligned::Meter;
+use crate::io::aligned::{Meter, Pool};
 use crate::io::ring::Ring;
 use crate::manifest::Kept;
 use crate::segment::table::Table;
@@ -72,6 +72,8 @@ pub(crate) struct Engine {
     memory: MemoryTier,
     /// Buffers of reads in flight.
     reads: Meter,
+    /// Buffers of reads that are over.
+    buffers: Pool,
     /// Values, in the memory tier and in the hands of users.
     values: Meter,
     segment_ring: Ring,

@@ -8,7 +8,6 @@ use crate::codec::round_down;
 use crate::error::Result;
 use crate::id::{Key, KeyHash};
 use crate::index::geometry::Entry;
-use crate::io::aligned::AlignedBuf;
 use crate::io::{BatchRead, SECTOR};
 use crate::segment::format::{self, Life};
 
@@ -82,7 +81,7 @@ impl Engine {
         let file = self.table.file(entry.location.segment).ok()?;
         let offset = round_down(entry.location.offset.into(), SECTOR as u64);
         let len = (entry.sectors * SECTOR as u64).min(file.len().checked_sub(offset)?);
-        let buf = AlignedBuf::counted((len as usize).max(1), &self.reads);
+        let buf = self.buffers.take((len as usize).max(1), &self.reads);
         Some((Wanted { number, hash, entry, life }, BatchRead { file, offset, buf, done: false }))
     }
 

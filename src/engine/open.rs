@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::id::{Lsn, Position, StoreId};
 use crate::index::Index;
 use crate::index::geometry::Geometry;
-use crate::io::aligned::Meter;
+use crate::io::aligned::{Meter, Pool};
 use crate::io::posix::{self, Descriptors, LOCK_FILE};
 use crate::io::ring::Ring;
 use crate::io::{Disk, DiskLock, LockError, numbered};
@@ -34,6 +34,10 @@ use crate::wal::writer::Wal;
 const GRACE: Duration = Duration::from_millis(200);
 /// File descriptors that an open store may have beside those of its segments.
 const DESCRIPTORS_BESIDE: u64 = 64;
+/// One byte in this many of memory may be buffers of reads that are over.
+const POOL_SHARE: u64 = 256;
+/// They never take more than this.
+const POOL_BYTES_MAX: u64 = 2 << 20;
 /// LSNs that are skipped after a host crash: more than can have been assigned and then lost, so that none is used twice. The death of a process loses none.
 const LSN_GAP: u64 = 1 << 24;
 
@@ -62,6 +66,9 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
         Err(LoadError::Newer { found }) => {
             let path = dir.join(manifest::FILES[0]);
             return Err(Error::NewerVersion { path, found, supported: manifest::format::VERSION });
+        }
+        Err(LoadError::TwoStores) => {
+            return Err(Error::Corrupt { path: dir.join(manifest::FILES[0]), what: manifest::TWO_STORES.to_owned() });
         }
         Err(LoadError::Missing | LoadError::Corrupt) => {
             let what = "neither copy of the manifest is whole".to_owned();
@@ -279,6 +286,23 @@ fn create(settings: &Settings, disk: &dyn Disk, clock: &dyn Clock) -> std::io::R
     Ok(Recovered { manifest, index, report, wal_limit: 0 })
 }
 
+/// Makes rings of other lengths than `before`, since there may be no room for them. Those of the same length are left as they are: what they say, or that they are missing,
+/// counts until the next manifest does.
+fn make_rings(disk: &dyn Disk, names: &[String; 2], settings: &Settings, before: Option<(u64, u64)>) -> std::io::Result<()> {
+    if before.is_none_or(|(segment_ring, _)| segment_ring != settings.segment_ring) {
+        disk.map(&names[0], settings.segment_ring)?;
+    }
+    if before.is_none_or(|(_, wal_ring)| wal_ring != settings.wal_ring)
+        && let Err(error) = disk.map(&names[1], settings.wal_ring)
+    {
+        if before.is_none_or(|(segment_ring, _)| segment_ring != settings.segment_ring) {
+            let _left_if_it_must = disk.remove(&names[0]);
+        }
+        return Err(error);
+    }
+    Ok(())
+}
+
 /// Removes the files of segments that a store which has become smaller does not use any more, and of all rings but those.
 fn remove_unused(disk: &dyn Disk, manifest: &Manifest, rings: &[String]) -> std::io::Result<()> {
     let segments = manifest.flash / manifest.segment_size;
@@ -305,6 +329,7 @@ fn build(
     held: Held,
 ) -> std::io::Result<Engine> {
     let Recovered { mut manifest, index, report, wal_limit } = recovered;
+    let before = (report.kind != Start::Created).then_some((manifest.segment_ring, manifest.wal_ring));
     let time = StoreTime::new(clock, manifest.time_ms);
     let wal_start = round_up(wal_limit.max(manifest.wal_start), manifest.wal_payload.max(settings.wal_payload));
     let ring_start = round_up(manifest.next_base.0, settings.segment_size);
@@ -323,16 +348,15 @@ fn build(
     manifest.segment_ring = settings.segment_ring;
     manifest.segment_size = settings.segment_size;
     manifest.flash = settings.flash;
-    // Before anything relies on them: there may be no room for rings of another length than before.
     let names = [files::segment_ring(settings.segment_ring), files::wal_ring(settings.wal_ring)];
-    let (segment_ring, _) = disk.map(&names[0], settings.segment_ring)?;
-    let (wal_ring, _) = disk.map(&names[1], settings.wal_ring)?;
+    make_rings(disk.as_ref(), &names, &settings, before)?;
     // Names that the process before made or removed may not have been synced, and nobody would do it later.
     disk.sync_dir()?;
     let manifest = Kept::begin(Arc::clone(&disk), manifest)?;
     remove_unused(disk.as_ref(), &manifest, &names)?;
-    let segment_ring = Ring::new(segment_ring, ring_start);
-    let wal_ring = Ring::new(wal_ring, wal_start);
+    let segment_ring = Ring::new(disk.map(&names[0], settings.segment_ring)?.0, ring_start);
+    let wal_ring = Ring::new(disk.map(&names[1], settings.wal_ring)?.0, wal_start);
+    disk.sync_dir()?;
     let wal = Wal::new(Arc::clone(&disk), manifest.store, wal_ring, settings.wal_payload)?;
     let marks = Marks::default();
     let last = manifest.next_lsn.0 - 1;
@@ -353,7 +377,9 @@ fn build(
         last_by_reference: Lsn::ZERO,
     };
     let heat = HeatState::load(disk.as_ref(), manifest.store, settings.memory);
-    let memory = MemoryTier::new(settings.memory.saturating_sub(settings.segment_ring + settings.wal_ring + index.allocated()));
+    let buffers = Pool::new((settings.memory / POOL_SHARE).min(POOL_BYTES_MAX));
+    let besides = settings.segment_ring + settings.wal_ring + index.allocated() + buffers.bytes_max();
+    let memory = MemoryTier::new(settings.memory.saturating_sub(besides));
     Ok(Engine {
         store: manifest.store,
         hash_seed: manifest.hash_seed,
@@ -364,6 +390,7 @@ fn build(
         index,
         memory,
         reads: Meter::default(),
+        buffers,
         values: Meter::default(),
         segment_ring,
         wal,

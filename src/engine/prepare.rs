@@ -27,9 +27,12 @@ impl Engine {
             return Ok(false);
         }
         self.balance_memory();
-        self.starved.store(false, Ordering::Release);
-        let full_before = self.counters.disk_full.load(Ordering::Relaxed);
+        if self.starved.swap(false, Ordering::AcqRel) {
+            // Whoever still waits asks again.
+            self.events.room.signal();
+        }
         let grown = self.grow_manifest(&mut manifest)?;
+        let full_before = self.counters.disk_full.load(Ordering::Relaxed);
         let (rescued, waits) = self.step_rescue(&mut manifest)?;
         let free = self.free_segment();
         let ready = lock(&self.log).ready.len();
@@ -83,7 +86,8 @@ impl Engine {
 
     /// Makes the manifest's files longer if notes wait for that. Says whether it did; false as well if the disk has no room for it.
     fn grow_manifest(&self, manifest: &mut Kept) -> Result<bool> {
-        let wanted = self.catalog_wanted.load(Ordering::Acquire);
+        // Asked for again, if somebody still waits then.
+        let wanted = self.catalog_wanted.swap(0, Ordering::AcqRel);
         if wanted <= self.catalog_room.load(Ordering::Relaxed) {
             return Ok(false);
         }

@@ -105,11 +105,11 @@ impl Engine {
     pub(super) fn item_of(&self, hash: KeyHash, bytes: &[u8], record: &Record) -> Option<Item> {
         let Kind::Put { scope, key, value, raw_len, expires_ms } = &record.kind else { return None };
         let both = match raw_len {
-            None => bytes[key.start..value.end].into(),
-            Some(raw_len) => unpack(&bytes[key.clone()], &bytes[value.clone()], *raw_len)?,
+            None => self.values.hold_copy([&bytes[key.clone()], &bytes[value.clone()]]),
+            Some(raw_len) => self.values.hold(unpack(&bytes[key.clone()], &bytes[value.clone()], *raw_len)?),
         };
         let (lsn, held) = (record.lsn, both.len());
-        Some(Item { hash, scope: *scope, lsn, expires_ms: *expires_ms, key_len: key.len(), held, bytes: self.values.hold(both) })
+        Some(Item { hash, scope: *scope, lsn, expires_ms: *expires_ms, key_len: key.len(), held, bytes: both })
     }
 
     /// The value of `key`, if it has one. `promote` says that it counts as a use.
@@ -220,9 +220,13 @@ impl Engine {
         if range.is_empty() {
             return Ok(None);
         }
-        let mut buf = AlignedBuf::counted((range.end - range.start) as usize, &self.reads);
+        let mut buf = self.buffers.take((range.end - range.start) as usize, &self.reads);
         let read = self.table.file(entry.location.segment).and_then(|file| file.read_at(range.start, &mut buf));
         if let Err(error) = read {
+            // It will not come back by itself: as bad as bytes that do not verify.
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) {
+                return Ok(None);
+            }
             self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(dir = %self.dir.display(), segment = %entry.location.segment, %error, "a segment cannot be read");
             return Err(Unread(error));
@@ -239,7 +243,7 @@ impl Engine {
         if !self.segment_ring.may_hold(at.0) {
             return None;
         }
-        let mut buf = AlignedBuf::counted(len, &self.reads);
+        let mut buf = self.buffers.take(len, &self.reads);
         if !self.segment_ring.load(at.0, &mut buf) {
             return None;
         }

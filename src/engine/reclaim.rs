@@ -179,7 +179,10 @@ impl Engine {
     fn cause_of_death(&self, record: &Record, scopes: &HashSet<Scope>) -> Option<Cause> {
         match &record.kind {
             Kind::Put { scope, .. } if !scopes.contains(scope) => Some(Cause::Dropped),
-            Kind::Put { expires_ms: Some(at), .. } if *at <= self.time.now_ms() => Some(Cause::Expired),
+            Kind::Put { expires_ms: Some(at), .. } if *at <= self.time.now_ms() => {
+                self.note_passed(*at);
+                Some(Cause::Expired)
+            }
             _ => None,
         }
     }

@@ -143,7 +143,12 @@ impl Engine {
         let open = log.open.as_ref().map_or(0, |open| open.allocated());
         let full: usize = log.full.iter().map(|full| full.footer.allocated()).sum();
         let failed: usize = log.failed.iter().map(|failed| failed.allocated()).sum();
-        self.index.allocated() + self.segment_ring.size() + self.settings.wal_ring + self.reads.bytes() + (open + full + failed) as u64
+        self.index.allocated()
+            + self.segment_ring.size()
+            + self.settings.wal_ring
+            + self.reads.bytes()
+            + self.buffers.bytes_max()
+            + (open + full + failed) as u64
     }
 
     /// Gives the memory tier what the rest leaves of the budget now.

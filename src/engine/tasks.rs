@@ -192,7 +192,7 @@ impl Engine {
             let current = || !flight.superseded.load(Ordering::SeqCst);
             return match self.put_in_task_if(key, &loaded, options, Some(&current)).await {
                 // A value that cannot be kept can still be used.
-                Ok(_) | Err(Error::ValueTooLarge { .. }) => Ok(loaded),
+                Ok(_) | Err(Error::ValueTooLarge { .. } | Error::KeyTooLarge { .. }) => Ok(loaded),
                 Err(e) => Err(e.into()),
             };
         }

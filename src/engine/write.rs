@@ -370,7 +370,7 @@ impl Engine {
         };
         if let (true, Some((value, expires_ms)), Some(at)) = (belongs_there, request.put, self.position(&placed.entry)) {
             let Key { scope, bytes: key } = request.key;
-            let bytes = self.values.hold([key, value].concat().into());
+            let bytes = self.values.hold_copy([key, value]);
             let held = bytes.len();
             self.memory.insert(at, Item { hash, scope, lsn: placed.lsn, expires_ms, key_len: key.len(), bytes, held });
         }

@@ -1,4 +1,7 @@
-//! Buffers that direct I/O accepts, and the count of what buffers take.
+//! Buffers that direct I/O accepts, where they come from and go to, and the count of what buffers take.
+//!
+//! A general allocator is a poor place for them: aligned pieces of a few KiB leave holes between small allocations, and large ones that come and go leave larger ones, so that a
+//! process would grow beyond what it has allocated. So the buffers of small reads are kept and used again, and large buffers are mappings of their own.
 #![allow(unsafe_code, reason = "an over-aligned allocation has no safe form in std")]
 
 use std::alloc::{self, Layout};
@@ -9,8 +12,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use crossbeam::queue::ArrayQueue;
+use memmap2::MmapMut;
 
 use super::BLOCK;
+
+/// A buffer of at least this many bytes is a mapping of its own.
+const MAPPED_LEN_MIN: usize = 128 << 10;
+/// Lengths of the buffers that a pool keeps.
+const POOLED: [usize; 3] = [BLOCK, 2 * BLOCK, 4 * BLOCK];
 
 /// Bytes of the buffers that it counts and that somebody still has.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +35,18 @@ impl Meter {
     pub(crate) fn hold(&self, bytes: Box<[u8]>) -> Bytes {
         let counted = self.count(bytes.len());
         Bytes::from_owner(Held { bytes, _counted: counted })
+    }
+
+    /// The concatenation of `parts`, counted likewise.
+    pub(crate) fn hold_copy(&self, parts: [&[u8]; 2]) -> Bytes {
+        let len = parts[0].len() + parts[1].len();
+        if len < MAPPED_LEN_MIN {
+            return self.hold(parts.concat().into());
+        }
+        let mut buf = AlignedBuf::counted(len, self);
+        buf[..parts[0].len()].copy_from_slice(parts[0]);
+        buf[parts[0].len()..].copy_from_slice(parts[1]);
+        Bytes::from_owner(buf)
     }
 
     fn count(&self, len: usize) -> Counted {
@@ -56,22 +78,113 @@ impl AsRef<[u8]> for Held {
     }
 }
 
-/// An owned, zero-initialised buffer that starts at a multiple of [`BLOCK`].
+/// Memory that starts at a multiple of [`BLOCK`].
+enum Raw {
+    Heap { ptr: NonNull<u8>, capacity: usize },
+    Mapped(MmapMut),
+}
+
+impl Raw {
+    fn zeroed(capacity: usize) -> Self {
+        if capacity >= MAPPED_LEN_MIN
+            && let Ok(map) = MmapMut::map_anon(capacity)
+        {
+            return Self::Mapped(map);
+        }
+        let layout = Self::layout(capacity);
+        // SAFETY: the layout has a size above zero, asserted by whoever makes a buffer.
+        let raw = unsafe { alloc::alloc_zeroed(layout) };
+        let Some(ptr) = NonNull::new(raw) else { alloc::handle_alloc_error(layout) };
+        Self::Heap { ptr, capacity }
+    }
+
+    fn layout(capacity: usize) -> Layout {
+        Layout::from_size_align(capacity, BLOCK).expect("a buffer is far smaller than the address space")
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            // SAFETY: `ptr` owns `capacity` initialised bytes, and `&self` forbids writers.
+            Self::Heap { ptr, capacity } => unsafe { std::slice::from_raw_parts(ptr.as_ptr(), *capacity) },
+            Self::Mapped(map) => map,
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            // SAFETY: `ptr` owns `capacity` initialised bytes, and `&mut self` is the only access.
+            Self::Heap { ptr, capacity } => unsafe { std::slice::from_raw_parts_mut(ptr.as_ptr(), *capacity) },
+            Self::Mapped(map) => map,
+        }
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        if let Self::Heap { ptr, capacity } = self {
+            // SAFETY: `ptr` came from `alloc_zeroed` with this very layout, since `capacity` never changes.
+            unsafe { alloc::dealloc(ptr.as_ptr(), Self::layout(*capacity)) };
+        }
+    }
+}
+
+// SAFETY: the memory is owned and has no thread affinity; `bytes` and `bytes_mut` follow the borrow rules.
+unsafe impl Send for Raw {}
+// SAFETY: `&Raw` only gives `&[u8]`, which any number of threads may read.
+unsafe impl Sync for Raw {}
+
+/// Buffers of reads that are over, for the next ones.
+#[derive(Clone)]
+pub(crate) struct Pool(Arc<[ArrayQueue<Raw>; 3]>);
+
+impl Pool {
+    /// One that keeps about `bytes` at most.
+    pub(crate) fn new(bytes: u64) -> Self {
+        let count = |len: usize| (bytes as usize / POOLED.len() / len).max(1);
+        Self(Arc::new(POOLED.map(|len| ArrayQueue::new(count(len)))))
+    }
+
+    /// Bytes that it keeps at most.
+    pub(crate) fn bytes_max(&self) -> u64 {
+        self.0.iter().zip(POOLED).map(|(queue, len)| (queue.capacity() * len) as u64).sum()
+    }
+
+    /// Bytes that it keeps now.
+    fn bytes(&self) -> u64 {
+        self.0.iter().zip(POOLED).map(|(queue, len)| (queue.len() * len) as u64).sum()
+    }
+
+    /// A buffer of `len` bytes, at least 1, whose content is what an earlier read left. Counted by `meter`.
+    pub(crate) fn take(&self, len: usize, meter: &Meter) -> AlignedBuf {
+        let Some(class) = POOLED.iter().position(|pooled| *pooled >= len) else { return AlignedBuf::counted(len, meter) };
+        assert!(len > 0, "an aligned buffer holds something");
+        let raw = self.0[class].pop().unwrap_or_else(|| Raw::zeroed(POOLED[class]));
+        let buf = AlignedBuf { raw: Some(raw), len, counted: None, home: Some((self.clone(), class)) };
+        buf.counted_by(meter)
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pool({} B)", self.bytes())
+    }
+}
+
+/// An owned, initialised buffer that starts at a multiple of [`BLOCK`].
 pub(crate) struct AlignedBuf {
-    ptr: NonNull<u8>,
+    /// There until it is dropped.
+    raw: Option<Raw>,
     len: usize,
     counted: Option<Counted>,
+    /// The pool that it goes back to, and the place there.
+    home: Option<(Pool, usize)>,
 }
 
 impl AlignedBuf {
     /// `len` zero bytes; `len` is at least 1.
     pub(crate) fn zeroed(len: usize) -> Self {
         assert!(len > 0, "an aligned buffer holds something");
-        let layout = Self::layout(len);
-        // SAFETY: the layout has a size above zero, asserted above.
-        let raw = unsafe { alloc::alloc_zeroed(layout) };
-        let Some(ptr) = NonNull::new(raw) else { alloc::handle_alloc_error(layout) };
-        Self { ptr, len, counted: None }
+        Self { raw: Some(Raw::zeroed(len)), len, counted: None, home: None }
     }
 
     /// As [`AlignedBuf::zeroed`], counted by `meter`.
@@ -81,34 +194,35 @@ impl AlignedBuf {
 
     /// The same buffer, counted by `meter` and no longer by another.
     pub(crate) fn counted_by(mut self, meter: &Meter) -> Self {
-        self.counted = Some(meter.count(self.len));
+        self.counted = Some(meter.count(self.raw().len()));
         self
     }
 
-    fn layout(len: usize) -> Layout {
-        Layout::from_size_align(len, BLOCK).expect("a buffer is far smaller than the address space")
+    fn raw(&self) -> &[u8] {
+        self.raw.as_ref().expect("it is there until the buffer is dropped").bytes()
     }
 }
 
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
-        // SAFETY: `ptr` came from `alloc_zeroed` with this very layout, since `len` never changes.
-        unsafe { alloc::dealloc(self.ptr.as_ptr(), Self::layout(self.len)) };
+        if let (Some((pool, class)), Some(raw)) = (&self.home, self.raw.take()) {
+            // One too many is freed.
+            let _full = pool.0[*class].push(raw);
+        }
     }
 }
 
 impl Deref for AlignedBuf {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: `ptr` owns `len` initialised bytes, and `&self` forbids writers.
-        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+        &self.raw()[..self.len]
     }
 }
 
 impl DerefMut for AlignedBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: `ptr` owns `len` initialised bytes, and `&mut self` is the only access.
-        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+        let raw = self.raw.as_mut().expect("it is there until the buffer is dropped");
+        &mut raw.bytes_mut()[..self.len]
     }
 }
 
@@ -124,20 +238,40 @@ impl fmt::Debug for AlignedBuf {
     }
 }
 
-// SAFETY: the buffer is owned plain memory without thread affinity; `Deref` and `DerefMut` follow the borrow rules.
-unsafe impl Send for AlignedBuf {}
-// SAFETY: `&AlignedBuf` only gives `&[u8]`, which any number of threads may read.
-unsafe impl Sync for AlignedBuf {}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn buffers_of_every_size_are_aligned_and_zero_and_those_of_a_pool_come_back() {
+        for len in [1, 100, BLOCK, 5 * BLOCK, MAPPED_LEN_MIN, 3 * MAPPED_LEN_MIN + 1] {
+            let mut buf = AlignedBuf::zeroed(len);
+            assert_eq!((buf.len(), buf.as_ptr().addr() % BLOCK), (len, 0));
+            assert!(buf.iter().all(|b| *b == 0));
+            buf.fill(1);
+        }
+        let (pool, meter) = (Pool::new(64 << 10), Meter::default());
+        let mut first = pool.take(1_000, &meter);
+        first.fill(7);
+        let place = first.as_ptr();
+        assert_eq!((meter.bytes(), pool.bytes()), (BLOCK as u64, 0));
+        drop(first);
+        assert_eq!((meter.bytes(), pool.bytes()), (0, BLOCK as u64));
+        let again = pool.take(BLOCK, &meter);
+        assert_eq!((again.as_ptr(), again[0], pool.bytes()), (place, 7, 0));
+        let many: Vec<_> = (0..100).map(|_| pool.take(3 * BLOCK, &meter)).collect();
+        drop((many, again));
+        assert!(pool.bytes() <= 64 << 10, "{}", pool.bytes());
+        assert_eq!(pool.take(9 * BLOCK, &meter).len(), 9 * BLOCK);
+        assert_eq!(meter.bytes(), 0);
+    }
+
+    #[test]
     fn a_meter_shows_what_is_alive() {
         let (reads, values) = (Meter::default(), Meter::default());
         let buf = AlignedBuf::counted(3 * BLOCK, &reads);
-        let small = values.hold(vec![7; 100].into());
+        let small = values.hold_copy([&[7; 60], &[8; 40]]);
+        assert_eq!((small[59], small[60]), (7, 8));
         assert_eq!((reads.bytes(), values.bytes()), (3 * BLOCK as u64, 100));
         let large = Bytes::from_owner(buf.counted_by(&values)).slice(10..20);
         let clone = small.clone();

@@ -17,7 +17,7 @@ use std::fmt::Debug;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
 
@@ -41,8 +41,12 @@ pub(crate) trait Disk: Send + Sync + Debug {
     fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn File>>;
 
     /// Maps an existing file of exactly `len` bytes, or a new one of that length whose blocks are allocated and zeroed. A store into the mapping is
-    /// in the page cache at once. Returns whether the file was made (or remade) by this call.
+    /// in the page cache at once. Blocks that cannot be read are written over with zeros. Also says whether the file was made (or remade) by this call.
     fn map(&self, name: &str, len: u64) -> io::Result<(Arc<dyn Mapping>, bool)>;
+
+    /// What a mapped file of `len` bytes held, without changing it, and whether anything of that is lost: zeros where it cannot be read, or for all of a file that is missing
+    /// or of another length.
+    fn view(&self, name: &str, len: u64) -> io::Result<(Arc<dyn Mapping>, bool)>;
 
     /// Names and lengths of all files.
     fn list(&self) -> io::Result<Vec<(String, u64)>>;
@@ -150,7 +154,16 @@ impl InMemory {
     pub(crate) fn copy_of(file: &dyn File) -> io::Result<Self> {
         let mut bytes = aligned::AlignedBuf::zeroed((file.len() as usize).max(BLOCK));
         file.read_at(0, &mut bytes[..file.len() as usize])?;
-        Ok(Self(bytes.as_chunks().0.iter().map(|word| AtomicU64::new(u64::from_le_bytes(*word))).collect()))
+        let copy = Self::zeroed(file.len());
+        copy.store(0, &bytes);
+        Ok(copy)
+    }
+
+    /// Puts whole words at `at`.
+    pub(crate) fn store(&self, at: u64, bytes: &[u8]) {
+        for (to, word) in self.0[at as usize / 8..].iter().zip(bytes.as_chunks().0) {
+            to.store(u64::from_le_bytes(*word), Ordering::Relaxed);
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -18,7 +18,7 @@ use super::aligned::AlignedBuf;
 use super::reactor::Reactor;
 use super::reading::{Operation, Pool};
 use super::uring::Rings;
-use super::{BLOCK, BatchRead, Disk, DiskLock, File, LockError, Mapping, Reading};
+use super::{BLOCK, BatchRead, Disk, DiskLock, File, InMemory, LockError, Mapping, Reading};
 use crate::codec::{round_down, round_up};
 use crate::config::Backend;
 use crate::sync::lock;
@@ -108,7 +108,7 @@ impl PosixDisk {
     }
 }
 
-/// Allocates blocks for `[0, len)`, or writes zeros where the file system cannot.
+/// Allocates blocks for `[0, len)`, or writes zeros behind what is there where the file system cannot.
 fn allocate(file: &fs::File, len: u64) -> io::Result<()> {
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
         Ok(()) => Ok(()),
@@ -117,9 +117,10 @@ fn allocate(file: &fs::File, len: u64) -> io::Result<()> {
     }
 }
 
+/// Makes a file `len` bytes long with zeros. What it holds, whole blocks, stays.
 fn fill_with_zeros(file: &fs::File, len: u64) -> io::Result<()> {
     let zeros = AlignedBuf::zeroed(1 << 20);
-    let mut at = 0;
+    let mut at = round_down(file.metadata()?.len(), BLOCK as u64);
     while at < len {
         let n = (zeros.len() as u64).min(len - at);
         file.write_all_at(&zeros[..n as usize], at)?;
@@ -128,27 +129,26 @@ fn fill_with_zeros(file: &fs::File, len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes zeros over blocks of a file that cannot be read: a load from a mapping of them, or a store, would kill the process. What they held is lost either way, and the
-/// engine finds out from checksums. It looks at the whole file, which the kernel would otherwise do page by page.
-fn replace_unreadable(
+/// Reads all of a mapping, which says so if that cannot be, where a load or a store would kill the process. False also where the kernel does not know it (before 5.14).
+fn is_readable(map: &MmapRaw) -> bool {
+    map.advise(Advice::PopulateRead).is_ok()
+}
+
+/// Calls `with` for each block of a file with its bytes, or with none if it cannot be read.
+fn each_block(
     read: impl Fn(u64, &mut [u8]) -> io::Result<()>,
-    write: impl Fn(u64, &[u8]) -> io::Result<()>,
+    mut with: impl FnMut(u64, Option<&[u8]>) -> io::Result<()>,
     len: u64,
 ) -> io::Result<()> {
-    let mut buf = vec![0; 256 << 10];
-    let mut at = 0;
-    while at < len {
-        let piece = (buf.len() as u64).min(len - at) as usize;
-        if read(at, &mut buf[..piece]).is_err() {
-            for offset in (0..piece).step_by(BLOCK) {
-                let block = at + offset as u64;
-                if let Err(error) = read(block, &mut buf[..BLOCK]) {
-                    tracing::warn!(block, %error, "a block of a ring cannot be read, and is replaced");
-                    write(block, &[0; BLOCK])?;
-                }
+    let mut buf = [0; BLOCK];
+    for block in (0..len).step_by(BLOCK) {
+        match read(block, &mut buf) {
+            Ok(()) => with(block, Some(&buf))?,
+            Err(error) => {
+                tracing::warn!(block, %error, "a block of a ring cannot be read");
+                with(block, None)?;
             }
         }
-        at += piece as u64;
     }
     Ok(())
 }
@@ -181,11 +181,36 @@ impl Disk for PosixDisk {
                 let _left_if_it_must = fs::remove_file(&path);
                 return Err(error);
             }
-        } else {
-            replace_unreadable(|at, buf| file.read_exact_at(buf, at), |at, zeros| file.write_all_at(zeros, at), len)?;
         }
         let map = MmapOptions::new().len(len as usize).map_raw(&file)?;
+        if !is_readable(&map) {
+            let replace = |block: u64, bytes: Option<&[u8]>| if bytes.is_none() { file.write_all_at(&[0; BLOCK], block) } else { Ok(()) };
+            each_block(|at, buf| file.read_exact_at(buf, at), replace, len)?;
+        }
         Ok((Arc::new(PosixMapping { map }), fresh))
+    }
+
+    fn view(&self, name: &str, len: u64) -> io::Result<(Arc<dyn Mapping>, bool)> {
+        let file = match self.options().open(self.dir.join(name)) {
+            Ok(file) if file.metadata()?.len() == len => file,
+            Ok(_) => return Ok((Arc::new(InMemory::zeroed(len)), true)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((Arc::new(InMemory::zeroed(len)), true)),
+            Err(e) => return Err(e),
+        };
+        let map = MmapOptions::new().len(len as usize).map_raw(&file)?;
+        if is_readable(&map) {
+            return Ok((Arc::new(PosixMapping { map }), false));
+        }
+        let (copy, mut lost) = (InMemory::zeroed(len), false);
+        let keep = |block: u64, bytes: Option<&[u8]>| {
+            match bytes {
+                Some(bytes) => copy.store(block, bytes),
+                None => lost = true,
+            }
+            Ok(())
+        };
+        each_block(|at, buf| file.read_exact_at(buf, at), keep, len)?;
+        Ok((Arc::new(copy), lost))
     }
 
     fn list(&self) -> io::Result<Vec<(String, u64)>> {
@@ -383,26 +408,37 @@ impl Mapping for PosixMapping {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
-
     use super::*;
 
     #[test]
-    fn blocks_that_cannot_be_read_are_replaced_and_no_others() {
-        let len = 600 << 10;
-        let bad = |at: u64| [0, 70, 149].contains(&(at / BLOCK as u64));
-        let replaced = RefCell::new(Vec::new());
-        let read = |at: u64, buf: &mut [u8]| match (0..buf.len()).step_by(BLOCK).any(|offset| bad(at + offset as u64)) {
-            true => Err(io::ErrorKind::Other.into()),
-            false => Ok(()),
+    fn blocks_that_cannot_be_read_are_told_from_others() {
+        let read = |at: u64, buf: &mut [u8]| match at / BLOCK as u64 {
+            0 | 70 | 149 => Err(io::ErrorKind::Other.into()),
+            n => {
+                buf.fill(n as u8);
+                Ok(())
+            }
         };
-        let write = |at: u64, zeros: &[u8]| {
-            assert_eq!(zeros, [0; BLOCK]);
-            replaced.borrow_mut().push(at / BLOCK as u64);
+        let mut unread = Vec::new();
+        let with = |block: u64, bytes: Option<&[u8]>| {
+            match bytes {
+                Some(bytes) => assert_eq!(bytes, [(block / BLOCK as u64) as u8; BLOCK]),
+                None => unread.push(block / BLOCK as u64),
+            }
             Ok(())
         };
-        replace_unreadable(read, write, len).unwrap();
-        assert_eq!(replaced.into_inner(), [0, 70, 149]);
+        each_block(read, with, 600 << 10).unwrap();
+        assert_eq!(unread, [0, 70, 149]);
+    }
+
+    #[test]
+    fn a_file_that_grows_keeps_what_it_holds_also_where_blocks_cannot_be_allocated() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7; 2 * BLOCK], 0).unwrap();
+        fill_with_zeros(&file, 5 * BLOCK as u64).unwrap();
+        let mut bytes = vec![1; 5 * BLOCK];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes[..2 * BLOCK].iter().all(|b| *b == 7) && bytes[2 * BLOCK..].iter().all(|b| *b == 0));
     }
 
     #[test]

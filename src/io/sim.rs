@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::{BLOCK, Disk, DiskLock, File, LockError, Mapping, SECTOR};
+use super::{BLOCK, Disk, DiskLock, File, InMemory, LockError, Mapping, SECTOR};
 use crate::clock::Clock;
 use crate::sync::lock;
 
@@ -167,6 +167,28 @@ impl SimDisk {
         self.state().named(name).corrupt(offset as usize, xor);
     }
 
+    /// Puts `bytes` over a part of a file, in the cache and on the medium. Not while it is mapped.
+    pub(crate) fn overwrite(&self, name: &str, offset: u64, bytes: &[u8]) {
+        let mut state = self.state();
+        let file = state.named(name);
+        file.sync();
+        assert!(file.pages.is_none(), "a mapped file is not written behind its mapping");
+        for image in [&mut file.live, &mut file.durable] {
+            let image = Arc::make_mut(image);
+            let end = offset as usize + bytes.len();
+            image.resize(image.len().max(end), 0);
+            image[offset as usize..end].copy_from_slice(bytes);
+        }
+    }
+
+    /// Takes a name away, in the cache and on the medium.
+    pub(crate) fn lose(&self, name: &str) {
+        let mut state = self.state();
+        state.sync_dir();
+        state.names.remove(name);
+        state.durable_names.remove(name);
+    }
+
     /// Cuts a file, in the cache and on the medium. Whoever has it mapped keeps memory that is no longer the file's.
     pub(crate) fn truncate(&self, name: &str, len: u64) {
         self.state().named(name).truncate(len as usize);
@@ -241,6 +263,18 @@ impl Disk for SimDisk {
         let file = state.named(name);
         let pages = file.pages.get_or_insert_with(|| Arc::new(Pages::holding(&file.live)));
         Ok((Arc::clone(pages) as Arc<dyn Mapping>, fresh))
+    }
+
+    fn view(&self, name: &str, len: u64) -> io::Result<(Arc<dyn Mapping>, bool)> {
+        let mut state = self.state();
+        state.observe(FaultOp::Open)?;
+        let copy = InMemory::zeroed(len);
+        let Some(file) = state.find(name).ok().filter(|file| state.files[*file].len() == len) else { return Ok((Arc::new(copy), true)) };
+        state.files[file].settle();
+        copy.store(0, &state.files[file].live);
+        let bad: Vec<u64> = state.unreadable.iter().filter(|(of, _)| *of == file).map(|(_, at)| *at).collect();
+        bad.iter().for_each(|at| copy.store(*at, &[0; BLOCK]));
+        Ok((Arc::new(copy), !bad.is_empty()))
     }
 
     fn list(&self) -> io::Result<Vec<(String, u64)>> {

@@ -3,6 +3,7 @@
 pub(crate) mod catalog;
 pub(crate) mod format;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -18,6 +19,9 @@ pub(crate) const FILES: [&str; 2] = ["manifest.0", "manifest.1"];
 /// A third copy, which counts only while an opening writes the other two, and is zeros otherwise. What it read of them may not be durable: their last sync may have failed.
 const SPARE: &str = "manifest.2";
 
+/// What is wrong if the copies are of different stores.
+pub(crate) const TWO_STORES: &str = "its copies are of two stores; remove the one that does not belong here";
+
 /// Whether a file with this name is a copy.
 pub(crate) fn is_one(name: &str) -> bool {
     name == SPARE || FILES.contains(&name)
@@ -32,6 +36,8 @@ pub(crate) enum LoadError {
     Newer { found: u32 },
     /// Neither copy is whole.
     Corrupt,
+    /// The copies are of different stores.
+    TwoStores,
     /// A copy could not be read.
     Io(io::Error),
 }
@@ -39,8 +45,11 @@ pub(crate) enum LoadError {
 /// Loads the newer of the copies that are whole, and says whether the other one was not.
 pub(crate) fn load(disk: &dyn Disk) -> Result<(Manifest, bool), LoadError> {
     let (mut best, mut newer, mut missing, mut broken, mut failure) = (None::<Manifest>, None, 0, 0, None);
+    let mut stores = BTreeSet::new();
     for name in FILES.into_iter().chain([SPARE]) {
-        match read(disk, name) {
+        let found = read(disk, name);
+        stores.extend(found.iter().flatten().map(|manifest| manifest.store.0));
+        match found {
             Ok(Ok(found)) if best.as_ref().is_none_or(|b| found.sequence > b.sequence) => best = Some(found),
             Ok(Ok(_)) => {}
             Ok(Err(Damage::Newer(version))) => newer = Some(version),
@@ -51,6 +60,9 @@ pub(crate) fn load(disk: &dyn Disk) -> Result<(Manifest, bool), LoadError> {
     }
     if let Some(found) = newer {
         return Err(LoadError::Newer { found });
+    }
+    if stores.len() > 1 {
+        return Err(LoadError::TwoStores);
     }
     let damaged = broken > 0 || failure.is_some();
     match (best, failure) {
@@ -107,16 +119,15 @@ impl Kept {
     pub(crate) fn begin(disk: Arc<dyn Disk>, mut manifest: Manifest) -> io::Result<Self> {
         manifest.sequence += 1;
         let bytes = blocks(&manifest);
-        let place = |name: &str| -> io::Result<Arc<dyn File>> {
-            let file = match disk.open(name) {
-                Ok(file) if file.len() >= bytes.len() as u64 => file,
-                _ => create(disk.as_ref(), name, bytes.len() as u64)?,
-            };
-            write(file.as_ref(), &bytes)?;
-            Ok(file)
+        let find = |name: &str| match disk.open(name) {
+            Ok(file) if file.len() >= bytes.len() as u64 => Ok(file),
+            _ => create(disk.as_ref(), name, bytes.len() as u64),
         };
-        let spare = place(SPARE)?;
-        let files = [place(FILES[0])?, place(FILES[1])?];
+        // All of them before the first is written: there may be no room.
+        let (spare, files) = (find(SPARE)?, [find(FILES[0])?, find(FILES[1])?]);
+        for file in [&spare].into_iter().chain(&files) {
+            write(file.as_ref(), &bytes)?;
+        }
         write(spare.as_ref(), &AlignedBuf::zeroed(BLOCK))?;
         let len = files.iter().chain([&spare]).map(|file| file.len()).min().unwrap_or(0);
         Ok(Self { manifest, disk, files, len })
@@ -136,7 +147,7 @@ impl Kept {
         self.len
     }
 
-    /// Makes every copy long enough for a manifest of `len` bytes, durably, and leaves what it says. An error that is a shortage left everything as it was.
+    /// Makes every copy long enough for a manifest of `len` bytes, durably, and leaves what it says. An error that is a shortage did no harm.
     pub(crate) fn grow(&mut self, len: u64) -> io::Result<()> {
         let grow = |name: &str| -> io::Result<Arc<dyn File>> {
             let file = create(self.disk.as_ref(), name, len)?;

@@ -248,41 +248,71 @@ pub(crate) enum Kind {
     Note(Range<usize>),
 }
 
+/// What comes before a record's key, not verified. Ranges may lie beyond the bytes that there are.
+struct Head {
+    check: u32,
+    flags: u8,
+    lsn: Lsn,
+    scope: Scope,
+    key: Range<usize>,
+    value: Range<usize>,
+    raw_len: Option<usize>,
+    expires_ms: Option<u64>,
+}
+
+impl Head {
+    fn decode(base_lsn: Lsn, bytes: &[u8]) -> Option<Self> {
+        let mut r = Reader::new(bytes);
+        let check = r.u32()?;
+        let near = base_lsn.0.checked_add_signed(i64::from(r.i32()?));
+        let flags = r.u8()?;
+        if flags & !KNOWN_FLAGS != 0 {
+            return None;
+        }
+        let key_len = usize::try_from(r.varint()?).ok()?;
+        let value_len = usize::try_from(r.varint()?).ok()?;
+        let raw_len = match flags & COMPRESSED {
+            0 => None,
+            _ => Some(usize::try_from(r.varint()?).ok()?),
+        };
+        let expires_ms = match flags & EXPIRES {
+            0 => None,
+            _ => Some(r.u64()?),
+        };
+        let scope = match flags & SCOPED {
+            0 => Scope::FIRST,
+            _ => Scope(r.varint()?),
+        };
+        let lsn = match flags & FAR {
+            0 => Lsn(near?),
+            _ => Lsn(r.u64()?),
+        };
+        let start = bytes.len() - r.remaining();
+        let key = start..start.checked_add(key_len)?;
+        let value = key.end..key.end.checked_add(value_len)?;
+        value.end.checked_next_multiple_of(UNIT)?;
+        Some(Self { check, flags, lsn, scope, key, value, raw_len, expires_ms })
+    }
+
+    fn record_len(&self) -> usize {
+        self.value.end.next_multiple_of(UNIT)
+    }
+}
+
+/// How long the record at the front of `bytes` says that it is, if it says so in them. Not verified.
+pub(crate) fn stated_len(bytes: &[u8]) -> Option<usize> {
+    Head::decode(Lsn(1 << 32), bytes).map(|head| head.record_len())
+}
+
 /// Decodes and verifies the record at the front of `bytes`. `None` if it is not whole, or not the record of this place in this store.
 pub(crate) fn decode_record(store: StoreId, at: Position, base_lsn: Lsn, bytes: &[u8]) -> Option<Record> {
-    let mut r = Reader::new(bytes);
-    let check = r.u32()?;
-    let near = base_lsn.0.checked_add_signed(i64::from(r.i32()?));
-    let flags = r.u8()?;
-    if flags & !KNOWN_FLAGS != 0 {
+    let head = Head::decode(base_lsn, bytes)?;
+    let payload = bytes.get(PREFIX_LEN..head.value.end)?;
+    if head.check != record_check(store, at, head.lsn, crc32fast::hash(payload)) {
         return None;
     }
-    let key_len = usize::try_from(r.varint()?).ok()?;
-    let value_len = usize::try_from(r.varint()?).ok()?;
-    let raw_len = match flags & COMPRESSED {
-        0 => None,
-        _ => Some(usize::try_from(r.varint()?).ok()?),
-    };
-    let expires_ms = match flags & EXPIRES {
-        0 => None,
-        _ => Some(r.u64()?),
-    };
-    let scope = match flags & SCOPED {
-        0 => Scope::FIRST,
-        _ => Scope(r.varint()?),
-    };
-    let lsn = match flags & FAR {
-        0 => Lsn(near?),
-        _ => Lsn(r.u64()?),
-    };
-    let start = bytes.len() - r.remaining();
-    let key = start..start.checked_add(key_len)?;
-    let value = key.end..key.end.checked_add(value_len)?;
-    let payload = bytes.get(PREFIX_LEN..value.end)?;
-    if check != record_check(store, at, lsn, crc32fast::hash(payload)) {
-        return None;
-    }
-    let len = value.end.next_multiple_of(UNIT);
+    let len = head.record_len();
+    let Head { flags, lsn, scope, key, value, raw_len, expires_ms, .. } = head;
     let kind = match flags & (TOMBSTONE | NOTE) {
         0 => Kind::Put { scope, key, value, raw_len, expires_ms },
         TOMBSTONE => Kind::Tombstone(KeyHash(Reader::new(&bytes[value]).u64()?)),
@@ -428,6 +458,7 @@ mod tests {
         assert!(moved.prefix(STORE, Position(0), Lsn(10), Lsn(1 << 40)).is_none());
         let near = bytes_of(&moved, Position(1 << 30), Lsn(10), Lsn(500));
         assert_eq!(decode_record(STORE, Position(1 << 30), Lsn(500), &near), Some(record.clone()));
+        assert_eq!((stated_len(&near[..24]), stated_len(&near[..9])), (Some(near.len()), None));
         let far = Draft::of_record(&bytes, &record, true).unwrap();
         let far = bytes_of(&far, Position(1 << 30), Lsn(10), Lsn(1 << 40));
         let found = decode_record(STORE, Position(1 << 30), Lsn(1 << 40), &far).unwrap();

@@ -19,8 +19,10 @@ const HEAD_LEN: usize = 40;
 const CHECKED: usize = 12;
 /// Bytes that are read or written at once, whole blocks.
 const PIECE: usize = 64 << 10;
-/// A longer file is not one: 32 M keys.
+/// A longer file is not one.
 const FILE_LEN_MAX: u64 = 256 << 20;
+/// Keys that a file can list.
+pub(crate) const KEYS_MAX: usize = (FILE_LEN_MAX as usize - HEAD_LEN) / 8;
 
 /// What a heat file says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -37,7 +37,13 @@ pub(crate) trait Visitor {
 
     /// Brings from elsewhere what a hole held, as far as that can be. Says whether it is known that no mutation is missing.
     fn repair(&mut self, hole: &Hole) -> io::Result<bool>;
+
+    /// Brings from elsewhere what comes after `last`, the newest mutation of a log of which nothing more is to be found. The newest one then, and how many records there were.
+    fn go_on(&mut self, last: Lsn) -> io::Result<(Lsn, u64)>;
 }
+
+/// A process may die between a record and its frame: so many records may have none without anything being damaged.
+const RECORDS_AHEAD: u64 = 1;
 
 /// Whoever wants to know the end only.
 pub(crate) struct Unheard;
@@ -49,6 +55,10 @@ impl Visitor for Unheard {
 
     fn repair(&mut self, _hole: &Hole) -> io::Result<bool> {
         Ok(false)
+    }
+
+    fn go_on(&mut self, last: Lsn) -> io::Result<(Lsn, u64)> {
+        Ok((last, 0))
     }
 }
 
@@ -82,6 +92,8 @@ pub(crate) struct Replay {
     headless: Vec<Arc<dyn File>>,
     /// Whether the header of one cannot be read.
     headers_unread: bool,
+    /// Whether the ring has lost what no file held.
+    end_lost: bool,
     /// Parts of the WAL that no file holds.
     absent: BTreeSet<u64>,
     /// File number and offset of what could not be read last.
@@ -119,6 +131,7 @@ impl Replay {
             files,
             headless,
             headers_unread,
+            end_lost: false,
             absent,
             unread: None,
             payload,
@@ -126,6 +139,11 @@ impl Replay {
             window: AlignedBuf::zeroed(WINDOW),
             held: None,
         })
+    }
+
+    /// The ring does not hold what it held: nobody knows where the log ended.
+    pub(crate) fn doubt_the_end(&mut self) {
+        self.end_lost = true;
     }
 
     /// A position above every one that may have been used, given that replay went as far as `end`.
@@ -149,7 +167,7 @@ impl Replay {
         loop {
             if !self.frame_at(summary.end, summary.last, &mut bytes)? {
                 let Some(next) = self.frame_after(summary.end, summary.last, &mut bytes)? else {
-                    self.end_at(&mut summary, visitor)?;
+                    self.end_at(&mut summary, page_cache_whole, visitor)?;
                     break;
                 };
                 // A mark found later may say that the lost bytes had been synced.
@@ -157,6 +175,7 @@ impl Replay {
                 let lost = summary.last.next();
                 if !page_cache_whole && lost > durable && !self.is_unread(summary.end) {
                     summary.torn_bytes += next - summary.end;
+                    self.look_beyond(&mut summary, page_cache_whole, visitor)?;
                     break;
                 }
                 if !self.frame_at(next, summary.last, &mut bytes)? {
@@ -190,14 +209,15 @@ impl Replay {
     /// Whether something at `at` or later could not be read: nobody knows what it said, nor what it said was durable.
     fn is_unread(&self, at: u64) -> bool {
         let number = at / self.payload;
-        self.unread.is_some_and(|(n, _)| n >= number) || (self.headers_unread && !self.files.contains_key(&number))
+        let unread = self.unread.is_some_and(|(n, _)| n >= number);
+        self.end_lost || unread || (self.headers_unread && !self.files.contains_key(&number))
     }
 
     /// Nothing follows `summary.end`. Either nothing ever did, or what did and was synced is lost: a hole without an end.
-    fn end_at(&mut self, summary: &mut Summary, visitor: &mut impl Visitor) -> io::Result<()> {
+    fn end_at(&mut self, summary: &mut Summary, page_cache_whole: bool, visitor: &mut impl Visitor) -> io::Result<()> {
         let unread = self.is_unread(summary.end);
         if summary.last >= summary.durable && !unread {
-            return Ok(());
+            return self.look_beyond(summary, page_cache_whole, visitor);
         }
         // What could not be read may have said that more was synced.
         let before = summary.last.max(summary.durable).next();
@@ -206,6 +226,19 @@ impl Replay {
         hole.repaired = visitor.repair(&hole)?;
         summary.last = Lsn(before.0 - 1);
         summary.holes.push(hole);
+        if hole.repaired { self.look_beyond(summary, page_cache_whole, visitor) } else { Ok(()) }
+    }
+
+    /// What was damaged, or is missing, may be the end of the log: then there are records whose frames are lost. After a power cut records may also simply have come further.
+    fn look_beyond(&mut self, summary: &mut Summary, page_cache_whole: bool, visitor: &mut impl Visitor) -> io::Result<()> {
+        let after = summary.last;
+        let (last, records) = visitor.go_on(after)?;
+        summary.last = last;
+        if page_cache_whole && records > RECORDS_AHEAD {
+            let (from, to) = (summary.end, self.limit(summary.end));
+            let floor = Position(u64::MAX);
+            summary.holes.push(Hole { from, to, after, before: last.next(), bounded: true, floor, repaired: true });
+        }
         Ok(())
     }
 

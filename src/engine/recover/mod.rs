@@ -20,7 +20,7 @@ use crate::index::batch::Batch;
 use crate::index::checkpoint::Header;
 use crate::index::geometry::{Entry, Geometry};
 use crate::io::aligned::AlignedBuf;
-use crate::io::{BLOCK, Disk, File, InMemory, Mapping};
+use crate::io::{BLOCK, Disk, File};
 use crate::manifest::catalog::Catalog;
 use crate::manifest::{Manifest, Segment, SegmentState};
 use crate::segment::footer;
@@ -151,14 +151,18 @@ pub(super) fn recover(disk: &dyn Disk, settings: &Settings, mut manifest: Manife
     );
     let mut wal_limit = manifest.wal_start;
     if kind != Start::Clean {
-        let wal_ring = ring(disk, &files::wal_ring(manifest.wal_ring), manifest.wal_ring)?;
-        let segment_ring = ring(disk, &files::segment_ring(manifest.segment_ring), manifest.segment_ring)?;
+        let (wal_ring, wal_lost) = disk.view(&files::wal_ring(manifest.wal_ring), manifest.wal_ring)?;
+        let segment_ring = disk.view(&files::segment_ring(manifest.segment_ring), manifest.segment_ring)?;
         let mut replay = Replay::open(disk, manifest.store, wal_ring, manifest.wal_payload)?;
+        if kind == Start::Process && wal_lost {
+            // It held what the files do not hold yet.
+            replay.doubt_the_end();
+        }
         wal_limit = replay.limit(manifest.wal_start);
         let summary = match cold {
             // For the newest LSN and time alone.
             true => replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, false, &mut Unheard)?,
-            false => tail::replay(&mut recovery, &mut replay, &manifest, kind, segment_ring.as_ref())?,
+            false => tail::replay(&mut recovery, &mut replay, &manifest, kind, &segment_ring)?,
         };
         manifest.next_lsn = manifest.next_lsn.max(summary.last.next());
         manifest.time_ms = manifest.time_ms.max(summary.time_ms);
@@ -166,14 +170,6 @@ pub(super) fn recover(disk: &dyn Disk, settings: &Settings, mut manifest: Manife
         tracing::debug!(frames = summary.frames, torn = summary.torn_bytes, holes = summary.holes.len(), "the WAL is replayed");
     }
     Ok(recovery.finish(manifest, wal_limit))
-}
-
-/// A ring of the process before. One that is missing held nothing, and is not made: there may be no room for it.
-fn ring(disk: &dyn Disk, name: &str, len: u64) -> io::Result<Arc<dyn Mapping>> {
-    match disk.list()?.iter().any(|(there, found)| there == name && *found == len) {
-        true => disk.map(name, len).map(|(ring, _)| ring),
-        false => Ok(Arc::new(InMemory::zeroed(len))),
-    }
 }
 
 /// Leaves nothing that could be served, and no resume token: it may not be the newest.

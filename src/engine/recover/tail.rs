@@ -1,6 +1,7 @@
 //! What only the WAL and the rings hold: brought into the segment files, which are then sealed.
 
 use std::io;
+use std::sync::Arc;
 
 use super::flush::write_footer;
 use super::patch::Patch;
@@ -38,16 +39,25 @@ pub(super) fn replay(
     replay: &mut Replay,
     manifest: &Manifest,
     kind: Start,
-    ring: &dyn Mapping,
+    (ring, ring_lost): &(Arc<dyn Mapping>, bool),
 ) -> io::Result<Summary> {
     let mut rows: Vec<Row> = recovery.rows.iter().filter(|r| r.state == State::Full).copied().collect();
     rows.sort_by_key(|r| r.life.base);
     let unsealed = rows.into_iter().map(|row| Unsealed { row, entries: Vec::new(), error: None }).collect();
-    let mut tail = Tail { recovery, unsealed, ring, kind, end: Position(0), unknown: Position(0), patch: None };
+    let mut tail = Tail { recovery, unsealed, ring: ring.as_ref(), kind, end: Position(0), unknown: Position(0), patch: None };
     let summary = replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, kind == Start::Process, &mut tail)?;
     let durable = summary.durable.max(manifest.durable);
     tail.report(&summary, durable);
-    tail.restore((kind == Start::Host).then_some(durable));
+    // Which records may be nowhere: after a power cut those that were not synced, and all if the ring is gone that held what the files do not hold yet.
+    let verify_after = match kind {
+        Start::Host => Some(durable),
+        _ if *ring_lost => Some(Lsn::ZERO),
+        _ => None,
+    };
+    if kind == Start::Process && *ring_lost {
+        tail.recovery.report.damaged.push("the ring of the segments is lost, or parts of it; entries that only it held miss".to_owned());
+    }
+    tail.restore(verify_after);
     for segment in std::mem::take(&mut tail.unsealed) {
         tail.seal(segment);
     }
@@ -123,56 +133,75 @@ impl Visitor for Tail<'_, '_> {
         }
         Ok(whole)
     }
+
+    fn go_on(&mut self, last: Lsn) -> io::Result<(Lsn, u64)> {
+        let (mut next, mut records) = (last.next(), 0);
+        self.read_on(Position(u64::MAX), &mut next, |_| true, &mut records)?;
+        Ok((Lsn(next.0 - 1), records))
+    }
 }
 
 impl Tail<'_, '_> {
     /// The records say what their frames said, in the same order: those between the last one known and the next one are read one after the other. Whether that is all
     /// that the hole is known to have held.
     fn read_records(&mut self, hole: &Hole) -> io::Result<bool> {
-        let mut expected = hole.after.next();
+        let (mut next, mut records) = (hole.after.next(), 0);
+        self.read_on(hole.floor, &mut next, |lsn| lsn < hole.before, &mut records)?;
+        Ok(next == hole.before)
+    }
+
+    /// Takes records for what their frames said, one after the other from the last one that is known, below `limit` and as long as the `next` version is one that is
+    /// `wanted`. Counts them.
+    fn read_on(&mut self, limit: Position, next: &mut Lsn, wanted: impl Fn(Lsn) -> bool, records: &mut u64) -> io::Result<()> {
         for row in self.unsealed.iter().map(|u| u.row).collect::<Vec<_>>() {
             if self.end >= row.life.base.plus(row.size) {
                 continue;
             }
             let mut at = self.end.max(row.life.base.plus(DATA_START.into()));
-            while at < hole.floor
-                && let Some((record, bytes)) = self.record_at(&row, at, None)
+            while at < limit
+                && let Some((record, bytes)) = self.record_at(&row, at)
             {
-                let moved = record.lsn < expected;
-                if !moved && (record.lsn != expected || record.lsn >= hole.before) {
-                    return Ok(expected == hole.before);
+                let moved = record.lsn < *next;
+                if !moved && (record.lsn != *next || !wanted(record.lsn)) {
+                    return Ok(());
                 }
                 let (hash, tombstone) = record.effect(self.recovery.hash_seed, &bytes);
                 let (lsn, record_len) = (record.lsn, record.len as u32);
                 self.visit(&Mutation { lsn, hash, tombstone, supersedes: true, record: at, record_len }, moved, &bytes)?;
                 at = at.plus(record_len.into());
-                expected = if moved { expected } else { expected.next() };
+                *next = if moved { *next } else { next.next() };
+                *records += 1;
             }
         }
-        Ok(expected == hole.before)
+        Ok(())
     }
 
-    /// The record at `at`, from the ring or the file, and its bytes. Its length, if that is known.
-    fn record_at(&mut self, row: &Row, at: Position, len: Option<u32>) -> Option<(Record, Vec<u8>)> {
+    /// The record at `at`, from the ring or the file, and its bytes.
+    fn record_at(&mut self, row: &Row, at: Position) -> Option<(Record, Vec<u8>)> {
+        let store = self.recovery.store;
         let room = (row.life.base.0 + row.size).saturating_sub(at.0) as usize;
         let most = room.min(self.ring.words().len() * 8);
         let file = self.recovery.file(row.life.id).ok();
-        let guesses = std::iter::successors(Some(BLOCK), |len| Some(len * 8)).map(|len| len.min(most));
-        let guesses: Vec<usize> = match len {
-            Some(len) => vec![(len as usize).min(most)],
-            None => guesses.take_while(|len| *len < most).chain([most]).collect(),
-        };
-        for len in guesses {
-            let mut bytes = vec![0; len];
-            crate::io::ring::copy(self.ring.words(), at.0, &mut bytes);
-            for from_file in [false, true] {
-                if from_file && file.as_ref().and_then(|file| read(row, at, len, file.as_ref(), &mut bytes).ok()).is_none() {
-                    continue;
+        for from_file in [false, true] {
+            let mut bytes = Vec::new();
+            let mut fetch = |len: usize| {
+                bytes.resize(len, 0);
+                if !from_file {
+                    crate::io::ring::copy(self.ring.words(), at.0, &mut bytes);
+                } else {
+                    read(row, at, len, file.as_ref()?.as_ref(), &mut bytes).ok()?;
                 }
-                if let Some(record) = format::decode_record(self.recovery.store, at, row.life.base_lsn, &bytes) {
-                    bytes.truncate(record.len);
-                    return Some((record, bytes));
-                }
+                Some((format::stated_len(&bytes)?, format::decode_record(store, at, row.life.base_lsn, &bytes)))
+            };
+            // What it says of its length is not verified yet.
+            let record = match fetch(most.min(BLOCK)) {
+                Some((len, None)) if (BLOCK + 1..=most).contains(&len) => fetch(len).and_then(|(_, record)| record),
+                Some((_, record)) => record,
+                None => None,
+            };
+            if let Some(record) = record {
+                bytes.truncate(record.len);
+                return Some((record, bytes));
             }
         }
         None
@@ -181,7 +210,7 @@ impl Tail<'_, '_> {
     /// Whether the record of `entry` can be had. An error if its place cannot be read.
     fn is_there(&mut self, row: &Row, entry: &footer::Entry) -> io::Result<bool> {
         let at = row.life.base.plus(entry.offset.into());
-        if let Some((record, _)) = self.record_at(row, at, Some(entry.len)) {
+        if let Some((record, _)) = self.record_at(row, at) {
             return Ok(record.lsn == entry.lsn);
         }
         let mut bytes = Vec::new();

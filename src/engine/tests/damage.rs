@@ -3,6 +3,8 @@
 use super::*;
 use crate::config::RecoveryMode;
 use crate::error::Error;
+use crate::id::Lsn;
+use crate::io::BLOCK;
 use crate::wal::format::FRAME_LEN;
 
 /// Of a store with the options of these tests.
@@ -72,15 +74,27 @@ fn a_hole_in_the_wal_whose_records_are_damaged_too_is_reported_and_nothing_older
 }
 
 #[test]
-fn damage_at_the_end_of_the_wal_of_a_dead_process_costs_the_last_entry_only() {
-    let store = Store::new(small());
-    for key in [b"a", b"b", b"c"] {
-        store.put(key, b"value");
+fn damage_at_the_end_of_the_wal_of_a_dead_process_costs_nothing_as_long_as_the_records_are_there() {
+    for damaged in 1..4 {
+        let store = Store::new(small());
+        for key in [b"a", b"b", b"c"] {
+            store.put(key, b"old");
+        }
+        for key in [b"a", b"b", b"c"] {
+            store.put(key, b"new");
+        }
+        let image = store.disk.after_kill();
+        for frame in 6 - damaged..6 {
+            image.corrupt(WAL_RING, frame * FRAME_LEN as u64 + 9, 0xff);
+        }
+        let engine = reopen(&image).unwrap();
+        for key in [b"a", b"b", b"c"] {
+            assert_eq!(get(&engine, key).as_deref(), Some(&b"new"[..]), "{damaged} frames damaged");
+        }
+        // A record ahead of its frame is what a process leaves that dies between the two.
+        assert_eq!(engine.report.damaged.len(), usize::from(damaged > 1), "{:?}", engine.report);
+        assert!(engine.appended() >= Lsn(6));
     }
-    let image = store.disk.after_kill();
-    image.corrupt(WAL_RING, 2 * FRAME_LEN as u64 + 9, 0xff);
-    let engine = reopen(&image).unwrap();
-    assert_eq!((get(&engine, b"a").is_some(), get(&engine, b"b").is_some(), get(&engine, b"c")), (true, true, None));
 }
 
 #[test]
@@ -120,28 +134,68 @@ fn never_lies(image: &SimDisk, what: &str) -> Option<Error> {
     None
 }
 
-/// A store in which every key was put three times and every tenth one deleted; stopped in order, or killed.
-fn worn(clean: bool) -> SimDisk {
+/// How the stores that are damaged here were stopped.
+#[derive(Clone, Copy, PartialEq)]
+enum Stop {
+    Close,
+    Kill,
+    /// After everything was synced.
+    PowerCut,
+}
+
+/// A store in which every key was put three times and every tenth one deleted.
+fn worn(stop: Stop) -> SimDisk {
     let mut store = Store::new(small());
-    for round in 0..3 {
-        for k in 0..120u64 {
-            store.put(&k.to_le_bytes(), &value(k, round, 300));
-        }
-    }
+    wear(&store, 0..3);
     (0..120u64)
         .filter(|k| k % 10 == 3)
         .for_each(|k| assert!(store.engine().delete((&k.to_le_bytes()).into(), &DeleteOptions::new()).is_ok()));
-    if clean {
-        let engine = store.engine.take().unwrap();
-        engine.begin_close();
-        engine.finish().unwrap();
+    match stop {
+        Stop::Kill => store.disk.after_kill(),
+        Stop::PowerCut => {
+            store.engine().persist(Ack::Host).unwrap();
+            store.disk.after_power_cut(7, PowerCut::Random)
+        }
+        Stop::Close => {
+            let engine = store.engine.take().unwrap();
+            engine.begin_close();
+            engine.finish().unwrap();
+            store.disk.after_kill()
+        }
     }
+}
+
+fn wear(store: &Store, rounds: Range<u64>) {
+    for round in rounds {
+        for k in 0..120u64 {
+            store.put(&k.to_le_bytes(), &value(k, round, 300));
+        }
+        store.engine().persist(Ack::Host).unwrap();
+        // So that there is heat, and a checkpoint that others add to.
+        (0..20u64).for_each(|k| drop(store.get(&k.to_le_bytes())));
+        store.engine().step_heat().unwrap();
+        store.engine().step_checkpoint(true).unwrap();
+    }
+}
+
+/// The store of [`worn`] at an earlier moment.
+fn half_worn() -> SimDisk {
+    let store = Store::new(small());
+    wear(&store, 0..2);
+    store.disk.after_kill()
+}
+
+/// Another store with the same keys.
+fn foreign() -> SimDisk {
+    let mut store = Store { disk: SimDisk::new(1), clock: Arc::new(SimClock::new(77)), options: small(), engine: None };
+    store.open();
+    wear(&store, 0..4);
     store.disk.after_kill()
 }
 
 #[test]
 fn the_recovery_mode_decides_what_a_damaged_checkpoint_does() {
-    let image = worn(true);
+    let image = worn(Stop::Close);
     let open_with = |image: &SimDisk, mode| {
         let options = small().recovery(mode);
         open(&options, Some(Arc::new(image.after_kill())), Arc::new(SimClock::new(3)), Mode::Inline)
@@ -161,52 +215,152 @@ fn the_recovery_mode_decides_what_a_damaged_checkpoint_does() {
     assert!(served.report.rebuilt && served.report.damaged.len() == 1, "{:?}", served.report);
 }
 
+/// A store that was stopped in each of three ways, after a life that reached everything.
+fn all_worn() -> [(&'static str, SimDisk); 3] {
+    [("closed", worn(Stop::Close)), ("killed", worn(Stop::Kill)), ("cut off", worn(Stop::PowerCut))]
+}
+
+/// Draws numbers below what is asked for from a seed.
+fn numbers(seed: u64) -> impl FnMut(u64) -> u64 {
+    let mut n = 0u64;
+    move |below| {
+        n += 1;
+        xxhash_rust::xxh3::xxh3_64_with_seed(&n.to_le_bytes(), seed) % below
+    }
+}
+
+/// Flips drawn from seeds: 500, or as many as `EVERWARM_DAMAGE_SEEDS` says; half of them near the front of a file or of its last block, where headers are.
 #[test]
 fn a_flipped_bit_anywhere_never_brings_back_an_older_value() {
-    for clean in [true, false] {
-        let disk = worn(clean);
-        let files = disk.files();
-        let mut opened = 0;
-        for n in 0..400u64 {
-            let r = xxhash_rust::xxh3::xxh3_64_with_seed(&n.to_le_bytes(), 5);
-            let (name, len) = &files[(r % files.len() as u64) as usize];
-            if *len == 0 {
-                continue;
-            }
-            // Half of the flips near the front, where headers and first records are.
-            let span = if r & 1 == 0 { (*len).min(12_000) } else { *len };
-            let (offset, bit) = ((r >> 8) % span, (r >> 40) % 8);
-            let image = disk.after_kill();
-            image.corrupt(name, offset, 1 << bit);
-            let refused = never_lies(&image, &format!("{name} byte {offset} bit {bit}, clean {clean}"));
-            assert!(refused.is_none(), "{name} byte {offset} bit {bit}: {refused:?}");
-            opened += 1;
-        }
-        assert!(opened > 300);
-    }
+    let stores = all_worn();
+    each_seed(seeds("DAMAGE", 0, 500), "DAMAGE", "a_flipped_bit", |seed| {
+        let mut draw = numbers(seed);
+        let (stop, disk) = &stores[draw(3) as usize];
+        let files: Vec<_> = disk.files().into_iter().filter(|(_, len)| *len > 0).collect();
+        let (name, len) = &files[draw(files.len() as u64) as usize];
+        let offset = match draw(4) {
+            0 => draw(256.min(*len)),
+            1 => len - BLOCK as u64 + draw(64),
+            _ => draw(*len),
+        };
+        let image = disk.after_kill();
+        image.corrupt(name, offset, 1 << draw(8));
+        let what = format!("{stop}: {name}, byte {offset}");
+        let refused = never_lies(&image, &what);
+        assert!(refused.is_none(), "{what}: {refused:?}");
+    });
 }
 
 #[test]
-fn a_lost_or_emptied_file_costs_entries_and_never_brings_back_older_ones() {
-    for clean in [true, false] {
-        let disk = worn(clean);
-        for (name, len) in disk.files() {
-            if name.starts_with("ring.") {
-                // Without the rings a killed store has lost what only the page cache held, and cannot know it: rings are not files that may be tampered with.
-                continue;
+fn no_byte_of_a_header_is_trusted() {
+    let stores = all_worn();
+    let places = |(stop, disk): &'static (&'static str, SimDisk)| {
+        let fronts = disk.files().into_iter().filter(|(_, len)| *len > 0).flat_map(|(name, len)| {
+            let ends = if name.starts_with("segment.") { len - BLOCK as u64..len - BLOCK as u64 + 56 } else { 0..0 };
+            let front = if name.starts_with("manifest.") { 0..len.min(1_100) } else { 0..72.min(len) };
+            front.chain(ends).map(move |offset| (name.clone(), offset)).collect::<Vec<_>>()
+        });
+        fronts.map(move |(name, offset)| (*stop, disk, name, offset)).collect::<Vec<_>>()
+    };
+    let stores: &'static [(&'static str, SimDisk); 3] = Box::leak(Box::new(stores));
+    let places: Vec<_> = stores.iter().flat_map(places).collect();
+    assert!(places.len() > 3_000, "{} bytes", places.len());
+    each_seed(0..places.len() as u64, "HEADER", "no_byte_of_a_header", |n| {
+        let (stop, disk, name, offset) = &places[n as usize];
+        let image = disk.after_kill();
+        image.corrupt(name, *offset, 1 << (n % 8));
+        let what = format!("{stop}: {name}, byte {offset}");
+        let refused = never_lies(&image, &what);
+        assert!(refused.is_none(), "{what}: {refused:?}");
+    });
+}
+
+/// Blocks that are zeroed, filled with noise, exchanged, written over by another block or by what they were before: 300, or as many as `EVERWARM_BLOCK_SEEDS` says.
+#[test]
+fn a_block_that_holds_something_else_never_brings_back_an_older_value() {
+    let (stores, before) = (all_worn(), half_worn());
+    each_seed(seeds("BLOCK", 0, 300), "BLOCK", "a_block_that_holds", |seed| {
+        let mut draw = numbers(seed);
+        let (stop, disk) = &stores[draw(3) as usize];
+        let files: Vec<_> = disk.files().into_iter().filter(|(_, len)| *len >= BLOCK as u64).collect();
+        let mut place = || {
+            let (name, len) = &files[draw(files.len() as u64) as usize];
+            (name.as_str(), draw(len / BLOCK as u64) * BLOCK as u64)
+        };
+        let (to, from) = (place(), place());
+        let block = |disk: &SimDisk, (name, at): (&str, u64)| {
+            let there = disk.files().iter().any(|(n, len)| n == name && at + BLOCK as u64 <= *len);
+            there.then(|| disk.content(name)[at as usize..][..BLOCK].to_vec())
+        };
+        let image = disk.after_kill();
+        let kind = draw(5);
+        match kind {
+            0 => image.overwrite(to.0, to.1, &[0; BLOCK]),
+            1 => image.overwrite(to.0, to.1, &(0..BLOCK).map(|_| draw(256) as u8).collect::<Vec<_>>()),
+            2 => {
+                let (a, b) = (block(&image, to).unwrap(), block(&image, from).unwrap());
+                image.overwrite(to.0, to.1, &b);
+                image.overwrite(from.0, from.1, &a);
             }
-            for to in [0, round_down_to_block(len / 2)] {
+            3 => image.overwrite(to.0, to.1, &block(&image, from).unwrap()),
+            // A store that lived on from this one, so it is the same block, older.
+            _ => image.overwrite(to.0, to.1, &block(&before, to).unwrap_or(vec![0; BLOCK])),
+        }
+        let what = format!("{stop}: damage {kind} of {to:?}, {from:?}");
+        let refused = never_lies(&image, &what);
+        assert!(refused.is_none(), "{what}: {refused:?}");
+    });
+}
+
+#[test]
+fn a_file_that_is_lost_or_another_one_costs_entries_or_is_refused_and_never_brings_back_older_ones() {
+    let (before, foreign) = (half_worn(), foreign());
+    for (stop, disk) in all_worn() {
+        for (name, len) in disk.files() {
+            let kind = name.rsplit_once('.').map_or(name.as_str(), |(kind, _)| kind).to_owned();
+            let other = disk.files().into_iter().map(|(name, _)| name).find(|other| *other != name && other.starts_with(&kind));
+            let put = |image: &SimDisk, name: &str, bytes: &[u8]| {
+                image.truncate(name, 0);
+                image.overwrite(name, 0, bytes);
+            };
+            type Damage<'a> = (&'a str, Box<dyn Fn(&SimDisk) + 'a>);
+            let damages: [Damage<'_>; 7] = [
+                ("lost", Box::new(|image| image.lose(&name))),
+                ("emptied", Box::new(|image| image.truncate(&name, 0))),
+                ("cut", Box::new(|image| image.truncate(&name, crate::codec::round_down(len / 2, BLOCK as u64)))),
+                ("longer", Box::new(|image| image.overwrite(&name, len, &[0; BLOCK]))),
+                ("another", Box::new(|image| other.iter().for_each(|other| put(image, &name, &disk.content(other))))),
+                (
+                    "foreign",
+                    Box::new(|image| {
+                        foreign.files().iter().filter(|(n, _)| *n == name).for_each(|_| put(image, &name, &foreign.content(&name)))
+                    }),
+                ),
+                // The rings of one moment are what they are: of a whole that is rolled back nothing tells.
+                (
+                    "older",
+                    Box::new(|image| {
+                        before
+                            .files()
+                            .iter()
+                            .filter(|(n, _)| *n == name && !n.starts_with("ring."))
+                            .for_each(|_| put(image, &name, &before.content(&name)))
+                    }),
+                ),
+            ];
+            for (damage, apply) in &damages {
                 let image = disk.after_kill();
-                image.truncate(&name, to);
-                let refused = never_lies(&image, &format!("{name} cut to {to}, clean {clean}"));
-                assert!(refused.is_none(), "{name} cut to {to}, clean {clean}: {refused:?}");
+                apply(&image);
+                let what = format!("{stop}: {name} {damage}");
+                if let Some(refused) = never_lies(&image, &what) {
+                    assert!(
+                        matches!(refused, Error::Corrupt { .. }) && name.starts_with("manifest.") && *damage == "foreign",
+                        "{what}: {refused}"
+                    );
+                }
             }
         }
     }
-}
-
-fn round_down_to_block(n: u64) -> u64 {
-    crate::codec::round_down(n, crate::io::BLOCK as u64)
 }
 
 #[test]

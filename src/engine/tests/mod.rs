@@ -2,6 +2,7 @@
 
 mod crash;
 mod damage;
+mod exhaustive;
 mod failing;
 mod simulation;
 

@@ -1,6 +1,6 @@
 //! A drilled cache as the parent sees it: its directory, its board, and the process that lives at the moment.
 
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -109,7 +109,8 @@ impl<'a> Subject<'a> {
     /// Starts the next life.
     pub(crate) fn spawn(&mut self) -> anyhow::Result<Process> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("drill-child").arg(&self.config).stdin(Stdio::null()).stdout(Stdio::null());
+        // A group of its own: what interrupts the drill is not meant for it.
+        command.arg("drill-child").arg(&self.config).stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
         self.board.begin_life(self.lives);
         self.lives += 1;
         Ok(Process(command.spawn().context("cannot start the process to drill")?))
