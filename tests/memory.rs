@@ -108,7 +108,8 @@ fn memory_and_descriptors_stay_within_their_bounds() {
     assert!(found > puts / 20);
     let slack = (MEMORY / 50).max(4 << 20);
     assert!(most_said <= MEMORY + slack, "{most_said} B counted of {MEMORY}");
-    assert!(most_allocated <= MEMORY + slack, "{most_allocated} B allocated of {MEMORY}, and rings besides");
+    // Rings and large values are mappings, which nobody counts but the kernel.
+    assert!(most_allocated <= MEMORY - (10 << 20) + slack, "{most_allocated} B allocated of {MEMORY}, and rings besides");
     // Besides the values under way of two threads, two reads, and what the allocator keeps in an arena for each thread: as much again with glibc's.
     let besides = 2 * (5 << 20) + (8 << 20);
     assert!(most_had <= 2 * MEMORY + besides, "{most_had} B resident with a budget of {MEMORY}");

@@ -25,6 +25,15 @@ pub(crate) enum Mode {
     Inline,
 }
 
+/// What a background thread does when there is nothing to do.
+enum Rest {
+    UntilEvent,
+    /// The same, and no longer than this.
+    AtMost(Duration),
+    /// Nothing for this long, whatever happens, unless the engine stops.
+    Pause(Duration),
+}
+
 /// The background threads of an open store.
 #[derive(Debug)]
 pub(crate) struct Threads(Vec<JoinHandle<()>>);
@@ -32,12 +41,13 @@ pub(crate) struct Threads(Vec<JoinHandle<()>>);
 impl Threads {
     pub(crate) fn start(engine: &Arc<Engine>) -> std::io::Result<Self> {
         let mut threads = Self(Vec::new());
-        let flush: fn(&Engine) = |e| e.run(&e.events.flush, Engine::step_flush, |_| None);
-        let prepare: fn(&Engine) = |e| e.run(&e.events.prepare, Engine::step_prepare, Engine::until_prepare);
-        let checkpoint: fn(&Engine) = |e| e.run(&e.events.checkpoint, |e| e.step_checkpoint(false), |_| None);
-        let sync: fn(&Engine) = |e| e.run(&e.events.sync, Engine::step_sync_when_due, Engine::until_sync);
+        let flush: fn(&Engine) = |e| e.run(&e.events.flush, Engine::step_flush, |_| Rest::UntilEvent);
+        let prepare: fn(&Engine) = |e| e.run(&e.events.prepare, Engine::step_prepare, Engine::rest_of_prepare);
+        let checkpoint: fn(&Engine) = |e| e.run(&e.events.checkpoint, |e| e.step_checkpoint(false), |_| Rest::UntilEvent);
+        let sync: fn(&Engine) =
+            |e| e.run(&e.events.sync, Engine::step_sync_when_due, |e| e.until_sync().map_or(Rest::UntilEvent, Rest::AtMost));
         let heat: fn(&Engine) =
-            |e| e.run(&e.events.heat, |e| Ok(e.step_alive() || e.step_refill()? || e.step_heat()?), |_| Some(heat::INTERVAL));
+            |e| e.run(&e.events.heat, |e| Ok(e.step_alive() || e.step_refill()? || e.step_heat()?), |_| Rest::AtMost(heat::INTERVAL));
         let bodies = [("flush", flush), ("sync", sync), ("prepare", prepare), ("checkpoint", checkpoint), ("heat", heat)];
         for (name, body) in bodies {
             let shared = Arc::clone(engine);
@@ -78,17 +88,21 @@ impl Drop for Unwound<'_> {
 
 impl Engine {
     /// One background thread: a step whenever there is something to do.
-    fn run(&self, event: &Event, step: impl Fn(&Self) -> Result<bool>, timeout: impl Fn(&Self) -> Option<Duration>) {
+    fn run(&self, event: &Event, step: impl Fn(&Self) -> Result<bool>, rest: impl Fn(&Self) -> Rest) {
         let _guard = Unwound(self);
         loop {
-            let seen = event.count();
+            let (seen, stop_seen) = (event.count(), self.events.stop.count());
             if self.closing.load(Ordering::Acquire) || self.failure.get().is_some() {
                 return;
             }
             match step(self) {
                 Ok(true) => {}
                 Ok(false) => {
-                    event.wait(seen, timeout(self));
+                    match rest(self) {
+                        Rest::UntilEvent => event.wait(seen, None),
+                        Rest::AtMost(time) => event.wait(seen, Some(time)),
+                        Rest::Pause(time) => self.events.stop.wait(stop_seen, Some(time)),
+                    };
                 }
                 Err(_recorded) => return,
             }
@@ -104,6 +118,7 @@ impl Engine {
         }
         self.events.room.signal();
         self.events.durable.signal();
+        self.events.stop.signal();
     }
 
     /// Records that the store is alive, if nothing else did for a while. False: there is no more to do.
@@ -132,9 +147,9 @@ impl Engine {
         Duration::from_millis(self.marks.sync_retry_ms.load(Ordering::Acquire)).saturating_sub(self.time.monotonic())
     }
 
-    /// Time until room is looked for again, if the disk was full.
-    fn until_prepare(&self) -> Option<Duration> {
-        self.starved.load(Ordering::Acquire).then_some(STARVED_RETRY)
+    /// If the disk was full, everybody who waits for room would ask for it again and again.
+    fn rest_of_prepare(&self) -> Rest {
+        if self.starved.load(Ordering::Acquire) { Rest::Pause(STARVED_RETRY) } else { Rest::UntilEvent }
     }
 
     /// Waits for `event`, or does the work that will bring it about.

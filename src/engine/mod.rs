@@ -155,6 +155,8 @@ struct Events {
     prepare: Event,
     checkpoint: Event,
     heat: Event,
+    /// The cache closes, or the engine failed.
+    stop: Event,
 }
 
 impl Engine {
@@ -184,6 +186,7 @@ impl Engine {
         let first = self.failure.get_or_init(|| reason).clone();
         self.events.room.signal();
         self.events.durable.signal();
+        self.events.stop.signal();
         Error::Failed { reason: first }
     }
 

@@ -38,8 +38,6 @@ const DESCRIPTORS_BESIDE: u64 = 64;
 const POOL_SHARE: u64 = 256;
 /// They never take more than this.
 const POOL_BYTES_MAX: u64 = 2 << 20;
-/// LSNs that are skipped after a host crash: more than can have been assigned and then lost, so that none is used twice. The death of a process loses none.
-const LSN_GAP: u64 = 1 << 24;
 
 /// Opens the store in the options' directory.
 pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dyn Clock>, driver: Mode) -> Result<Arc<Engine>> {
@@ -286,8 +284,7 @@ fn create(settings: &Settings, disk: &dyn Disk, clock: &dyn Clock) -> std::io::R
     Ok(Recovered { manifest, index, report, wal_limit: 0 })
 }
 
-/// Makes rings of other lengths than `before`, since there may be no room for them. Those of the same length are left as they are: what they say, or that they are missing,
-/// counts until the next manifest does.
+/// Makes rings, since there may be no room for them, but for those that have the length of `before`: what they say, or that they are missing, counts until the next manifest does.
 fn make_rings(disk: &dyn Disk, names: &[String; 2], settings: &Settings, before: Option<(u64, u64)>) -> std::io::Result<()> {
     if before.is_none_or(|(segment_ring, _)| segment_ring != settings.segment_ring) {
         disk.map(&names[0], settings.segment_ring)?;
@@ -329,13 +326,11 @@ fn build(
     held: Held,
 ) -> std::io::Result<Engine> {
     let Recovered { mut manifest, index, report, wal_limit } = recovered;
-    let before = (report.kind != Start::Created).then_some((manifest.segment_ring, manifest.wal_ring));
+    // Only then do rings say anything that counts.
+    let before = (report.kind == Start::Process).then_some((manifest.segment_ring, manifest.wal_ring));
     let time = StoreTime::new(clock, manifest.time_ms);
     let wal_start = round_up(wal_limit.max(manifest.wal_start), manifest.wal_payload.max(settings.wal_payload));
     let ring_start = round_up(manifest.next_base.0, settings.segment_size);
-    if report.kind == Start::Host {
-        manifest.next_lsn = Lsn(manifest.next_lsn.0 + LSN_GAP);
-    }
     manifest.boot_id = disk.boot_id();
     manifest.clean = false;
     manifest.durable = Lsn(manifest.next_lsn.0 - 1);

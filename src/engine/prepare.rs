@@ -27,10 +27,7 @@ impl Engine {
             return Ok(false);
         }
         self.balance_memory();
-        if self.starved.swap(false, Ordering::AcqRel) {
-            // Whoever still waits asks again.
-            self.events.room.signal();
-        }
+        self.starved.store(false, Ordering::Release);
         let grown = self.grow_manifest(&mut manifest)?;
         let full_before = self.counters.disk_full.load(Ordering::Relaxed);
         let (rescued, waits) = self.step_rescue(&mut manifest)?;
@@ -86,8 +83,7 @@ impl Engine {
 
     /// Makes the manifest's files longer if notes wait for that. Says whether it did; false as well if the disk has no room for it.
     fn grow_manifest(&self, manifest: &mut Kept) -> Result<bool> {
-        // Asked for again, if somebody still waits then.
-        let wanted = self.catalog_wanted.swap(0, Ordering::AcqRel);
+        let wanted = self.catalog_wanted.load(Ordering::Acquire);
         if wanted <= self.catalog_room.load(Ordering::Relaxed) {
             return Ok(false);
         }

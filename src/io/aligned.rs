@@ -9,7 +9,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use crossbeam::queue::ArrayQueue;
@@ -19,6 +19,9 @@ use super::BLOCK;
 
 /// A buffer of at least this many bytes is a mapping of its own.
 const MAPPED_LEN_MIN: usize = 128 << 10;
+/// Buffers of this process that are mappings. A process may have 65,530 in all by default, and others want some.
+static MAPPED: AtomicUsize = AtomicUsize::new(0);
+const MAPPED_MAX: usize = 16 << 10;
 /// Lengths of the buffers that a pool keeps.
 const POOLED: [usize; 3] = [BLOCK, 2 * BLOCK, 4 * BLOCK];
 
@@ -87,8 +90,10 @@ enum Raw {
 impl Raw {
     fn zeroed(capacity: usize) -> Self {
         if capacity >= MAPPED_LEN_MIN
+            && MAPPED.load(Ordering::Relaxed) < MAPPED_MAX
             && let Ok(map) = MmapMut::map_anon(capacity)
         {
+            MAPPED.fetch_add(1, Ordering::Relaxed);
             return Self::Mapped(map);
         }
         let layout = Self::layout(capacity);
@@ -121,9 +126,10 @@ impl Raw {
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        if let Self::Heap { ptr, capacity } = self {
+        match self {
             // SAFETY: `ptr` came from `alloc_zeroed` with this very layout, since `capacity` never changes.
-            unsafe { alloc::dealloc(ptr.as_ptr(), Self::layout(*capacity)) };
+            Self::Heap { ptr, capacity } => unsafe { alloc::dealloc(ptr.as_ptr(), Self::layout(*capacity)) },
+            Self::Mapped(_) => drop(MAPPED.fetch_sub(1, Ordering::Relaxed)),
         }
     }
 }

@@ -27,6 +27,9 @@ use crate::segment::footer;
 use crate::segment::table::{self, Row, State};
 use crate::wal::replay::{Replay, Unheard};
 
+/// LSNs that are skipped after a host crash, or if the end of the log is lost: more than can have been assigned and then lost, so that none is used twice.
+const LSN_GAP: u64 = 1 << 24;
+
 /// What kind of stop preceded an open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Start {
@@ -165,8 +168,12 @@ pub(super) fn recover(disk: &dyn Disk, settings: &Settings, mut manifest: Manife
             false => tail::replay(&mut recovery, &mut replay, &manifest, kind, &segment_ring)?,
         };
         manifest.next_lsn = manifest.next_lsn.max(summary.last.next());
+        if kind == Start::Host || summary.holes.iter().any(|hole| !hole.repaired) {
+            manifest.next_lsn = Lsn(manifest.next_lsn.0 + LSN_GAP);
+        }
         manifest.time_ms = manifest.time_ms.max(summary.time_ms);
-        wal_limit = wal_limit.max(replay.limit(summary.end));
+        // A file that is lost may have been followed by what only the ring held.
+        wal_limit = wal_limit.max(replay.limit(summary.end) + manifest.wal_payload);
         tracing::debug!(frames = summary.frames, torn = summary.torn_bytes, holes = summary.holes.len(), "the WAL is replayed");
     }
     Ok(recovery.finish(manifest, wal_limit))

@@ -16,6 +16,8 @@ pub(super) enum Step {
     Delete(u8, Ack),
     Clear(Ack),
     Token(Ack),
+    /// What makes an entry hot, so that it is moved rather than evicted.
+    Get(u8),
     Checkpoint,
     Sync,
     /// One kind of background work, before others that would have come first.
@@ -90,6 +92,10 @@ impl History {
                 engine.set_resume_token("stream", &n.to_le_bytes(), Some(ack))?;
                 heard()?;
                 self.mutation_returned(ack);
+            }
+            Step::Get(key) => {
+                let space = engine.namespace("")?;
+                drop(engine.get(space.key(&[key]), true)?);
             }
             Step::Checkpoint => drop(engine.step_checkpoint(true)?),
             Step::Sync => {
@@ -187,6 +193,11 @@ fn recover_and_check(options: &Options, image: &SimDisk, history: &History, floo
     drop(engine);
     let again = reopen(options, &first.after_kill()).unwrap_or_else(|e| panic!("{what}, again: {e}"));
     history.check(&again, floor, &format!("{what}, again"));
+    drop(again);
+    // What an opening found is durable.
+    let cut = reopen(options, &first.after_power_cut(1, PowerCut::LoseAll)).unwrap_or_else(|e| panic!("{what}, then a power cut: {e}"));
+    history.check(&cut, floor, &format!("{what}, then a power cut"));
+    drop(cut);
     for stop in [2, 5, 9, 14] {
         let interrupted = image.after_kill();
         interrupted.stop_at(interrupted.operations() + stop);
@@ -253,6 +264,7 @@ pub(super) fn mixed(seed: u64, count: u64, len_max: u64, host_every: u64) -> Vec
             7 => Step::Prepare,
             8 if r & 1 == 0 => Step::Flush,
             4 if r & 3 == 0 => Step::Sync,
+            9 | 10 => Step::Get(key % 6),
             _ => Step::Put(key, ((r >> 16) % len_max) as usize, ack),
         });
     }
