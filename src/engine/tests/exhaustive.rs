@@ -19,7 +19,7 @@ const FAULTS: [(FaultOp, ErrorKind); 9] = [
     (FaultOp::SyncDir, Other),
 ];
 
-/// The scenario whose store is opened with less flash after the kill.
+/// The scenario whose store is opened with less flash, and more memory, after the kill: segments and rings are removed.
 const SHRINKS: &str = "a store that becomes smaller";
 
 /// The scenarios: a name, the options until the kill in its middle, and the steps.
@@ -61,7 +61,7 @@ impl Begun {
         let engine = reopen(&options, &disk).unwrap();
         steps.iter().for_each(|step| history.apply(&engine, *step, &disk).unwrap());
         drop(engine);
-        let options = if name == SHRINKS { options.flash(512 << 10) } else { options };
+        let options = if name == SHRINKS { options.flash(512 << 10).memory(2 << 20) } else { options };
         Self { name, options, rest, history, image: disk.after_kill() }
     }
 }
