@@ -223,6 +223,8 @@ fn compact_takes_what_is_not_given_from_the_store_and_refuses_what_it_cannot_nam
     std::fs::create_dir(path("target")).unwrap();
     std::os::unix::fs::symlink(path("target"), path("link")).unwrap();
     refused(&everwarm(&["compact", &store, "-o", &path("link")]), "link");
+    refused(&everwarm(&["compact", &store, "-o", &path("small"), "--memory", "1KiB"]), "memory");
+    assert!(everwarm::inspect(&store).unwrap().clean, "what refuses leaves the store as it was");
     // The file says that the store may be resized; without it, or an argument, it may not.
     std::fs::write(&config, "flash = '64MiB'").unwrap();
     refused(&everwarm(&["get", &store, "key", "--config", &config]), "--resize");

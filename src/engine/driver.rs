@@ -46,8 +46,7 @@ impl Threads {
         let checkpoint: fn(&Engine) = |e| e.run(&e.events.checkpoint, |e| e.step_checkpoint(false), |_| Rest::UntilEvent);
         let sync: fn(&Engine) =
             |e| e.run(&e.events.sync, Engine::step_sync_when_due, |e| e.until_sync().map_or(Rest::UntilEvent, Rest::AtMost));
-        let heat: fn(&Engine) =
-            |e| e.run(&e.events.heat, |e| Ok(e.step_alive() || e.step_refill()? || e.step_heat()?), |_| Rest::AtMost(heat::INTERVAL));
+        let heat: fn(&Engine) = |e| e.run(&e.events.heat, Engine::step_warmth, |_| Rest::AtMost(heat::INTERVAL));
         let bodies = [("flush", flush), ("sync", sync), ("prepare", prepare), ("checkpoint", checkpoint), ("heat", heat)];
         for (name, body) in bodies {
             let shared = Arc::clone(engine);
@@ -121,11 +120,16 @@ impl Engine {
         self.events.stop.signal();
     }
 
-    /// Records that the store is alive, if nothing else did for a while. False: there is no more to do.
-    pub(crate) fn step_alive(&self) -> bool {
+    /// Records that the store is alive, if nothing else did for a while.
+    pub(crate) fn step_alive(&self) {
         let recent = self.time.now_ms().saturating_sub(ALIVE_INTERVAL.as_millis() as u64);
         self.note_passed(recent);
-        false
+    }
+
+    /// What is of use to the next process, and what the last one left for this one.
+    fn step_warmth(&self) -> Result<bool> {
+        self.step_alive();
+        Ok(self.step_refill()? || self.step_heat()?)
     }
 
     /// A sync, if somebody waits for one, the oldest unsynced mutation is old enough, or there are too many bytes.

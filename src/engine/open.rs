@@ -56,7 +56,7 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
     let _during = Observer::begin(options.activity.as_ref(), Activity::Recovery);
     let loaded = match manifest::load(disk.as_ref()) {
         Ok(loaded) => Some(loaded),
-        // The first manifest is whole before any other file exists: its writing was interrupted, or did not begin, and nothing was ever stored.
+        // The first manifest is whole before any other file but rings exists: its writing was interrupted, or did not begin, and nothing was ever stored.
         Err(LoadError::Missing | LoadError::Corrupt) if is_begun(disk.as_ref(), options)? => match options.create {
             true => None,
             false => return Err(Error::NotFound { path: dir.clone() }),

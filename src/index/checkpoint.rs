@@ -71,10 +71,11 @@ fn chunk_check(store: StoreId, sequence: u64, number: u32, chunk: &[u8]) -> u32 
     codec::checksum(store, CHUNK_MAGIC, sequence | u64::from(number) << 40, &[&chunk[4..]])
 }
 
-/// Bytes that a checkpoint of `index` may take while writers go on meanwhile.
+/// Bytes that a checkpoint of `index` may take while writers go on meanwhile: puts wait rather than outrun it by a sixth. A small index may outgrow that, and the file is made
+/// anew.
 pub(crate) fn file_len(index: &Index, bases: usize) -> u64 {
     let payload = index.entries() * 8 + (index.geometry().partitions() * 4 + bases * 8) as u64;
-    let room = payload + payload / 16 + (1 << 20);
+    let room = payload + payload / 6 + CHUNK_LEN as u64;
     BLOCK as u64 + room.div_ceil(PAYLOAD_LEN as u64) * CHUNK_LEN as u64
 }
 

@@ -28,7 +28,6 @@ const MEMORY_MIN: u64 = 256 << 20;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let found = everwarm::inspect(&args.dir)?;
-    let from = Cache::open(Options::new(&args.dir).create(false))?;
     let output = &args.output;
     make_way(output)?;
     // It has its name once it is whole.
@@ -37,6 +36,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let partial = output.with_file_name(name);
     ensure!(!partial.exists(), "{} is left of an interrupted run; remove it", partial.display());
     let mut options = args.settings.options(Options::new(&partial))?.dir(&partial).create(true);
+    // From here on it is closed, whatever comes of it.
+    let from = Cache::open(Options::new(&args.dir).create(false))?;
     if options.flash_given().is_none() {
         let segment_size = options.segment_size_given().unwrap_or(found.segment_size);
         options = options.flash(found.flash).segment_size(segment_size);
@@ -55,9 +56,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         sync_parent(output)?;
         Ok(copied)
     });
-    let copied = done.inspect_err(|_| drop(std::fs::remove_dir_all(&partial)))?;
+    let done = done.inspect_err(|_| drop(std::fs::remove_dir_all(&partial)));
     let stats = from.stats();
     from.close()?;
+    let copied = done?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "{copied} entries copied to {}", output.display())?;
     let unread = stats.damaged + stats.read_errors;

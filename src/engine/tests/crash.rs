@@ -349,6 +349,13 @@ fn stops_of_drawn_scenarios() {
 }
 
 #[test]
+fn stops_between_many_checkpoints() {
+    let with_checkpoints = |step| if matches!(step, Step::Put(..) | Step::Delete(..)) { vec![step, Step::Checkpoint] } else { vec![step] };
+    let steps: Vec<_> = mixed(7, 50, 300, 12).into_iter().flat_map(with_checkpoints).collect();
+    explore(&small().wal_values(WalValues::Always), &steps);
+}
+
+#[test]
 fn stops_while_everything_is_acknowledged_at_host() {
     explore(&small().ack(Ack::Host), &mixed(5, 60, 6_000, 1));
 }

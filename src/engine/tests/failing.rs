@@ -110,6 +110,7 @@ fn whoever_waits_for_room_on_a_full_disk_does_not_make_the_background_spin() {
             never.wait(never.count(), Some(Duration::from_millis(ms)));
         };
         while engine.stats().disk_full < 2 {
+            assert!(engine.failure.get().is_none(), "a full disk is no failure");
             pause(5);
         }
         let before = engine.stats().disk_full;
