@@ -1,6 +1,7 @@
 //! What the calls say they do, on a real directory and across restarts.
 
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -66,6 +67,33 @@ fn a_small_store_is_opened_again_without_saying_how_small() {
     let refused = Cache::open(Options::new(new.path()).memory(1 << 20));
     assert!(matches!(refused, Err(Error::InvalidOption { name: "memory", .. })), "4 GiB by default need more");
     Cache::open(Options::new(new.path())).expect("nothing was made of it");
+}
+
+#[test]
+fn the_smallest_store_is_under_a_mebibyte() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let options = || Options::new(dir.path()).memory(1 << 20).flash(512 << 10).segment_size(64 << 10);
+    let allocated = || -> u64 {
+        let files = std::fs::read_dir(dir.path()).expect("a directory").map(|file| file.expect("a file").metadata());
+        files.filter_map(|file| file.ok()).map(|file| file.blocks() * 512).sum()
+    };
+    let (mut largest, mut reclaimed) = (0, 0);
+    for round in 0..4 {
+        let cache = Cache::open(options()).expect("a directory of this test");
+        for n in 0..20_000u32 {
+            cache.put(format!("{}", n % 7000), [n as u8; 200]).expect("room");
+            if n % 100 == 0 {
+                cache.persist(Ack::Host).expect("a sync");
+                largest = largest.max(allocated());
+            }
+        }
+        reclaimed += cache.stats().segments_reclaimed;
+        assert_eq!(cache.get("5999").expect("no error").as_deref(), Some(&[19_999u32 as u8; 200][..]), "{round}");
+        cache.close().expect("in order");
+        largest = largest.max(allocated());
+    }
+    assert!(reclaimed > 0, "it is full");
+    assert!(largest < 1 << 20, "{largest} B");
 }
 
 #[test]

@@ -24,7 +24,6 @@ const FLASH_MAX: u64 = SEGMENTS_MAX * SEGMENT_SIZE_MAX;
 const MEMORY_DEFAULT: u64 = 256 << 20;
 /// Twice this of the shortest records, 64 B of both streams, are fewer than the LSNs that are skipped after a host crash.
 const SYNC_BYTES_MAX: u64 = 256 << 20;
-const RING_MIN: u64 = 64 << 10;
 const RING_MAX: u64 = 32 << 20;
 
 /// When a mutation is acknowledged. See the crate documentation for what each survives.
@@ -470,10 +469,11 @@ impl Options {
         let power_below = |n: u64| 1u64 << n.max(1).ilog2();
         // Another size is another file, so a store keeps those that it has unless it is told how much memory there is.
         let kept = stored.filter(|_| self.memory.is_none());
-        let segment_ring = kept.map_or(power_below(memory / 4).clamp(RING_MIN, RING_MAX), |s| s.segment_ring);
+        // A quarter of the flash is two segments at least, so the longest record is what a segment holds.
+        let segment_ring = kept.map_or(power_below(memory.min(flash) / 4).clamp(2 * SEGMENT_SIZE_MIN, RING_MAX), |s| s.segment_ring);
         let wal_ring = match self.wal_values {
             WalValues::Always => segment_ring,
-            WalValues::Never | WalValues::Host => (segment_ring / 4).max(RING_MIN),
+            WalValues::Never | WalValues::Host => segment_ring / 4,
         };
         let wal_ring = wal_ring.max(kept.map_or(0, |s| s.wal_ring));
         let index_bytes_max = memory.saturating_sub(segment_ring + wal_ring);
@@ -494,7 +494,7 @@ impl Options {
             segment_size,
             segment_ring,
             wal_ring,
-            wal_payload: (wal_ring * 2).max(128 << 10),
+            wal_payload: wal_ring * 2,
             flash,
             memory,
             ack: self.ack,
@@ -550,6 +550,7 @@ mod tests {
         assert_eq!((s.segments, s.segment_size), (512, 8 << 20));
         let s = Options::new("x").memory(1 << 20).flash(512 << 10).validate(None).unwrap();
         assert_eq!((s.segments, s.segment_size), (8, 64 << 10));
+        assert_eq!((s.segment_ring, s.wal_ring, s.wal_payload), (128 << 10, 32 << 10, 64 << 10));
         let s = Options::new("x").flash(1 << 40).memory(1 << 30).validate(None).unwrap();
         assert_eq!((s.segments, s.segment_size), (1024, 1 << 30));
     }

@@ -75,7 +75,7 @@ fn chunk_check(store: StoreId, sequence: u64, number: u32, chunk: &[u8]) -> u32 
 /// anew.
 pub(crate) fn file_len(index: &Index, bases: usize) -> u64 {
     let payload = index.entries() * 8 + (index.geometry().partitions() * 4 + bases * 8) as u64;
-    let room = payload + payload / 6 + CHUNK_LEN as u64;
+    let room = payload + payload / 6 + BLOCK as u64;
     BLOCK as u64 + room.div_ceil(PAYLOAD_LEN as u64) * CHUNK_LEN as u64
 }
 

@@ -14,7 +14,7 @@ const HEAD_LEN: usize = 184;
 const SEGMENT_LEN: usize = 32;
 /// Longest file that can be a manifest.
 pub(crate) const LEN_MAX: u64 =
-    (4 * (HEAD_LEN + SEGMENT_LEN * 2 * crate::config::SEGMENTS_MAX as usize + catalog::LEN_MAX) as u64).next_power_of_two();
+    (2 * (HEAD_LEN + SEGMENT_LEN * 2 * crate::config::SEGMENTS_MAX as usize + catalog::LEN_MAX) as u64).next_power_of_two();
 
 /// A segment's state as far as recovery must know it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -176,9 +176,9 @@ impl DerefMut for Kept {
     }
 }
 
-/// A copy's file, a few times as long as needed, so that a full disk is no reason not to write a manifest that has grown.
+/// A copy's file, at least twice as long as needed, so that a full disk is no reason not to write a manifest that has grown.
 fn create(disk: &dyn Disk, name: &str, len: u64) -> io::Result<Arc<dyn File>> {
-    let file = disk.create(name, (4 * len).next_power_of_two().min(format::LEN_MAX))?;
+    let file = disk.create(name, (2 * len).next_power_of_two().min(format::LEN_MAX))?;
     disk.sync_dir()?;
     Ok(file)
 }
