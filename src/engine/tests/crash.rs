@@ -9,10 +9,12 @@ use crate::io::sim::FaultOp;
 use crate::segment::reader;
 use crate::segment::table::State;
 
-/// One mutation of a scenario.
+/// One step of a scenario.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Step {
     Put(u8, usize, Ack),
+    /// Expires after so many milliseconds.
+    PutFor(u8, usize, u64),
     Delete(u8, Ack),
     Clear(Ack),
     Token(Ack),
@@ -24,12 +26,20 @@ pub(super) enum Step {
     Flush,
     Prepare,
     Work,
+    /// Milliseconds pass.
+    Pass(u64),
+    /// The process ends, in order if `close` says so, and the next one opens the store with flash of another size.
+    Reopen {
+        close: bool,
+        flash: u64,
+        segment_size: u64,
+    },
 }
 
 /// What happened, in order. Its number is its version.
 #[derive(Clone, Copy, Debug)]
 enum Mutation {
-    Put(u8),
+    Put { key: u8, expires_ms: Option<u64> },
     Delete(u8),
     Clear,
     Token,
@@ -39,11 +49,15 @@ impl Mutation {
     /// What it does to a key, if anything: sets it (true) or removes it.
     fn of_key(self, key: u8) -> Option<bool> {
         match self {
-            Self::Put(k) if k == key => Some(true),
+            Self::Put { key: k, .. } if k == key => Some(true),
             Self::Delete(k) if k == key => Some(false),
             Self::Clear => Some(false),
             _ => None,
         }
+    }
+
+    fn has_expired(self, now_ms: u64) -> bool {
+        matches!(self, Self::Put { expires_ms: Some(at), .. } if at <= now_ms)
     }
 }
 
@@ -52,6 +66,10 @@ impl Mutation {
 pub(super) struct History {
     /// The disk failed now and then, so entries may miss.
     pub(super) may_miss: bool,
+    /// The whole scenario evicts nothing, so no part of it may.
+    keeps_all: bool,
+    /// The latest time that the engine knew.
+    now_ms: u64,
     /// In order; the last one may be in doubt.
     mutations: Vec<Mutation>,
     /// How many of them returned.
@@ -65,11 +83,15 @@ impl History {
     pub(super) fn apply(&mut self, engine: &Engine, step: Step, disk: &SimDisk) -> Result<(), Error> {
         let heard = || if disk.has_stopped() { Err(Error::Closed) } else { Ok(()) };
         let n = self.mutations.len() as u64;
+        self.now_ms = engine.time.now_ms();
         match step {
-            Step::Put(key, len, ack) => {
-                self.mutations.push(Mutation::Put(key));
+            Step::Put(key, len, ..) | Step::PutFor(key, len, _) => {
+                let ms = if let Step::PutFor(.., ms) = step { Some(ms) } else { None };
+                let ack = if let Step::Put(.., ack) = step { ack } else { Ack::Process };
+                self.mutations.push(Mutation::Put { key, expires_ms: ms.map(|ms| self.now_ms + ms) });
                 let space = engine.namespace("")?;
-                engine.put(space.key(&[key]), &value(key.into(), n, len), &PutOptions::new().ack(ack))?;
+                let options = ms.map_or_else(PutOptions::new, |ms| PutOptions::new().ttl(Duration::from_millis(ms))).ack(ack);
+                engine.put(space.key(&[key]), &value(key.into(), n, len), &options)?;
                 heard()?;
                 self.mutation_returned(ack);
             }
@@ -106,6 +128,7 @@ impl History {
             Step::Flush => drop(engine.step_flush()?),
             Step::Prepare => drop(engine.step_prepare()?),
             Step::Work => engine.step_all()?,
+            Step::Pass(_) | Step::Reopen { .. } => unreachable!("the whole machine takes part in {step:?}"),
         }
         heard()
     }
@@ -119,7 +142,8 @@ impl History {
 
     /// Checks that what `engine` serves is the outcome of some prefix of the history that is at least `floor` long. Nothing may miss that had to survive, unless it was evicted.
     pub(super) fn check(&self, engine: &Engine, floor: usize, what: &str) {
-        let evicted = engine.stats().reclaimed;
+        let may_be_evicted = !self.keeps_all && engine.stats().reclaimed > Lsn::ZERO;
+        let now_ms = engine.time.now_ms();
         let (mut low, mut high) = (floor, self.mutations.len());
         let tokens = || self.mutations.iter().enumerate().filter(|(_, m)| matches!(m, Mutation::Token)).map(|(i, _)| i);
         let token = engine.resume_token("stream").map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap()) as usize);
@@ -139,8 +163,9 @@ impl History {
             let Some(found) = found else {
                 let must = of_key.iter().rev().find(|(i, _)| *i < floor).and_then(|(_, version)| *version);
                 let superseded_later = of_key.iter().any(|(i, _)| *i >= floor);
+                let has_expired = must.is_some_and(|i| self.mutations[i as usize].has_expired(now_ms.max(self.now_ms)));
                 assert!(
-                    must.is_none() || superseded_later || evicted.0 > 0 || self.may_miss,
+                    must.is_none() || superseded_later || has_expired || may_be_evicted || self.may_miss,
                     "{what}: key {key} is lost: {of_key:?}, floor {floor}, {:?}",
                     engine.report
                 );
@@ -152,6 +177,7 @@ impl History {
             assert_eq!(&found[..], value(key.into(), version, len), "{what}: key {key} is torn");
             let at = of_key.iter().position(|(_, v)| *v == Some(version));
             let at = at.unwrap_or_else(|| panic!("{what}: key {key} has version {version} of nobody"));
+            assert!(!self.mutations[version as usize].has_expired(now_ms), "{what}: key {key} at version {version} has expired");
             low = low.max(of_key[at].0 + 1);
             high = high.min(of_key.get(at + 1).map_or(self.mutations.len(), |(next, _)| *next));
             assert!(low <= high, "{what}: key {key} at version {version} fits no prefix: {of_key:?}, floor {floor}");
@@ -161,21 +187,63 @@ impl History {
 
 const KEYS: u8 = 24;
 
-/// A run of `steps` on a disk that stops at operation `stop`. Whether it stopped, what had happened, and the disk.
-fn run(options: &Options, steps: &[Step], stop: u64) -> (bool, History, SimDisk) {
-    let disk = SimDisk::new(stop);
-    disk.stop_at(stop);
-    let mut history = History::default();
-    let opened = open(options, Some(Arc::new(disk.clone())), Arc::new(SimClock::new(2)), Mode::Inline);
-    let Ok(engine) = opened else { return (true, history, disk) };
-    for step in steps {
-        if history.apply(&engine, *step, &disk).is_err() {
-            return (true, history, disk);
+/// A machine that runs a scenario.
+struct Machine {
+    options: Options,
+    disk: SimDisk,
+    clock: Arc<SimClock>,
+    history: History,
+    engine: Option<Arc<Engine>>,
+    /// What the processes that have ended did.
+    ended: Vec<Stats>,
+}
+
+impl Machine {
+    /// One that stops at operation `stop`.
+    fn new(options: &Options, stop: u64) -> Self {
+        let disk = SimDisk::new(stop);
+        disk.stop_at(stop);
+        Self {
+            options: options.clone(),
+            disk,
+            clock: Arc::new(SimClock::new(2)),
+            history: History::default(),
+            engine: None,
+            ended: Vec::new(),
         }
     }
-    engine.begin_close();
-    let stopped = engine.finish().is_err();
-    (stopped, history, disk)
+
+    /// Everything, and a close. An error if the machine stopped.
+    fn run(&mut self, steps: &[Step]) -> Result<(), Error> {
+        self.open()?;
+        for step in steps {
+            match *step {
+                Step::Pass(ms) => self.clock.advance(Duration::from_millis(ms)),
+                Step::Reopen { close, flash, segment_size } => {
+                    self.end(close)?;
+                    self.options = self.options.clone().flash(flash).segment_size(segment_size);
+                    self.open()?;
+                }
+                _ => self.history.apply(self.engine.as_deref().expect("it is open"), *step, &self.disk)?,
+            }
+        }
+        self.end(true)
+    }
+
+    fn open(&mut self) -> Result<(), Error> {
+        self.engine = Some(open(&self.options, Some(Arc::new(self.disk.clone())), self.clock.clone(), Mode::Inline)?);
+        Ok(())
+    }
+
+    fn end(&mut self, close: bool) -> Result<(), Error> {
+        let engine = self.engine.take().expect("it is open");
+        if close {
+            engine.begin_close();
+            engine.finish()?;
+        }
+        self.ended.push(engine.stats());
+        if self.disk.has_stopped() { Err(Error::Closed) } else { Ok(()) }
+    }
 }
 
 pub(super) fn reopen(options: &Options, disk: &SimDisk) -> Result<Arc<Engine>, Error> {
@@ -213,21 +281,27 @@ fn recover_and_check(options: &Options, image: &SimDisk, history: &History, floo
     }
 }
 
-/// Stops `steps` everywhere. How many distinct images were recovered, and what the whole run reached.
-fn explore(options: &Options, steps: &[Step]) -> (usize, Stats) {
+/// Stops `steps` everywhere. How many distinct images were recovered, and what each process of the whole run did.
+fn explore(options: &Options, steps: &[Step]) -> (usize, Vec<Stats>) {
+    let mut whole = Machine::new(options, u64::MAX);
+    whole.run(steps).unwrap();
+    let keeps_all = whole.ended.iter().all(|stats| stats.evicted == 0);
     let mut images = std::collections::HashSet::new();
     let mut stop = 1;
     loop {
-        let (stopped, history, disk) = run(options, steps, stop);
+        let mut machine = Machine::new(options, stop);
+        let stopped = machine.run(steps).is_err();
+        let Machine { options, disk, mut history, .. } = machine;
+        history.keeps_all = keeps_all;
         let killed = disk.after_kill();
         if images.insert(killed.image_hash()) {
-            recover_and_check(options, &killed, &history, history.returned, false, &format!("stop {stop}, kill"));
+            recover_and_check(&options, &killed, &history, history.returned, false, &format!("stop {stop}, kill"));
         }
         for (seed, damage) in [(0, PowerCut::LoseAll), (0, PowerCut::KeepAll), (1, PowerCut::Random), (2, PowerCut::Random)] {
             let cut = disk.after_power_cut(seed, damage);
             if images.insert(cut.image_hash()) {
                 let what = format!("stop {stop}, power cut {damage:?} {seed}");
-                recover_and_check(options, &cut, &history, history.durable, true, &what);
+                recover_and_check(&options, &cut, &history, history.durable, true, &what);
             }
         }
         if !stopped {
@@ -237,15 +311,7 @@ fn explore(options: &Options, steps: &[Step]) -> (usize, Stats) {
     }
     println!("{stop} stops, {} distinct images", images.len());
     assert!(stop > 50, "the scenario is long enough to mean something");
-    (images.len(), whole_run(options, steps))
-}
-
-fn whole_run(options: &Options, steps: &[Step]) -> Stats {
-    let disk = SimDisk::new(0);
-    let engine = open(options, Some(Arc::new(disk.clone())), Arc::new(SimClock::new(2)), Mode::Inline).unwrap();
-    let mut history = History::default();
-    steps.iter().for_each(|step| history.apply(&engine, *step, &disk).unwrap());
-    engine.stats()
+    (images.len(), whole.ended)
 }
 
 /// Puts and deletes drawn from `seed`.
@@ -269,6 +335,51 @@ pub(super) fn mixed(seed: u64, count: u64, len_max: u64, host_every: u64) -> Vec
         });
     }
     steps
+}
+
+/// Some entries are put once and stay while others are overwritten again and again, so that they are moved each time that their segment is emptied.
+fn with_moves(seed: u64, count: u64) -> Vec<Step> {
+    let mut steps: Vec<Step> = (0..6).map(|key| Step::Put(key, 4_000, Ack::Process)).collect();
+    for n in 0..count {
+        let r = xxhash_rust::xxh3::xxh3_64_with_seed(&n.to_le_bytes(), seed);
+        let ack = if r.is_multiple_of(11) { Ack::Host } else { Ack::Process };
+        steps.push(Step::Put(6 + (r >> 8) as u8 % 6, 9_000 + (r >> 16) as usize % 9_000, ack));
+        match (r >> 40) % 16 {
+            0..3 => steps.push(Step::Work),
+            3 => steps.push(Step::Delete((r >> 48) as u8 % 6, ack)),
+            4 => steps.push(Step::Put((r >> 48) as u8 % 6, 4_000, ack)),
+            5 => steps.push(Step::Prepare),
+            6 => steps.push(Step::Flush),
+            7 => steps.push(Step::Sync),
+            _ => {}
+        }
+    }
+    steps
+}
+
+/// Entries that expire while time passes, also while the store is closed.
+fn with_expiry(seed: u64, count: u64, len_max: u64) -> Vec<Step> {
+    let drawn = |(n, step): (u64, Step)| {
+        let r = xxhash_rust::xxh3::xxh3_64_with_seed(&n.to_le_bytes(), seed);
+        match step {
+            Step::Put(key, len, Ack::Process) if r.is_multiple_of(2) => vec![Step::PutFor(key, len, 1 + (r >> 8) % 400)],
+            step if r.is_multiple_of(3) => vec![Step::Pass((r >> 8) % 60), step],
+            step => vec![step],
+        }
+    };
+    (0..).zip(mixed(seed, count, len_max, 8)).flat_map(drawn).collect()
+}
+
+/// A store that is opened again and again, with more or less flash.
+fn with_openings(seed: u64, count: u64, len_max: u64) -> Vec<Step> {
+    let sizes = [(1 << 20, 64 << 10), (512 << 10, 64 << 10), (1 << 20, 128 << 10), (768 << 10, 64 << 10)];
+    let drawn = |(n, step): (u64, Step)| {
+        let r = xxhash_rust::xxh3::xxh3_64_with_seed(&n.to_le_bytes(), seed);
+        let (flash, segment_size) = sizes[(r >> 8) as usize % sizes.len()];
+        let reopen = Step::Reopen { close: r & 1 << 16 == 0, flash, segment_size };
+        if n % 25 == 24 { vec![step, reopen] } else { vec![step] }
+    };
+    (0..).zip(mixed(seed, count, len_max, 8)).flat_map(drawn).collect()
 }
 
 #[test]
@@ -323,6 +434,24 @@ fn stops_with_values_in_the_wal() {
     explore(&small().wal_values(WalValues::Never), &mixed(4, 60, 3_000, 3));
 }
 
+#[test]
+fn stops_while_what_stays_is_moved() {
+    let (_, stats) = explore(&small().flash(768 << 10), &with_moves(1, 110));
+    assert!(stats[0].reinserted > 10 && stats[0].evicted == 0, "{stats:?}");
+}
+
+#[test]
+fn stops_while_entries_expire() {
+    let (_, stats) = explore(&small().flash(512 << 10), &with_expiry(1, 150, 9_000));
+    assert!(stats[0].expired > 0, "{stats:?}");
+}
+
+#[test]
+fn stops_of_stores_that_are_opened_with_another_size() {
+    let (_, stats) = explore(&small(), &with_openings(1, 120, 3_000));
+    assert!(stats.len() > 3, "{stats:?}");
+}
+
 /// Scenarios drawn from seeds: two, or as many as `EVERWARM_CRASH_SEEDS` says, from `EVERWARM_CRASH_FIRST` on.
 #[test]
 fn stops_of_drawn_scenarios() {
@@ -332,9 +461,15 @@ fn stops_of_drawn_scenarios() {
         let wal_values = [WalValues::Never, WalValues::Host, WalValues::Always][seed as usize % 3];
         let flash = [512 << 10, 768 << 10, 1 << 20][seed as usize / 3 % 3];
         let len_max = [300, 3_000, 9_000][seed as usize / 9 % 3];
-        explore(&small().flash(flash).wal_values(wal_values), &mixed(seed, 150, len_max, 3 + seed % 7))
+        let steps = match seed % 7 {
+            0 => with_moves(seed, 90),
+            1 => with_expiry(seed, 150, len_max),
+            2 => with_openings(seed, 120, len_max),
+            host_every => mixed(seed, 150, len_max, host_every),
+        };
+        explore(&small().flash(flash).wal_values(wal_values), &steps)
     });
-    let sum = |of: fn(&Stats) -> u64| explored.iter().map(|(_, stats)| of(stats)).sum::<u64>();
+    let sum = |of: fn(&Stats) -> u64| explored.iter().flat_map(|(_, processes)| processes).map(of).sum::<u64>();
     let images: usize = explored.iter().map(|(images, _)| images).sum();
     let reached = [
         ("puts", sum(|s| s.puts)),
@@ -342,7 +477,9 @@ fn stops_of_drawn_scenarios() {
         ("checkpoints", sum(|s| s.checkpoints)),
         ("segments reclaimed", sum(|s| s.segments_reclaimed)),
         ("entries reinserted", sum(|s| s.reinserted)),
+        ("expired", sum(|s| s.expired)),
         ("syncs", sum(|s| s.syncs)),
+        ("openings of what was there", explored.iter().map(|(_, processes)| processes.len() as u64 - 1).sum()),
     ];
     println!("{count} scenarios: {images} distinct images; reached {reached:?}");
     assert!(count < 18 || reached.iter().all(|(_, times)| *times > 0), "{reached:?}");
