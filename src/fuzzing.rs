@@ -20,7 +20,7 @@ use crate::segment::reader;
 use crate::segment::table::{Row, State, WalStart};
 use crate::tier::heat::Heat;
 use crate::wal::format::{FileHeader, Mutation};
-use crate::wal::replay::{Hole, Replay, Visitor};
+use crate::wal::replay::{Beyond, Hole, Replay, Visitor};
 
 /// Takes the bytes, and panics if they do harm.
 type Target = fn(&[u8]);
@@ -106,8 +106,8 @@ pub fn wal(data: &[u8]) {
             Ok(hole.from.is_multiple_of(16))
         }
 
-        fn go_on(&mut self, last: Lsn) -> std::io::Result<(Lsn, u64)> {
-            Ok((last, last.0 % 3))
+        fn go_on(&mut self, last: Lsn) -> std::io::Result<Beyond> {
+            Ok(Beyond { last, records: last.0 % 3, is_torn: last.0.is_multiple_of(5) })
         }
     }
     let disk = SimDisk::new(1);

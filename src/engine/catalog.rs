@@ -197,7 +197,7 @@ impl Engine {
         check_count(&registry.current, note)?;
         if let Some(wanted) = self.catalog_beyond_room(&registry.current, bytes.len()) {
             self.catalog_wanted.fetch_max(wanted, Ordering::AcqRel);
-            self.events.prepare.signal();
+            self.events.checkpoint.signal();
             return Ok(Noted::NoRoom(seen));
         }
         // In the WAL itself, where replay finds it.

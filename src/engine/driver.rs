@@ -43,7 +43,7 @@ impl Threads {
         let mut threads = Self(Vec::new());
         let flush: fn(&Engine) = |e| e.run(&e.events.flush, Engine::step_flush, |_| Rest::UntilEvent);
         let prepare: fn(&Engine) = |e| e.run(&e.events.prepare, Engine::step_prepare, Engine::rest_of_prepare);
-        let checkpoint: fn(&Engine) = |e| e.run(&e.events.checkpoint, |e| e.step_checkpoint(false), |_| Rest::UntilEvent);
+        let checkpoint: fn(&Engine) = |e| e.run(&e.events.checkpoint, Engine::step_names, Engine::rest_of_names);
         let sync: fn(&Engine) =
             |e| e.run(&e.events.sync, Engine::step_sync_when_due, |e| e.until_sync().map_or(Rest::UntilEvent, Rest::AtMost));
         let heat: fn(&Engine) = |e| e.run(&e.events.heat, Engine::step_warmth, |_| Rest::AtMost(heat::INTERVAL));
@@ -151,6 +151,15 @@ impl Engine {
         Duration::from_millis(self.marks.sync_retry_ms.load(Ordering::Acquire)).saturating_sub(self.time.monotonic())
     }
 
+    /// What lets the manifest name more: a checkpoint that is due, and room for notes.
+    fn step_names(&self) -> Result<bool> {
+        Ok(self.step_grow()? | self.step_checkpoint(false)?)
+    }
+
+    fn rest_of_names(&self) -> Rest {
+        if self.note_waits() { Rest::Pause(STARVED_RETRY) } else { Rest::UntilEvent }
+    }
+
     /// If the disk was full, everybody who waits for room would ask for it again and again.
     fn rest_of_prepare(&self) -> Rest {
         if self.starved.load(Ordering::Acquire) { Rest::Pause(STARVED_RETRY) } else { Rest::UntilEvent }
@@ -173,7 +182,7 @@ impl Engine {
     /// All work there is, in a fixed order.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn step_all(&self) -> Result<()> {
-        while self.step_flush()? || self.step_sync()? || self.step_prepare()? || self.step_checkpoint(false)? {}
+        while self.step_flush()? || self.step_sync()? || self.step_prepare()? || self.step_names()? {}
         Ok(())
     }
 }

@@ -27,8 +27,10 @@ impl Engine {
             return Ok(false);
         }
         self.balance_memory();
-        self.starved.store(false, Ordering::Release);
-        let grown = self.grow_manifest(&mut manifest)?;
+        if self.starved.swap(false, Ordering::AcqRel) {
+            // Whoever waits no longer than so long looks at the clock.
+            self.events.room.signal();
+        }
         let full_before = self.counters.disk_full.load(Ordering::Relaxed);
         let (rescued, waits) = self.step_rescue(&mut manifest)?;
         let free = self.free_segment();
@@ -48,7 +50,7 @@ impl Engine {
             }
             self.starved.store(true, Ordering::Release);
         }
-        Ok(rescued || busy || grown)
+        Ok(rescued || busy)
     }
 
     /// Gives a free segment a new life: its file, its header, and the manifest that says so, durable before the first record. False if the disk has no room for it. One
@@ -64,7 +66,12 @@ impl Engine {
         }
         match self.begin_life(&life, size) {
             Ok(()) => {}
-            Err(e) if is_shortage(&e) => return Ok(self.note_shortage("no room for the next segment", &e)),
+            Err(e) if is_shortage(&e) => {
+                // Back-pressure: writers wait until there is room again, which is tried again and again.
+                self.starved.store(true, Ordering::Release);
+                self.note_shortage("no room for the next segment", &e);
+                return Ok(false);
+            }
             Err(e) => {
                 self.quarantine(id, State::Free, &e)?;
                 return Ok(true);
@@ -82,28 +89,35 @@ impl Engine {
     }
 
     /// Makes the manifest's files longer if notes wait for that. Says whether it did; false as well if the disk has no room for it.
-    fn grow_manifest(&self, manifest: &mut Kept) -> Result<bool> {
-        let wanted = self.catalog_wanted.load(Ordering::Acquire);
-        if wanted <= self.catalog_room.load(Ordering::Relaxed) {
+    pub(crate) fn step_grow(&self) -> Result<bool> {
+        if !self.note_waits() || self.failure.get().is_some() || self.closing.load(Ordering::Acquire) {
             return Ok(false);
         }
-        match manifest.grow(manifest.len_with(wanted) as u64) {
+        let mut manifest = lock(&self.manifest);
+        let wanted = self.catalog_wanted.load(Ordering::Acquire);
+        let len = manifest.len_with(wanted) as u64;
+        match manifest.grow(len) {
             Ok(()) => {}
-            Err(e) if is_shortage(&e) => return Ok(self.note_shortage("no room for a longer manifest", &e)),
+            Err(e) if is_shortage(&e) => {
+                self.note_shortage("no room for a longer manifest", &e);
+                return Ok(false);
+            }
             Err(e) => return Err(self.fail("growing the manifest", &e)),
         }
         // Pairs with the acquire in `try_note`: whoever sees the room finds the files that have it.
-        self.catalog_room.store(catalog_room(manifest), Ordering::Release);
+        self.catalog_room.store(catalog_room(&manifest), Ordering::Release);
         self.events.room.signal();
         Ok(true)
     }
 
-    /// Back-pressure: writers wait until there is room again, which is tried again and again. False: nothing was done.
-    fn note_shortage(&self, what: &'static str, error: &io::Error) -> bool {
-        self.starved.store(true, Ordering::Release);
+    /// Whether a note waits for longer files of the manifest.
+    pub(super) fn note_waits(&self) -> bool {
+        self.catalog_wanted.load(Ordering::Acquire) > self.catalog_room.load(Ordering::Relaxed)
+    }
+
+    fn note_shortage(&self, what: &'static str, error: &io::Error) {
         self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(dir = %self.dir.display(), %error, "{what}");
-        false
     }
 
     fn begin_life(&self, life: &Life, size: u64) -> io::Result<()> {

@@ -38,8 +38,18 @@ pub(crate) trait Visitor {
     /// Brings from elsewhere what a hole held, as far as that can be. Says whether it is known that no mutation is missing.
     fn repair(&mut self, hole: &Hole) -> io::Result<bool>;
 
-    /// Brings from elsewhere what comes after `last`, the newest mutation of a log of which nothing more is to be found. The newest one then, and how many records there were.
-    fn go_on(&mut self, last: Lsn) -> io::Result<(Lsn, u64)>;
+    /// Brings from elsewhere what comes after `last`, the newest mutation of a log of which nothing more is to be found.
+    fn go_on(&mut self, last: Lsn) -> io::Result<Beyond>;
+}
+
+/// What was found elsewhere beyond the end of the log.
+pub(crate) struct Beyond {
+    /// The newest mutation then.
+    pub(crate) last: Lsn,
+    /// How many records were taken for what their frames said.
+    pub(crate) records: u64,
+    /// There is a newer record behind others that are lost.
+    pub(crate) is_torn: bool,
 }
 
 /// A process may die between a record and its frame: so many records may have none without anything being damaged.
@@ -57,8 +67,8 @@ impl Visitor for Unheard {
         Ok(false)
     }
 
-    fn go_on(&mut self, last: Lsn) -> io::Result<(Lsn, u64)> {
-        Ok((last, 0))
+    fn go_on(&mut self, last: Lsn) -> io::Result<Beyond> {
+        Ok(Beyond { last, records: 0, is_torn: false })
     }
 }
 
@@ -232,12 +242,12 @@ impl Replay {
     /// What was damaged, or is missing, may be the end of the log: then there are records whose frames are lost. After a power cut records may also simply have come further.
     fn look_beyond(&mut self, summary: &mut Summary, page_cache_whole: bool, visitor: &mut impl Visitor) -> io::Result<()> {
         let after = summary.last;
-        let (last, records) = visitor.go_on(after)?;
+        let Beyond { last, records, is_torn } = visitor.go_on(after)?;
         summary.last = last;
-        if page_cache_whole && records > RECORDS_AHEAD {
+        if page_cache_whole && (records > RECORDS_AHEAD || is_torn) {
             let (from, to) = (summary.end, self.limit(summary.end));
             let floor = Position(u64::MAX);
-            summary.holes.push(Hole { from, to, after, before: last.next(), bounded: true, floor, repaired: true });
+            summary.holes.push(Hole { from, to, after, before: last.next(), bounded: !is_torn, floor, repaired: !is_torn });
         }
         Ok(())
     }

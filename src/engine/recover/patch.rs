@@ -33,7 +33,7 @@ impl Patch {
                 self.start = round_down(offset, BLOCK as u64);
                 self.len = (offset - self.start) as usize;
                 if self.len > 0 {
-                    self.file.read_at(self.start, &mut self.buf[..BLOCK])?;
+                    read_or_zeros(self.file.as_ref(), self.start, &mut self.buf[..BLOCK]);
                 }
             }
             let n = bytes.len().min(self.buf.len() - self.len);
@@ -52,12 +52,20 @@ impl Patch {
         let end = round_up(self.len as u64, BLOCK as u64) as usize;
         if end > self.len {
             let mut last = AlignedBuf::zeroed(BLOCK);
-            self.file.read_at(self.start + (end - BLOCK) as u64, &mut last)?;
+            read_or_zeros(self.file.as_ref(), self.start + (end - BLOCK) as u64, &mut last);
             let within = self.len % BLOCK;
             self.buf[self.len..end].copy_from_slice(&last[within..]);
         }
         self.file.write_at(self.start, &self.buf[..end])?;
         self.len = 0;
         Ok(())
+    }
+}
+
+/// Reads a block, again if need be. Of one that cannot be read nothing would verify: then zeros are as good.
+fn read_or_zeros(file: &dyn File, offset: u64, block: &mut [u8]) {
+    if let Err(error) = file.read_at(offset, block).or_else(|_| file.read_at(offset, block)) {
+        tracing::warn!(offset, %error, "a block of a segment cannot be read; what it held misses");
+        block.fill(0);
     }
 }

@@ -11,9 +11,9 @@ use crate::index::batch::Batch;
 use crate::index::checkpoint::Loaded;
 use crate::index::geometry::Geometry;
 use crate::index::{self, Index};
-use crate::io::Disk;
+use crate::io::{Disk, is_shortage};
 use crate::manifest::Checkpoint;
-use crate::segment::reader;
+use crate::segment::reader::{self, Contents};
 use crate::segment::table::{Row, State};
 
 impl Recovery<'_> {
@@ -57,6 +57,8 @@ impl Recovery<'_> {
                         self.report.footer_entries += count;
                     }
                     Footers::Lost(row, lost, to) => self.lose(&row, &lost, to),
+                    // At another time it can be.
+                    Footers::Unreadable(_, error) if is_shortage(&error) => return Err(error),
                     Footers::Unreadable(row, error) => {
                         self.rows[row.life.id.index()].state = State::Free;
                         self.lose(&row, &format!("it cannot be read ({error})"), row.size as u32);
@@ -134,10 +136,13 @@ impl FooterReader<'_> {
         let (mut batch, mut count) = (Batch::new(self.geometry), 0);
         for row in rows {
             let read = open_segment(self.disk, row).map(|file| reader::entries(self.store, row, self.hash_seed, file.as_ref()));
-            let damage = match &read {
-                Ok(contents) if contents.lost == 0 => None,
-                Ok(contents) => Some(Footers::Lost(*row, format!("{} stretches lost", contents.lost), contents.lost_to)),
-                Err(error) => Some(Footers::Unreadable(*row, io::Error::new(error.kind(), error.to_string()))),
+            let (contents, damage) = match read {
+                Ok(contents) if contents.lost == 0 => (contents, None),
+                Ok(contents) => {
+                    let lost = Footers::Lost(*row, format!("{} stretches lost", contents.lost), contents.lost_to);
+                    (contents, Some(lost))
+                }
+                Err(error) => (Contents::default(), Some(Footers::Unreadable(*row, error))),
             };
             if batch.is_full() || damage.is_some() {
                 batch.sort();
@@ -147,7 +152,6 @@ impl FooterReader<'_> {
                     return;
                 }
             }
-            let contents = read.unwrap_or_default();
             let floor = self.floor.max(row.life.base.plus(contents.lost_to.into()));
             contents.entries.iter().for_each(|entry| change(&mut batch, row, entry, floor));
             count += contents.entries.len() as u64;

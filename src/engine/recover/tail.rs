@@ -6,9 +6,9 @@ use std::sync::Arc;
 use super::flush::write_footer;
 use super::patch::Patch;
 use super::{Recovery, Start};
-use crate::id::{Location, Lsn, Position};
+use crate::id::{Location, Lsn, Position, UNIT};
 use crate::io::aligned::AlignedBuf;
-use crate::io::{BLOCK, File, Mapping, SECTOR};
+use crate::io::{BLOCK, File, Mapping, SECTOR, is_shortage};
 use crate::manifest::Manifest;
 use crate::manifest::catalog::Note;
 use crate::segment::footer;
@@ -16,7 +16,10 @@ use crate::segment::format::{self, DATA_START, Kind, Record};
 use crate::segment::table::{Row, State};
 use crate::segment::writer::Full;
 use crate::wal::format::Mutation;
-use crate::wal::replay::{Hole, Replay, Summary, Visitor};
+use crate::wal::replay::{Beyond, Hole, Replay, Summary, Visitor};
+
+/// How far beyond the last record that is known a later one is looked for.
+const LOOK_AHEAD: u64 = 256 << 10;
 
 /// A segment that only the WAL describes.
 struct Unsealed {
@@ -57,9 +60,9 @@ pub(super) fn replay(
     if kind == Start::Process && *ring_lost {
         tail.recovery.report.damaged.push("the ring of the segments is lost, or parts of it; entries that only it held miss".to_owned());
     }
-    tail.restore(verify_after);
+    tail.restore(verify_after)?;
     for segment in std::mem::take(&mut tail.unsealed) {
-        tail.seal(segment);
+        tail.seal(segment)?;
     }
     Ok(summary)
 }
@@ -106,6 +109,7 @@ impl Visitor for Tail<'_, '_> {
                     self.unsealed[i].entries.push(Listed { entry, placed: true });
                     return Ok(());
                 }
+                Err(error) if is_shortage(&error) => return Err(error),
                 // It may have lasted, and then what else is known of the key may be older.
                 Err(_) => entry.tombstone = true,
             }
@@ -119,7 +123,7 @@ impl Visitor for Tail<'_, '_> {
         }
         let placed = record.is_some_and(|record| record.lsn == entry.lsn);
         if placed {
-            self.place(i, offset, bytes);
+            self.place(i, offset, bytes)?;
         }
         self.unsealed[i].entries.push(Listed { entry, placed });
         Ok(())
@@ -134,10 +138,15 @@ impl Visitor for Tail<'_, '_> {
         Ok(whole)
     }
 
-    fn go_on(&mut self, last: Lsn) -> io::Result<(Lsn, u64)> {
+    fn go_on(&mut self, last: Lsn) -> io::Result<Beyond> {
         let (mut next, mut records) = (last.next(), 0);
-        self.read_on(Position(u64::MAX), &mut next, |_| true, &mut records)?;
-        Ok((Lsn(next.0 - 1), records))
+        let mut is_torn = self.read_on(Position(u64::MAX), &mut next, |_| true, &mut records)?;
+        if self.kind == Start::Process && (is_torn || self.is_followed(next)) {
+            is_torn = true;
+            // One that was set by what is lost would be newer.
+            self.recovery.catalog.tokens.clear();
+        }
+        Ok(Beyond { last: Lsn(next.0 - 1), records, is_torn })
     }
 }
 
@@ -151,19 +160,19 @@ impl Tail<'_, '_> {
     }
 
     /// Takes records for what their frames said, one after the other from the last one that is known, below `limit` and as long as the `next` version is one that is
-    /// `wanted`. Counts them.
-    fn read_on(&mut self, limit: Position, next: &mut Lsn, wanted: impl Fn(Lsn) -> bool, records: &mut u64) -> io::Result<()> {
+    /// `wanted`. Counts them. Says whether it found one that only others before it could precede.
+    fn read_on(&mut self, limit: Position, next: &mut Lsn, wanted: impl Fn(Lsn) -> bool, records: &mut u64) -> io::Result<bool> {
         for row in self.unsealed.iter().map(|u| u.row).collect::<Vec<_>>() {
             if self.end >= row.life.base.plus(row.size) {
                 continue;
             }
             let mut at = self.end.max(row.life.base.plus(DATA_START.into()));
             while at < limit
-                && let Some((record, bytes)) = self.record_at(&row, at)
+                && let Some((record, bytes)) = self.record_at(&row, at)?
             {
                 let moved = record.lsn < *next;
                 if !moved && (record.lsn != *next || !wanted(record.lsn)) {
-                    return Ok(());
+                    return Ok(record.lsn != *next);
                 }
                 let (hash, tombstone) = record.effect(self.recovery.hash_seed, &bytes);
                 let (lsn, record_len) = (record.lsn, record.len as u32);
@@ -173,15 +182,35 @@ impl Tail<'_, '_> {
                 *records += 1;
             }
         }
-        Ok(())
+        Ok(false)
+    }
+
+    /// Whether the ring holds a record that is not older than `next`, a little beyond the last one that is known.
+    fn is_followed(&self, next: Lsn) -> bool {
+        let mut left = LOOK_AHEAD.min(self.ring.words().len() as u64 * 8);
+        let mut bytes = Vec::new();
+        self.unsealed.iter().map(|u| &u.row).any(|row| {
+            let from = self.end.max(row.life.base.plus(DATA_START.into()));
+            let len = row.life.base.plus(row.size).0.saturating_sub(from.0).min(left);
+            left -= len;
+            bytes.resize(len as usize, 0);
+            crate::io::ring::copy(self.ring.words(), from.0, &mut bytes);
+            (0..bytes.len()).step_by(UNIT).any(|offset| {
+                let record = format::decode_record(self.recovery.store, from.plus(offset as u64), row.life.base_lsn, &bytes[offset..]);
+                record.is_some_and(|record| record.lsn >= next)
+            })
+        })
     }
 
     /// The record at `at`, from the ring or the file, and its bytes.
-    fn record_at(&mut self, row: &Row, at: Position) -> Option<(Record, Vec<u8>)> {
+    fn record_at(&mut self, row: &Row, at: Position) -> io::Result<Option<(Record, Vec<u8>)>> {
         let store = self.recovery.store;
         let room = (row.life.base.0 + row.size).saturating_sub(at.0) as usize;
         let most = room.min(self.ring.words().len() * 8);
-        let file = self.recovery.file(row.life.id).ok();
+        let file = match self.recovery.file(row.life.id) {
+            Err(error) if is_shortage(&error) => return Err(error),
+            file => file.ok(),
+        };
         for from_file in [false, true] {
             let mut bytes = Vec::new();
             let mut fetch = |len: usize| {
@@ -201,16 +230,16 @@ impl Tail<'_, '_> {
             };
             if let Some(record) = record {
                 bytes.truncate(record.len);
-                return Some((record, bytes));
+                return Ok(Some((record, bytes)));
             }
         }
-        None
+        Ok(None)
     }
 
     /// Whether the record of `entry` can be had. An error if its place cannot be read.
     fn is_there(&mut self, row: &Row, entry: &footer::Entry) -> io::Result<bool> {
         let at = row.life.base.plus(entry.offset.into());
-        if let Some((record, _)) = self.record_at(row, at) {
+        if let Some((record, _)) = self.record_at(row, at)? {
             return Ok(record.lsn == entry.lsn);
         }
         let mut bytes = Vec::new();
@@ -221,31 +250,42 @@ impl Tail<'_, '_> {
     }
 
     /// Puts bytes where they belong in the file of an unsealed segment.
-    fn place(&mut self, i: usize, offset: u32, bytes: &[u8]) {
+    fn place(&mut self, i: usize, offset: u32, bytes: &[u8]) -> io::Result<()> {
         if self.unsealed[i].error.is_some() {
-            return;
+            return Ok(());
         }
         if self.patch.as_ref().is_none_or(|(number, _)| *number != i) {
-            self.flush_patch();
+            self.flush_patch()?;
             match self.recovery.file(self.unsealed[i].row.life.id) {
                 Ok(file) => self.patch = Some((i, Patch::new(file))),
-                Err(error) => self.unsealed[i].error = Some(error),
+                Err(error) => self.note_failure(i, error)?,
             }
         }
         if let Some((_, patch)) = &mut self.patch
             && let Err(error) = patch.write(offset, bytes)
         {
-            self.unsealed[i].error = Some(error);
             self.patch = None;
+            self.note_failure(i, error)?;
         }
+        Ok(())
     }
 
-    fn flush_patch(&mut self) {
+    fn flush_patch(&mut self) -> io::Result<()> {
         if let Some((i, mut patch)) = self.patch.take()
             && let Err(error) = patch.flush()
         {
-            self.unsealed[i].error = Some(error);
+            self.note_failure(i, error)?;
         }
+        Ok(())
+    }
+
+    /// The file of an unsealed segment failed. A shortage is no failure: the opening is refused, and may succeed at another time.
+    fn note_failure(&mut self, i: usize, error: io::Error) -> io::Result<()> {
+        if is_shortage(&error) {
+            return Err(error);
+        }
+        self.unsealed[i].error.get_or_insert(error);
+        Ok(())
     }
 
     /// Says what was found, and drops what a hole may have superseded.
@@ -272,18 +312,18 @@ impl Tail<'_, '_> {
     }
 
     /// Writes into segment files what only the ring holds of their records. Records later than `verify_after` may be nowhere: then they become tombstones.
-    fn restore(&mut self, verify_after: Option<Lsn>) {
+    fn restore(&mut self, verify_after: Option<Lsn>) -> io::Result<()> {
         for i in 0..self.unsealed.len() {
             if let Err(error) = self.restore_segment(i, verify_after) {
-                self.unsealed[i].error.get_or_insert(error);
+                self.note_failure(i, error)?;
             }
         }
-        self.flush_patch();
+        self.flush_patch()
     }
 
     fn restore_segment(&mut self, i: usize, verify_after: Option<Lsn>) -> io::Result<()> {
         let (row, store) = (self.unsealed[i].row, self.recovery.store);
-        let mut bytes = Vec::new();
+        let (mut bytes, mut unread) = (Vec::new(), 0);
         for n in 0..self.unsealed[i].entries.len() {
             let Listed { entry, placed } = self.unsealed[i].entries[n];
             let at = row.life.base.plus(entry.offset.into());
@@ -293,30 +333,34 @@ impl Tail<'_, '_> {
             bytes.resize(entry.len as usize, 0);
             crate::io::ring::copy(self.ring.words(), at.0, &mut bytes);
             if format::decode_record(store, at, row.life.base_lsn, &bytes).is_some() {
-                self.place(i, entry.offset, &bytes);
+                self.place(i, entry.offset, &bytes)?;
                 continue;
             }
             if verify_after.is_none_or(|durable| entry.lsn <= durable) {
                 continue;
             }
             let file = self.recovery.file(row.life.id)?;
-            read(&row, at, bytes.len(), file.as_ref(), &mut bytes)?;
-            if format::decode_record(store, at, row.life.base_lsn, &bytes).is_none() {
+            let could_read = read(&row, at, bytes.len(), file.as_ref(), &mut bytes).is_ok();
+            if !could_read || format::decode_record(store, at, row.life.base_lsn, &bytes).is_none() {
                 // Its frame is there, its bytes are not: the key misses, and no older version of it is served.
+                unread += u64::from(!could_read);
                 self.recovery.index.remove_if_at(entry.hash, Location { segment: row.life.id, offset: entry.offset });
                 self.unsealed[i].entries[n].entry.tombstone = true;
             }
+        }
+        if unread > 0 {
+            self.recovery.report.damaged.push(format!("segment {}: {unread} records cannot be read; their keys miss", row.life.id));
         }
         Ok(())
     }
 
     /// Writes the footer of a segment, or frees it if nothing is in it. One that cannot be written is not used again.
-    fn seal(&mut self, segment: Unsealed) {
+    fn seal(&mut self, segment: Unsealed) -> io::Result<()> {
         let Unsealed { row, entries, error } = segment;
         let id = row.life.id;
         let Some(Listed { entry: last, .. }) = entries.last() else {
             self.recovery.rows[id.index()].state = State::Free;
-            return;
+            return Ok(());
         };
         let mut builder = footer::Builder::default();
         entries.iter().for_each(|listed| builder.push(&listed.entry));
@@ -335,6 +379,7 @@ impl Tail<'_, '_> {
         };
         let state = match sealed {
             Ok(()) => State::Sealed,
+            Err(error) if is_shortage(&error) => return Err(error),
             Err(error) => {
                 // What it superseded will not be known any more.
                 self.recovery.report.damaged.push(format!("segment {id} cannot be restored: {error}; everything older is dropped"));
@@ -345,6 +390,7 @@ impl Tail<'_, '_> {
         let row = &mut self.recovery.rows[id.index()];
         row.state = state;
         row.last_lsn = last_lsn;
+        Ok(())
     }
 }
 

@@ -266,6 +266,9 @@ fn recover_and_check(options: &Options, image: &SimDisk, history: &History, floo
     let cut = reopen(options, &first.after_power_cut(1, PowerCut::LoseAll)).unwrap_or_else(|e| panic!("{what}, then a power cut: {e}"));
     history.check(&cut, floor, &format!("{what}, then a power cut"));
     drop(cut);
+    if !power {
+        go_on_and_lose_power(options, image, what);
+    }
     for stop in [2, 5, 9, 14] {
         let interrupted = image.after_kill();
         interrupted.stop_at(interrupted.operations() + stop);
@@ -278,6 +281,25 @@ fn recover_and_check(options: &Options, image: &SimDisk, history: &History, floo
             let engine = reopen(options, &image).unwrap_or_else(|e| panic!("{what}, recovery cut at {stop}: {e}"));
             history.check(&engine, floor, &format!("{what}, recovery cut at {stop}"));
         }
+    }
+}
+
+/// Whoever comes after a killed process uses what that left, and then power fails: everything it relied on must have been made durable.
+fn go_on_and_lose_power(options: &Options, image: &SimDisk, what: &str) {
+    let disk = image.after_kill();
+    let engine = reopen(options, &disk).unwrap();
+    let mut history = History::default();
+    let first = [Step::Clear(Ack::Process), Step::Token(Ack::Process)];
+    // More than a segment.
+    let puts = (0..16).map(|n| Step::Put(n, 5_000, Ack::Process));
+    for step in first.into_iter().chain(puts).chain([Step::Work, Step::Delete(3, Ack::Process), Step::Sync]) {
+        history.apply(&engine, step, &disk).unwrap();
+    }
+    for damage in [PowerCut::LoseAll, PowerCut::Random] {
+        let what = format!("{what}, gone on, power cut {damage:?}");
+        let engine = reopen(options, &disk.after_power_cut(1, damage)).unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert!(engine.report.damaged.is_empty(), "{what}: {:?}", engine.report);
+        history.check(&engine, history.durable, &what);
     }
 }
 
@@ -345,12 +367,13 @@ fn with_moves(seed: u64, count: u64) -> Vec<Step> {
         let ack = if r.is_multiple_of(11) { Ack::Host } else { Ack::Process };
         steps.push(Step::Put(6 + (r >> 8) as u8 % 6, 9_000 + (r >> 16) as usize % 9_000, ack));
         match (r >> 40) % 16 {
-            0..3 => steps.push(Step::Work),
-            3 => steps.push(Step::Delete((r >> 48) as u8 % 6, ack)),
-            4 => steps.push(Step::Put((r >> 48) as u8 % 6, 4_000, ack)),
-            5 => steps.push(Step::Prepare),
-            6 => steps.push(Step::Flush),
-            7 => steps.push(Step::Sync),
+            0 => steps.push(Step::Work),
+            1 => steps.push(Step::Delete((r >> 48) as u8 % 6, ack)),
+            2 => steps.push(Step::Put((r >> 48) as u8 % 6, 4_000, ack)),
+            3 => steps.push(Step::Sync),
+            // Segments are emptied and used again before anything is synced.
+            4..8 => steps.extend([Step::Prepare; 3]),
+            8..14 => steps.push(Step::Flush),
             _ => {}
         }
     }

@@ -5,12 +5,15 @@ use super::crash::{History, Step, mixed, reopen};
 use super::*;
 use crate::io::sim::FaultOp;
 
-use std::io::ErrorKind::{self, Other, StorageFull};
+use std::io::ErrorKind::{self, Other, QuotaExceeded, StorageFull};
 
-const FAULTS: [(FaultOp, ErrorKind); 9] = [
+const FAULTS: [(FaultOp, ErrorKind); 11] = [
     (FaultOp::Open, Other),
+    // Stands for every shortage, a lack of descriptors too.
+    (FaultOp::Open, QuotaExceeded),
     (FaultOp::Read, Other),
     (FaultOp::Write, Other),
+    (FaultOp::Write, StorageFull),
     (FaultOp::Sync, Other),
     (FaultOp::SyncDroppingPages, Other),
     (FaultOp::Create, Other),
@@ -89,7 +92,8 @@ fn fail_one(begun: &Begun, (op, kind): (FaultOp, ErrorKind), nth: u64, repeat: b
     found.injected += injected;
     found.refused += u64::from(opened.is_err());
     disk.heal();
-    history.may_miss = true;
+    // A shortage takes nothing away.
+    history.may_miss = kind == Other || op == FaultOp::Write;
     if let Ok(engine) = opened {
         // Reads go on also in a store that takes no more mutations.
         history.check(&engine, history.returned, &format!("{what}, at once"));
@@ -130,7 +134,7 @@ fn every_operation_fails_once_and_from_then_on() {
         let (fault, repeat) = (FAULTS[kind / 2], kind % 2 == 1);
         let mut found = Found::default();
         // A disk that stays full holds writers back for ever: `failing.rs` has that.
-        let is_endless = fault.1 == StorageFull && repeat;
+        let is_endless = fault.1 != Other && repeat;
         for nth in 1.. {
             if is_endless || !fail_one(&scenarios[scenario], fault, nth, repeat, &mut found) {
                 break;
