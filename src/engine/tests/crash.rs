@@ -364,16 +364,16 @@ fn with_moves(seed: u64, count: u64) -> Vec<Step> {
     let mut steps: Vec<Step> = (0..6).map(|key| Step::Put(key, 4_000, Ack::Process)).collect();
     for n in 0..count {
         let r = xxhash_rust::xxh3::xxh3_64_with_seed(&n.to_le_bytes(), seed);
-        let ack = if r.is_multiple_of(11) { Ack::Host } else { Ack::Process };
+        let ack = if r.is_multiple_of(40) { Ack::Host } else { Ack::Process };
         steps.push(Step::Put(6 + (r >> 8) as u8 % 6, 9_000 + (r >> 16) as usize % 9_000, ack));
-        match (r >> 40) % 16 {
+        match (r >> 40) % 32 {
             0 => steps.push(Step::Work),
-            1 => steps.push(Step::Delete((r >> 48) as u8 % 6, ack)),
-            2 => steps.push(Step::Put((r >> 48) as u8 % 6, 4_000, ack)),
-            3 => steps.push(Step::Sync),
+            1 => steps.push(Step::Sync),
+            2 | 3 => steps.push(Step::Delete((r >> 48) as u8 % 6, ack)),
+            4 | 5 => steps.push(Step::Put((r >> 48) as u8 % 6, 4_000, ack)),
+            6..12 => steps.push(Step::Flush),
             // Segments are emptied and used again before anything is synced.
-            4..8 => steps.extend([Step::Prepare; 3]),
-            8..14 => steps.push(Step::Flush),
+            12..28 => steps.extend([Step::Prepare; 2]),
             _ => {}
         }
     }

@@ -104,16 +104,22 @@ fn fail_one(begun: &Begun, (op, kind): (FaultOp, ErrorKind), nth: u64, repeat: b
     // A read is tried twice where much hangs on it, and names that could not be removed or synced are seen to later.
     let may_pass = matches!(op, FaultOp::Read | FaultOp::Open | FaultOp::Remove | FaultOp::SyncDir);
     assert!(heard_of || may_pass, "{what}: nobody heard of it");
-    // A next opening that is cut off somewhere.
-    let interrupted = disk.after_kill();
-    interrupted.stop_at(1 + nth % 16);
-    drop(reopen(options, &interrupted));
-    for (image, floor) in [
-        (interrupted.after_power_cut(nth, PowerCut::LoseAll), history.durable),
+    let mut images = vec![
         (disk.after_kill(), history.returned),
         (disk.after_power_cut(nth, PowerCut::LoseAll), history.durable),
         (disk.after_power_cut(nth, PowerCut::Random), history.durable),
-    ] {
+    ];
+    // A next opening that power cuts off: somewhere, or everywhere if it may rely on what a failed sync left behind.
+    let somewhere = 1 + nth % 16;
+    let stops = if matches!(op, FaultOp::Sync | FaultOp::SyncDroppingPages) { 1..17 } else { somewhere..somewhere + 1 };
+    for stop in stops {
+        let interrupted = disk.after_kill();
+        interrupted.stop_at(stop);
+        drop(reopen(options, &interrupted));
+        images.push((interrupted.after_power_cut(nth, PowerCut::LoseAll), history.durable));
+        images.push((interrupted.after_power_cut(nth, PowerCut::Random), history.durable));
+    }
+    for (image, floor) in images {
         let engine = reopen(options, &image).unwrap_or_else(|e| panic!("{what}, then: {e}"));
         history.check(&engine, floor, &format!("{what}, then"));
         assert!(engine.put(b"another".into(), b"value", &PutOptions::new().ack(Ack::Host)).is_ok(), "{what}: service returns");
