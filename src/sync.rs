@@ -1,10 +1,26 @@
 //! Small shared helpers: locks that ignore poisoning on purpose, events, and integer logarithms.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
+
+use primitives::{AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, fence};
+
+/// What the small state machines are made of, so that a model checker can put its own in their place.
+pub(crate) mod primitives {
+    #[cfg(not(loom))]
+    pub(crate) use std::sync::{
+        Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+    };
+
+    #[cfg(loom)]
+    pub(crate) use loom::sync::{
+        Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+    };
+}
 
 /// Locks, also after another holder panicked: every guarded structure here is valid between statements, and a panic is one of our own bugs, which must not turn into a second one.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -36,8 +52,9 @@ impl Event {
 
     /// It happened.
     pub(crate) fn signal(&self) {
-        // Sequentially consistent with the two accesses in `wait` and `Happened::poll`: either the waiter sees the new count, or this sees the waiter.
         self.count.fetch_add(1, Ordering::SeqCst);
+        // Pairs with the fences in `wait` and `Happened::poll`: either the waiter sees the new count, or this sees the waiter.
+        fence(Ordering::SeqCst);
         if self.waiters.load(Ordering::SeqCst) > 0 {
             let woken = {
                 let mut tasks = lock(&self.tasks);
@@ -52,11 +69,19 @@ impl Event {
     /// Waits until it happened after `seen`, for at most `timeout` if there is one. False if the time ran out.
     pub(crate) fn wait(&self, seen: u64, timeout: Option<Duration>) -> bool {
         self.waiters.fetch_add(1, Ordering::SeqCst);
-        let guard = lock(&self.tasks);
-        let not_yet = |_: &mut Tasks| self.count() == seen;
+        fence(Ordering::SeqCst);
+        let mut guard = lock(&self.tasks);
         match timeout {
-            None => drop(self.condvar.wait_while(guard, not_yet)),
-            Some(timeout) => drop(self.condvar.wait_timeout_while(guard, timeout, not_yet)),
+            None => {
+                while self.count() == seen {
+                    guard = self.condvar.wait(guard).unwrap_or_else(PoisonError::into_inner);
+                }
+                drop(guard);
+            }
+            #[cfg(not(loom))]
+            Some(timeout) => drop(self.condvar.wait_timeout_while(guard, timeout, |_| self.count() == seen)),
+            #[cfg(loom)]
+            Some(timeout) => unreachable!("{timeout:?}: a model knows no time"),
         }
         self.waiters.fetch_sub(1, Ordering::SeqCst);
         self.count() != seen
@@ -114,6 +139,7 @@ impl Future for Happened<'_> {
             number
         };
         self.listed = Some(number);
+        fence(Ordering::SeqCst);
         if self.event.count() == self.seen {
             return Poll::Pending;
         }
@@ -133,7 +159,7 @@ pub(crate) const fn ratio_ceil_log2(n: u64, unit: u64) -> u32 {
     n.div_ceil(unit).next_power_of_two().trailing_zeros()
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use std::sync::Arc;

@@ -157,7 +157,7 @@ impl Engine {
     }
 
     fn rest_of_names(&self) -> Rest {
-        if self.note_waits() { Rest::Pause(STARVED_RETRY) } else { Rest::UntilEvent }
+        if self.notes_starved.load(Ordering::Acquire) { Rest::Pause(STARVED_RETRY) } else { Rest::UntilEvent }
     }
 
     /// If the disk was full, everybody who waits for room would ask for it again and again.

@@ -8,6 +8,7 @@ mod checkpoint;
 pub(crate) mod driver;
 pub(crate) mod files;
 mod fill;
+mod flights;
 mod flush;
 mod heat;
 mod multiget;
@@ -88,7 +89,7 @@ pub(crate) struct Engine {
     /// One checkpoint at a time. Before every other lock.
     checkpointing: Mutex<()>,
     heat: Mutex<heat::HeatState>,
-    fills: fill::Fills,
+    fills: flights::Fills,
     /// Namespaces and resume tokens. After the manifest lock, before the log lock.
     registry: Mutex<catalog::Registry>,
     /// Bytes that the manifest's files have for the catalog.
@@ -109,6 +110,8 @@ pub(crate) struct Engine {
     sync_now: AtomicBool,
     /// The disk had no room for the next segment.
     starved: AtomicBool,
+    /// It had no room for a longer manifest.
+    notes_starved: AtomicBool,
     /// A checkpoint was asked for since the last one began.
     checkpoint_asked: AtomicBool,
     /// A checkpoint is being written.

@@ -409,6 +409,7 @@ fn build(
         closing: false.into(),
         sync_now: false.into(),
         starved: false.into(),
+        notes_starved: false.into(),
         checkpoint_asked: false.into(),
         checkpoint_runs: false.into(),
         driver,

@@ -90,6 +90,10 @@ impl Engine {
 
     /// Makes the manifest's files longer if notes wait for that. Says whether it did; false as well if the disk has no room for it.
     pub(crate) fn step_grow(&self) -> Result<bool> {
+        if self.notes_starved.swap(false, Ordering::AcqRel) {
+            // Whoever still waits asks again.
+            self.events.room.signal();
+        }
         if !self.note_waits() || self.failure.get().is_some() || self.closing.load(Ordering::Acquire) {
             return Ok(false);
         }
@@ -99,6 +103,8 @@ impl Engine {
         match manifest.grow(len) {
             Ok(()) => {}
             Err(e) if is_shortage(&e) => {
+                self.catalog_wanted.store(0, Ordering::Release);
+                self.notes_starved.store(true, Ordering::Release);
                 self.note_shortage("no room for a longer manifest", &e);
                 return Ok(false);
             }
@@ -111,7 +117,7 @@ impl Engine {
     }
 
     /// Whether a note waits for longer files of the manifest.
-    pub(super) fn note_waits(&self) -> bool {
+    fn note_waits(&self) -> bool {
         self.catalog_wanted.load(Ordering::Acquire) > self.catalog_room.load(Ordering::Relaxed)
     }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::fill::{FillError, Landing};
+use super::fill::FillError;
+use super::flights::Landing;
 use super::write::{Observed, Request, Tried};
 use super::{DeleteOptions, Engine, PutOptions, Value};
 use crate::config::Ack;

@@ -8,6 +8,7 @@ pub(crate) mod batch;
 pub(crate) mod checkpoint;
 pub(crate) mod geometry;
 mod partition;
+mod version;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

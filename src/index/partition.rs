@@ -1,30 +1,28 @@
 //! One partition: slots sorted by value (so by tag), behind a seqlock.
 //!
-//! Writers exclude each other with the version's lowest bit; readers search without a lock and start over if the version moved (Lameter, 2005). The slot array is replaced
-//! when it grows or shrinks, and freed once no reader can be in it (epochs: Fraser, 2004).
+//! The slot array is replaced when it grows or shrinks, and freed once no reader can be in it (epochs: Fraser, 2004).
 #![allow(unsafe_code, reason = "an array shared with readers that take no lock")]
 
 use std::mem::MaybeUninit;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crossbeam::epoch::{self, Atomic, Guard, Owned, Shared};
-use crossbeam::utils::Backoff;
 
 use super::geometry::Geometry;
+use super::version::Version;
 
 type Slots = [MaybeUninit<AtomicU64>];
 
 #[derive(Debug)]
 pub(super) struct Partition {
-    /// Odd while a writer is in.
-    version: AtomicU32,
+    version: Version,
     len: AtomicU32,
     slots: Atomic<Slots>,
 }
 
 impl Default for Partition {
     fn default() -> Self {
-        Self { version: AtomicU32::new(0), len: AtomicU32::new(0), slots: Atomic::null() }
+        Self { version: Version::default(), len: AtomicU32::new(0), slots: Atomic::null() }
     }
 }
 
@@ -82,41 +80,22 @@ fn search(geometry: &Geometry, slots: &[AtomicU64], tag: u64) -> Result<(usize, 
 impl Partition {
     /// Runs `read` on a consistent state.
     fn read<'g, R>(&self, guard: &'g Guard, mut read: impl FnMut(&'g [AtomicU64]) -> R) -> R {
-        let backoff = Backoff::new();
-        loop {
-            let before = self.version.load(Ordering::Acquire);
-            if before & 1 == 0 {
-                let slots = view(self.slots.load(Ordering::Acquire, guard));
-                let len = (self.len.load(Ordering::Relaxed) as usize).min(slots.len());
-                let result = read(&slots[..len]);
-                // Pairs with the release fence in `write`: if a word was seen that a writer stored, so is its odd version.
-                fence(Ordering::Acquire);
-                if self.version.load(Ordering::Relaxed) == before {
-                    return result;
-                }
-            }
-            backoff.snooze();
-        }
+        self.version.read(|| {
+            let slots = view(self.slots.load(Ordering::Acquire, guard));
+            let len = (self.len.load(Ordering::Relaxed) as usize).min(slots.len());
+            read(&slots[..len])
+        })
     }
 
     /// Runs `change` while other writers wait and readers start over. It gets the array (all of it) and the number of used slots, and returns the new number.
     fn write<R>(&self, change: impl FnOnce(&Guard, &[AtomicU64], usize) -> (usize, R)) -> R {
         let guard = epoch::pin();
-        let backoff = Backoff::new();
-        let before = loop {
-            let version = self.version.load(Ordering::Relaxed);
-            if version & 1 == 0 && self.version.compare_exchange_weak(version, version + 1, Ordering::Acquire, Ordering::Relaxed).is_ok() {
-                break version;
-            }
-            backoff.snooze();
-        };
-        fence(Ordering::Release);
-        let slots = view(self.slots.load(Ordering::Relaxed, &guard));
-        let (len, result) = change(&guard, slots, self.len.load(Ordering::Relaxed) as usize);
-        self.len.store(len as u32, Ordering::Relaxed);
-        // Pairs with the acquire loads of the version.
-        self.version.store(before.wrapping_add(2), Ordering::Release);
-        result
+        self.version.write(|| {
+            let slots = view(self.slots.load(Ordering::Relaxed, &guard));
+            let (len, result) = change(&guard, slots, self.len.load(Ordering::Relaxed) as usize);
+            self.len.store(len as u32, Ordering::Relaxed);
+            result
+        })
     }
 
     /// Replaces the array by one of `capacity` that holds `used`. Only inside `write`. The change in capacity.

@@ -17,12 +17,14 @@ pub(super) struct Patch {
     /// Offset in the file of the buffer's first byte, a multiple of a block.
     start: u64,
     len: usize,
+    /// Blocks that could not be read: zeros have taken the place of what surrounded the bytes there.
+    pub(super) unread: u64,
 }
 
 impl Patch {
     pub(super) fn new(file: Arc<dyn File>) -> Self {
         let len = (LEN as u64).min(file.len()) as usize;
-        Self { file, buf: AlignedBuf::zeroed(len), start: 0, len: 0 }
+        Self { file, buf: AlignedBuf::zeroed(len), start: 0, len: 0, unread: 0 }
     }
 
     pub(super) fn write(&mut self, offset: u32, mut bytes: &[u8]) -> io::Result<()> {
@@ -33,7 +35,7 @@ impl Patch {
                 self.start = round_down(offset, BLOCK as u64);
                 self.len = (offset - self.start) as usize;
                 if self.len > 0 {
-                    read_or_zeros(self.file.as_ref(), self.start, &mut self.buf[..BLOCK]);
+                    self.unread += u64::from(!read_or_zeros(self.file.as_ref(), self.start, &mut self.buf[..BLOCK]));
                 }
             }
             let n = bytes.len().min(self.buf.len() - self.len);
@@ -52,7 +54,7 @@ impl Patch {
         let end = round_up(self.len as u64, BLOCK as u64) as usize;
         if end > self.len {
             let mut last = AlignedBuf::zeroed(BLOCK);
-            read_or_zeros(self.file.as_ref(), self.start + (end - BLOCK) as u64, &mut last);
+            self.unread += u64::from(!read_or_zeros(self.file.as_ref(), self.start + (end - BLOCK) as u64, &mut last));
             let within = self.len % BLOCK;
             self.buf[self.len..end].copy_from_slice(&last[within..]);
         }
@@ -62,10 +64,11 @@ impl Patch {
     }
 }
 
-/// Reads a block, again if need be. Of one that cannot be read nothing would verify: then zeros are as good.
-fn read_or_zeros(file: &dyn File, offset: u64, block: &mut [u8]) {
-    if let Err(error) = file.read_at(offset, block).or_else(|_| file.read_at(offset, block)) {
-        tracing::warn!(offset, %error, "a block of a segment cannot be read; what it held misses");
+/// Reads a block, again if need be. Of one that cannot be read nothing would verify: then zeros are as good. Whether it could be read.
+fn read_or_zeros(file: &dyn File, offset: u64, block: &mut [u8]) -> bool {
+    let read = file.read_at(offset, block).or_else(|_| file.read_at(offset, block));
+    if read.is_err() {
         block.fill(0);
     }
+    read.is_ok()
 }

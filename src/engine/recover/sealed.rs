@@ -79,6 +79,7 @@ impl Recovery<'_> {
     fn load_checkpoint(&mut self, sequence: u64) -> io::Result<bool> {
         let file = match self.disk.open(&files::checkpoint(sequence)) {
             Ok(file) => file,
+            Err(e) if is_shortage(&e) => return Err(e),
             Err(e) => return Ok(self.checkpoint_unreadable(&e)),
         };
         let (rows, floor) = (self.rows.clone(), self.floor);

@@ -27,6 +27,8 @@ struct Unsealed {
     entries: Vec<Listed>,
     /// The first failure of its file.
     error: Option<io::Error>,
+    /// Places of it that could not be read.
+    unread: u64,
 }
 
 /// A record of an unsealed segment.
@@ -46,7 +48,7 @@ pub(super) fn replay(
 ) -> io::Result<Summary> {
     let mut rows: Vec<Row> = recovery.rows.iter().filter(|r| r.state == State::Full).copied().collect();
     rows.sort_by_key(|r| r.life.base);
-    let unsealed = rows.into_iter().map(|row| Unsealed { row, entries: Vec::new(), error: None }).collect();
+    let unsealed = rows.into_iter().map(|row| Unsealed { row, entries: Vec::new(), error: None, unread: 0 }).collect();
     let mut tail = Tail { recovery, unsealed, ring: ring.as_ref(), kind, end: Position(0), unknown: Position(0), patch: None };
     let summary = replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, kind == Start::Process, &mut tail)?;
     let durable = summary.durable.max(manifest.durable);
@@ -111,7 +113,10 @@ impl Visitor for Tail<'_, '_> {
                 }
                 Err(error) if is_shortage(&error) => return Err(error),
                 // It may have lasted, and then what else is known of the key may be older.
-                Err(_) => entry.tombstone = true,
+                Err(_) => {
+                    entry.tombstone = true;
+                    self.unsealed[i].unread += 1;
+                }
             }
         }
         self.recovery.apply(&row, &entry);
@@ -141,7 +146,7 @@ impl Visitor for Tail<'_, '_> {
     fn go_on(&mut self, last: Lsn) -> io::Result<Beyond> {
         let (mut next, mut records) = (last.next(), 0);
         let mut is_torn = self.read_on(Position(u64::MAX), &mut next, |_| true, &mut records)?;
-        if self.kind == Start::Process && (is_torn || self.is_followed(next)) {
+        if self.kind == Start::Process && (is_torn || self.is_followed()?) {
             is_torn = true;
             // One that was set by what is lost would be newer.
             self.recovery.catalog.tokens.clear();
@@ -185,21 +190,43 @@ impl Tail<'_, '_> {
         Ok(false)
     }
 
-    /// Whether the ring holds a record that is not older than `next`, a little beyond the last one that is known.
-    fn is_followed(&self, next: Lsn) -> bool {
+    /// Whether a record lies a little beyond the last one that is known: no position is used twice, so one that verifies there came later.
+    fn is_followed(&mut self) -> io::Result<bool> {
         let mut left = LOOK_AHEAD.min(self.ring.words().len() as u64 * 8);
         let mut bytes = Vec::new();
-        self.unsealed.iter().map(|u| &u.row).any(|row| {
+        for row in self.unsealed.iter().map(|u| u.row).collect::<Vec<_>>() {
             let from = self.end.max(row.life.base.plus(DATA_START.into()));
             let len = row.life.base.plus(row.size).0.saturating_sub(from.0).min(left);
             left -= len;
+            if len == 0 {
+                continue;
+            }
+            let store = self.recovery.store;
+            let is_record = |bytes: &[u8], offset: usize| {
+                format::decode_record(store, from.plus(offset as u64), row.life.base_lsn, &bytes[offset..]).is_some()
+            };
             bytes.resize(len as usize, 0);
             crate::io::ring::copy(self.ring.words(), from.0, &mut bytes);
-            (0..bytes.len()).step_by(UNIT).any(|offset| {
-                let record = format::decode_record(self.recovery.store, from.plus(offset as u64), row.life.base_lsn, &bytes[offset..]);
-                record.is_some_and(|record| record.lsn >= next)
-            })
-        })
+            if (0..bytes.len()).step_by(UNIT).any(|offset| is_record(&bytes, offset)) {
+                return Ok(true);
+            }
+            let in_file = match self.file_of(&row)? {
+                Some(file) => read(&row, from, len as usize, file.as_ref(), &mut bytes).is_ok(),
+                None => false,
+            };
+            if in_file && (0..bytes.len()).step_by(UNIT).any(|offset| is_record(&bytes, offset)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The file of an unsealed segment, if it can be opened. An error if there is a shortage.
+    fn file_of(&mut self, row: &Row) -> io::Result<Option<Arc<dyn File>>> {
+        match self.recovery.file(row.life.id) {
+            Err(error) if is_shortage(&error) => Err(error),
+            file => Ok(file.ok()),
+        }
     }
 
     /// The record at `at`, from the ring or the file, and its bytes.
@@ -207,10 +234,7 @@ impl Tail<'_, '_> {
         let store = self.recovery.store;
         let room = (row.life.base.0 + row.size).saturating_sub(at.0) as usize;
         let most = room.min(self.ring.words().len() * 8);
-        let file = match self.recovery.file(row.life.id) {
-            Err(error) if is_shortage(&error) => return Err(error),
-            file => file.ok(),
-        };
+        let file = self.file_of(row)?;
         for from_file in [false, true] {
             let mut bytes = Vec::new();
             let mut fetch = |len: usize| {
@@ -271,12 +295,10 @@ impl Tail<'_, '_> {
     }
 
     fn flush_patch(&mut self) -> io::Result<()> {
-        if let Some((i, mut patch)) = self.patch.take()
-            && let Err(error) = patch.flush()
-        {
-            self.note_failure(i, error)?;
-        }
-        Ok(())
+        let Some((i, mut patch)) = self.patch.take() else { return Ok(()) };
+        let flushed = patch.flush();
+        self.unsealed[i].unread += patch.unread;
+        flushed.or_else(|error| self.note_failure(i, error))
     }
 
     /// The file of an unsealed segment failed. A shortage is no failure: the opening is refused, and may succeed at another time.
@@ -323,7 +345,7 @@ impl Tail<'_, '_> {
 
     fn restore_segment(&mut self, i: usize, verify_after: Option<Lsn>) -> io::Result<()> {
         let (row, store) = (self.unsealed[i].row, self.recovery.store);
-        let (mut bytes, mut unread) = (Vec::new(), 0);
+        let mut bytes = Vec::new();
         for n in 0..self.unsealed[i].entries.len() {
             let Listed { entry, placed } = self.unsealed[i].entries[n];
             let at = row.life.base.plus(entry.offset.into());
@@ -340,24 +362,25 @@ impl Tail<'_, '_> {
                 continue;
             }
             let file = self.recovery.file(row.life.id)?;
-            let could_read = read(&row, at, bytes.len(), file.as_ref(), &mut bytes).is_ok();
+            let mut again = || read(&row, at, entry.len as usize, file.as_ref(), &mut bytes);
+            let could_read = again().or_else(|_| again()).is_ok();
             if !could_read || format::decode_record(store, at, row.life.base_lsn, &bytes).is_none() {
                 // Its frame is there, its bytes are not: the key misses, and no older version of it is served.
-                unread += u64::from(!could_read);
+                self.unsealed[i].unread += u64::from(!could_read);
                 self.recovery.index.remove_if_at(entry.hash, Location { segment: row.life.id, offset: entry.offset });
                 self.unsealed[i].entries[n].entry.tombstone = true;
             }
-        }
-        if unread > 0 {
-            self.recovery.report.damaged.push(format!("segment {}: {unread} records cannot be read; their keys miss", row.life.id));
         }
         Ok(())
     }
 
     /// Writes the footer of a segment, or frees it if nothing is in it. One that cannot be written is not used again.
     fn seal(&mut self, segment: Unsealed) -> io::Result<()> {
-        let Unsealed { row, entries, error } = segment;
+        let Unsealed { row, entries, error, unread } = segment;
         let id = row.life.id;
+        if unread > 0 {
+            self.recovery.report.damaged.push(format!("segment {id}: {unread} places cannot be read; what they held misses"));
+        }
         let Some(Listed { entry: last, .. }) = entries.last() else {
             self.recovery.rows[id.index()].state = State::Free;
             return Ok(());
@@ -374,7 +397,8 @@ impl Tail<'_, '_> {
             None if !fits => Err(io::Error::other("its footer does not fit")),
             None => self.recovery.file(id).and_then(|file| {
                 write_footer(self.recovery.store, &full, file.as_ref())?;
-                file.sync()
+                // Whatever the reason, what a failed sync left behind is not known.
+                file.sync().map_err(io::Error::other)
             }),
         };
         let state = match sealed {

@@ -250,8 +250,8 @@ pub(super) fn reopen(options: &Options, disk: &SimDisk) -> Result<Arc<Engine>, E
     open(options, Some(Arc::new(disk.clone())), Arc::new(SimClock::new(3)), Mode::Inline)
 }
 
-/// Recovers `image`, then stops recovery at some operations and recovers again.
-fn recover_and_check(options: &Options, image: &SimDisk, history: &History, floor: usize, power: bool, what: &str) {
+/// Recovers the `number`th image, then stops recovery at some operations, other ones for each image, and recovers again.
+fn recover_and_check(options: &Options, (number, image): (usize, &SimDisk), history: &History, floor: usize, power: bool, what: &str) {
     // Each engine writes to its disk, so each look gets an image of its own.
     let first = image.after_kill();
     let engine = reopen(options, &first).unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -267,13 +267,15 @@ fn recover_and_check(options: &Options, image: &SimDisk, history: &History, floo
     history.check(&cut, floor, &format!("{what}, then a power cut"));
     drop(cut);
     if !power {
-        go_on_and_lose_power(options, image, what);
+        // Without a new segment and with one.
+        [1, 16].iter().for_each(|puts| go_on_and_lose_power(options, image, *puts, what));
     }
-    for stop in [2, 5, 9, 14] {
+    for stop in (1 + number as u64 % 4..17).step_by(4) {
         let interrupted = image.after_kill();
         interrupted.stop_at(interrupted.operations() + stop);
         drop(reopen(options, &interrupted));
         let engine = reopen(options, &interrupted.after_kill()).unwrap_or_else(|e| panic!("{what}, recovery stopped at {stop}: {e}"));
+        assert!(engine.report.damaged.is_empty(), "{what}, recovery stopped at {stop}: {:?}", engine.report);
         history.check(&engine, floor, &format!("{what}, recovery stopped at {stop}"));
         drop(engine);
         if power {
@@ -285,13 +287,12 @@ fn recover_and_check(options: &Options, image: &SimDisk, history: &History, floo
 }
 
 /// Whoever comes after a killed process uses what that left, and then power fails: everything it relied on must have been made durable.
-fn go_on_and_lose_power(options: &Options, image: &SimDisk, what: &str) {
+fn go_on_and_lose_power(options: &Options, image: &SimDisk, puts: u8, what: &str) {
     let disk = image.after_kill();
     let engine = reopen(options, &disk).unwrap();
     let mut history = History::default();
     let first = [Step::Clear(Ack::Process), Step::Token(Ack::Process)];
-    // More than a segment.
-    let puts = (0..16).map(|n| Step::Put(n, 5_000, Ack::Process));
+    let puts = (0..puts).map(|n| Step::Put(n, 5_000, Ack::Process));
     for step in first.into_iter().chain(puts).chain([Step::Work, Step::Delete(3, Ack::Process), Step::Sync]) {
         history.apply(&engine, step, &disk).unwrap();
     }
@@ -317,13 +318,13 @@ fn explore(options: &Options, steps: &[Step]) -> (usize, Vec<Stats>) {
         history.keeps_all = keeps_all;
         let killed = disk.after_kill();
         if images.insert(killed.image_hash()) {
-            recover_and_check(&options, &killed, &history, history.returned, false, &format!("stop {stop}, kill"));
+            recover_and_check(&options, (images.len(), &killed), &history, history.returned, false, &format!("stop {stop}, kill"));
         }
         for (seed, damage) in [(0, PowerCut::LoseAll), (0, PowerCut::KeepAll), (1, PowerCut::Random), (2, PowerCut::Random)] {
             let cut = disk.after_power_cut(seed, damage);
             if images.insert(cut.image_hash()) {
                 let what = format!("stop {stop}, power cut {damage:?} {seed}");
-                recover_and_check(&options, &cut, &history, history.durable, true, &what);
+                recover_and_check(&options, (images.len(), &cut), &history, history.durable, true, &what);
             }
         }
         if !stopped {

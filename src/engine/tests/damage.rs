@@ -5,7 +5,7 @@ use crate::config::RecoveryMode;
 use crate::error::Error;
 use crate::id::Lsn;
 use crate::io::BLOCK;
-use crate::wal::format::FRAME_LEN;
+use crate::wal::format::{FRAME_LEN, FRAME_LEN_MAX};
 
 /// Of a store with the options of these tests.
 const WAL_RING: &str = "ring.wal.16";
@@ -144,6 +144,8 @@ fn a_block_of_an_open_segment_that_cannot_be_read_costs_what_it_held() {
                 let found = (0..synced).filter(|key: &u64| get(&engine, &key.to_le_bytes()).is_some()).count() as u64;
                 // A block of 4 KiB holds parts of six records.
                 assert!(found + 6 >= synced, "seed {seed}, {name}: {found} of {synced}: {:?}", engine.report);
+                let heard_of = engine.report.damaged.len() as u64 + engine.stats().damaged + engine.stats().read_errors;
+                assert!(found == synced || heard_of > 0, "seed {seed}, {name}: {found} of {synced} and no word of it");
                 missed += synced - found;
             }
         }
@@ -281,6 +283,56 @@ fn numbers(seed: u64) -> impl FnMut(u64) -> u64 {
         n += 1;
         xxhash_rust::xxh3::xxh3_64_with_seed(&n.to_le_bytes(), seed) % below
     }
+}
+
+/// Every frame of a store's WAL: the places in files and rings where its bytes lie. In no order.
+fn frames(disk: &SimDisk) -> Vec<Vec<(String, u64)>> {
+    let mut places: HashMap<[u8; 8], Vec<(String, u64)>> = HashMap::new();
+    for (name, _) in disk.files().into_iter().filter(|(name, _)| name.starts_with("wal.") || name == WAL_RING) {
+        let bytes = disk.content(&name);
+        for at in (0..bytes.len().saturating_sub(8)).step_by(8) {
+            let head: [u8; 8] = bytes[at..at + 8].try_into().unwrap();
+            let len = u32::from_le_bytes(head[4..].try_into().unwrap()) as usize;
+            if (FRAME_LEN..=FRAME_LEN_MAX).contains(&len) && head[..4] != [0; 4] {
+                places.entry(head).or_default().push((name.clone(), at as u64));
+            }
+        }
+    }
+    let mut frames: Vec<_> = places.into_values().collect();
+    frames.sort();
+    frames
+}
+
+/// Frames drawn from seeds, 300 or as many as `EVERWARM_FRAME_SEEDS` says: each in one of its places, in all, with all that lie behind it, or with a block of a segment, where
+/// its second copy may be.
+#[test]
+fn a_damaged_frame_of_the_wal_never_brings_back_an_older_value() {
+    let stores = all_worn().map(|(stop, disk)| (stop, frames(&disk), disk));
+    let found = each_seed(seeds("FRAME", 0, 300), "FRAME", "a_damaged_frame", |seed| {
+        let mut draw = numbers(seed);
+        let (stop, frames, disk) = &stores[seed as usize % stores.len()];
+        let number = (seed as usize / stores.len()) % frames.len();
+        let image = disk.after_kill();
+        let harm = |(name, at): &(String, u64)| image.corrupt(name, at + 8 + seed % 24, 0x55);
+        match seed as usize / stores.len() / frames.len() % 5 {
+            0 => harm(&frames[number][0]),
+            1 => frames[number].iter().for_each(harm),
+            2 => frames[number..].iter().flatten().for_each(harm),
+            3 => frames[number..].iter().take(3).flatten().for_each(harm),
+            _ => {
+                frames[number].iter().for_each(harm);
+                let segments: Vec<_> = disk.files().into_iter().filter(|(name, _)| name.contains("segment")).collect();
+                let (name, len) = &segments[draw(segments.len() as u64) as usize];
+                let block = draw(len / BLOCK as u64) * BLOCK as u64;
+                (0..64).for_each(|n| image.corrupt(name, block + n * 64, 0xaa));
+            }
+        }
+        let refused = never_lies(&image, &format!("{stop}, frame {number} of {}", frames.len()));
+        assert!(refused.is_none(), "{refused:?}");
+        number
+    });
+    let distinct: std::collections::HashSet<_> = found.iter().collect();
+    println!("{} runs, {} frames", found.len(), distinct.len());
 }
 
 /// Flips drawn from seeds: 500, or as many as `EVERWARM_DAMAGE_SEEDS` says; half of them near the front of a file or of its last block, where headers are.

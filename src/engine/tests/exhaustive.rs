@@ -7,7 +7,7 @@ use crate::io::sim::FaultOp;
 
 use std::io::ErrorKind::{self, Other, QuotaExceeded, StorageFull};
 
-const FAULTS: [(FaultOp, ErrorKind); 11] = [
+const FAULTS: [(FaultOp, ErrorKind); 12] = [
     (FaultOp::Open, Other),
     // Stands for every shortage, a lack of descriptors too.
     (FaultOp::Open, QuotaExceeded),
@@ -15,6 +15,7 @@ const FAULTS: [(FaultOp, ErrorKind); 11] = [
     (FaultOp::Write, Other),
     (FaultOp::Write, StorageFull),
     (FaultOp::Sync, Other),
+    (FaultOp::SyncDroppingPages, StorageFull),
     (FaultOp::SyncDroppingPages, Other),
     (FaultOp::Create, Other),
     (FaultOp::Create, StorageFull),
@@ -93,7 +94,7 @@ fn fail_one(begun: &Begun, (op, kind): (FaultOp, ErrorKind), nth: u64, repeat: b
     found.refused += u64::from(opened.is_err());
     disk.heal();
     // A shortage takes nothing away.
-    history.may_miss = kind == Other || op == FaultOp::Write;
+    history.may_miss = kind == Other || !matches!(op, FaultOp::Open | FaultOp::Create);
     if let Ok(engine) = opened {
         // Reads go on also in a store that takes no more mutations.
         history.check(&engine, history.returned, &format!("{what}, at once"));
@@ -102,7 +103,7 @@ fn fail_one(begun: &Begun, (op, kind): (FaultOp, ErrorKind), nth: u64, repeat: b
         }
     }
     // A read is tried twice where much hangs on it, and names that could not be removed or synced are seen to later.
-    let may_pass = matches!(op, FaultOp::Read | FaultOp::Open | FaultOp::Remove | FaultOp::SyncDir);
+    let may_pass = matches!(op, FaultOp::Open | FaultOp::Remove | FaultOp::SyncDir) || (op == FaultOp::Read && !repeat);
     assert!(heard_of || may_pass, "{what}: nobody heard of it");
     let mut images = vec![
         (disk.after_kill(), history.returned),

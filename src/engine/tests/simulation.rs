@@ -171,6 +171,7 @@ struct Tally {
     operations: u64,
     faults: u64,
     lives: u64,
+    clock_jumps: u64,
 }
 
 struct Simulation {
@@ -210,6 +211,7 @@ impl Simulation {
             if self.draw.one_in(4) {
                 let ms = [-3_600_000, -50, 50, 2_000][self.draw.below(4) as usize];
                 self.clock.jump_wall(ms);
+                self.tally.clock_jumps += 1;
             }
         }
         self.tally
@@ -394,5 +396,12 @@ impl Simulation {
 fn every_life_shows_what_was_acknowledged_and_nothing_older() {
     let tally = each_seed(seeds("SIM", 1, 40), "SIM", "every_life_shows", |seed| Simulation::new(seed).run(2_000, 3));
     let sum = |of: fn(&Tally) -> u64| tally.iter().map(of).sum::<u64>();
-    println!("{} seeds: {} operations, {} faults, {} lives", tally.len(), sum(|t| t.operations), sum(|t| t.faults), sum(|t| t.lives));
+    println!(
+        "{} seeds: {} operations, {} faults, {} lives, {} jumps of the clock",
+        tally.len(),
+        sum(|t| t.operations),
+        sum(|t| t.faults),
+        sum(|t| t.lives),
+        sum(|t| t.clock_jumps)
+    );
 }

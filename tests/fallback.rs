@@ -1,0 +1,75 @@
+//! What a process may not have: `io_uring`. The same answers come without it.
+#![allow(unsafe_code, reason = "a system call filter is installed between fork and exec")]
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use everwarm::{Backend, Cache, Error, Options};
+
+/// Says to a process of this test that `io_uring` is forbidden, and where it works.
+const FORBIDDEN: &str = "EVERWARM_FORBIDDEN";
+const KEYS: u32 = 600;
+
+fn options(dir: &std::path::Path) -> Options {
+    Options::new(dir).memory(1 << 20).flash(8 << 20).segment_size(64 << 10)
+}
+
+fn value(key: u32) -> Vec<u8> {
+    key.to_le_bytes().repeat(500)
+}
+
+/// Lets every later call of `io_uring_setup` of this process fail with `errno`.
+fn forbid_io_uring(errno: i32) -> std::io::Result<()> {
+    let filter = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let mut program = [
+        // The number of the call is the first word.
+        filter(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        filter(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, libc::SYS_io_uring_setup as u32),
+        filter(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | errno as u32),
+        filter(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: takes no pointer.
+    let alone = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+    // SAFETY: `program` and the filter it points to live until the call has returned, and the kernel keeps a copy.
+    let filtered = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+    if alone == 0 && filtered == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+/// Not a test of its own: what the processes do that may not use `io_uring`.
+#[test]
+fn without_io_uring() {
+    let Some(dir) = std::env::var_os(FORBIDDEN) else { return };
+    let dir = std::path::Path::new(&dir);
+    let refused = Cache::open(options(dir).backend(Backend::IoUring));
+    assert!(matches!(refused, Err(Error::InvalidOption { name: "backend", .. })), "{refused:?}");
+    let cache = Cache::open(options(dir)).expect("threads do what rings would");
+    assert!(!cache.stats().io_uring);
+    for key in 0..KEYS {
+        cache.put(key.to_le_bytes(), value(key)).expect("room");
+    }
+    cache.close().expect("in order");
+    let cache = Cache::open(options(dir)).expect("it was closed");
+    let keys: Vec<_> = (0..KEYS).map(u32::to_le_bytes).collect();
+    let many = cache.get_many(&keys).expect("open");
+    let tasks = cache.for_tasks();
+    for (key, found) in (0..KEYS).zip(many) {
+        assert_eq!(found.as_deref(), Some(&value(key)[..]), "key {key}");
+        let in_task = pollster::block_on(tasks.get(key.to_le_bytes())).expect("open");
+        assert_eq!(in_task.as_deref(), Some(&value(key)[..]), "key {key}");
+    }
+    assert!(cache.stats().hits_flash > 0);
+}
+
+#[test]
+fn where_io_uring_is_absent_or_forbidden_threads_read() {
+    for errno in [libc::EPERM, libc::ENOSYS, libc::EOPNOTSUPP, libc::EBUSY, libc::ENOMEM] {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut command = Command::new(std::env::current_exe().expect("a program"));
+        command.args(["without_io_uring", "--exact"]).env(FORBIDDEN, dir.path());
+        // SAFETY: the closure makes two system calls and allocates nothing.
+        unsafe { command.pre_exec(move || forbid_io_uring(errno)) };
+        let output = command.output().expect("it runs");
+        assert!(output.status.success(), "errno {errno}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+}

@@ -1,0 +1,230 @@
+//! The small concurrent state machines of the engine, in every interleaving that the memory model allows: events (and with them group commit), single flight, and the seqlock
+//! of the index. Run with `RUSTFLAGS="--cfg loom" cargo test --release --manifest-path tests/loom/Cargo.toml`.
+#![cfg(loom)]
+#![allow(dead_code, reason = "only parts of the sources are used here")]
+
+#[path = "../../../src/engine/flights.rs"]
+mod flights;
+#[path = "../../../src/id.rs"]
+mod id;
+#[path = "../../../src/sync.rs"]
+mod sync;
+#[path = "../../../src/index/version.rs"]
+mod version;
+
+#[cfg(test)]
+mod models {
+    use std::sync::Arc;
+
+    use loom::thread;
+
+    use super::flights::{Fills, Landing};
+    use super::id::KeyHash;
+    use super::sync::primitives::{AtomicBool, AtomicU64, Mutex, Ordering};
+    use super::sync::{Event, lock};
+    use super::version::Version;
+
+    fn check(model: impl Fn() + Sync + Send + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.max_branches = 20_000;
+        builder.check(model);
+    }
+
+    #[test]
+    fn a_thread_that_waits_for_an_event_hears_of_it() {
+        check(|| {
+            let shared = Arc::new((Event::default(), AtomicBool::new(false)));
+            let waiter = {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || {
+                    let (event, happened) = &*shared;
+                    let seen = event.count();
+                    if !happened.load(Ordering::SeqCst) {
+                        event.wait(seen, None);
+                    }
+                    assert!(happened.load(Ordering::SeqCst));
+                })
+            };
+            shared.1.store(true, Ordering::SeqCst);
+            shared.0.signal();
+            waiter.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_task_that_waits_for_an_event_hears_of_it() {
+        check(|| {
+            let shared = Arc::new((Event::default(), AtomicBool::new(false)));
+            let waiter = {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || {
+                    let (event, happened) = &*shared;
+                    let seen = event.count();
+                    if !happened.load(Ordering::SeqCst) {
+                        loom::future::block_on(event.after(seen));
+                    }
+                    assert!(happened.load(Ordering::SeqCst));
+                })
+            };
+            shared.1.store(true, Ordering::SeqCst);
+            shared.0.signal();
+            waiter.join().unwrap();
+        });
+    }
+
+    /// The order of `Engine::wait_for` and of the thread that syncs.
+    #[test]
+    fn whoever_waits_for_a_sync_is_told_of_one_that_began_later() {
+        #[derive(Default)]
+        struct Log {
+            appended: Mutex<u64>,
+            durable: AtomicU64,
+            wanted: AtomicBool,
+            sync: Event,
+            is_durable: Event,
+        }
+        check(|| {
+            let log = Arc::new(Log::default());
+            let syncs = {
+                let log = Arc::clone(&log);
+                thread::spawn(move || {
+                    while log.durable.load(Ordering::Acquire) < 2 {
+                        let seen = log.sync.count();
+                        if log.wanted.load(Ordering::Acquire) {
+                            let appended = {
+                                let appended = lock(&log.appended);
+                                log.wanted.store(false, Ordering::Release);
+                                *appended
+                            };
+                            log.durable.store(appended, Ordering::Release);
+                            log.is_durable.signal();
+                        } else {
+                            log.sync.wait(seen, None);
+                        }
+                    }
+                })
+            };
+            let writer = |log: Arc<Log>| {
+                move || {
+                    let lsn = {
+                        let mut appended = lock(&log.appended);
+                        *appended += 1;
+                        *appended
+                    };
+                    loop {
+                        let seen = log.is_durable.count();
+                        if log.durable.load(Ordering::Acquire) >= lsn {
+                            return;
+                        }
+                        log.wanted.store(true, Ordering::Release);
+                        log.sync.signal();
+                        log.is_durable.wait(seen, None);
+                    }
+                }
+            };
+            let other = thread::spawn(writer(Arc::clone(&log)));
+            writer(Arc::clone(&log))();
+            other.join().unwrap();
+            syncs.join().unwrap();
+        });
+    }
+
+    /// A database that changes, and a cache that is told so: the order of `Engine::get_or_fill` and of a delete.
+    #[test]
+    fn a_delete_wins_over_a_load_that_began_before_it() {
+        const KEY: KeyHash = KeyHash(7);
+        struct Both {
+            source: Mutex<u64>,
+            cached: Mutex<Option<u64>>,
+            fills: Fills,
+        }
+        check(|| {
+            let both = Arc::new(Both { source: Mutex::new(1), cached: Mutex::new(None), fills: Fills::default() });
+            let loads = {
+                let both = Arc::clone(&both);
+                thread::spawn(move || {
+                    let (flight, mine) = both.fills.board(KEY);
+                    assert!(mine);
+                    let _landing = Landing { fills: &both.fills, hash: KEY, flight: &flight };
+                    let loaded = *lock(&both.source);
+                    let mut cached = lock(&both.cached);
+                    if !flight.superseded.load(Ordering::SeqCst) {
+                        *cached = Some(loaded);
+                    }
+                })
+            };
+            *lock(&both.source) = 2;
+            {
+                let mut cached = lock(&both.cached);
+                both.fills.supersede(KEY);
+                *cached = None;
+            }
+            loads.join().unwrap();
+            let cached = *lock(&both.cached);
+            assert_ne!(cached, Some(1), "what the delete was about is cached");
+        });
+    }
+
+    #[test]
+    fn of_two_who_miss_one_waits_until_the_other_has_landed() {
+        const KEY: KeyHash = KeyHash(7);
+        check(|| {
+            let shared = Arc::new((Fills::default(), AtomicU64::new(0)));
+            let one = |shared: Arc<(Fills, AtomicU64)>| {
+                move || {
+                    let (flight, mine) = shared.0.board(KEY);
+                    if mine {
+                        let _landing = Landing { fills: &shared.0, hash: KEY, flight: &flight };
+                        shared.1.fetch_add(1, Ordering::SeqCst);
+                        return;
+                    }
+                    let seen = flight.over.count();
+                    if !flight.landed.load(Ordering::SeqCst) {
+                        flight.over.wait(seen, None);
+                    }
+                    assert!(shared.1.load(Ordering::SeqCst) > 0, "the other has loaded");
+                }
+            };
+            let other = thread::spawn(one(Arc::clone(&shared)));
+            one(Arc::clone(&shared))();
+            other.join().unwrap();
+        });
+    }
+
+    /// Two words that are equal unless a writer is in.
+    #[derive(Default)]
+    struct Guarded {
+        version: Version,
+        words: [AtomicU64; 2],
+    }
+
+    impl Guarded {
+        fn set(&self, value: u64) {
+            self.version.write(|| self.words.iter().for_each(|word| word.store(value, Ordering::Relaxed)));
+        }
+
+        fn get(&self) -> [u64; 2] {
+            self.version.read(|| [self.words[0].load(Ordering::Relaxed), self.words[1].load(Ordering::Relaxed)])
+        }
+    }
+
+    #[test]
+    fn readers_of_a_seqlock_see_whole_states() {
+        const WRITERS: u64 = 1;
+        check(|| {
+            let guarded = Arc::new(Guarded::default());
+            let writers: Vec<_> = (1..WRITERS + 1)
+                .map(|value| {
+                    let guarded = Arc::clone(&guarded);
+                    thread::spawn(move || guarded.set(value))
+                })
+                .collect();
+            let [a, b] = guarded.get();
+            assert_eq!(a, b);
+            writers.into_iter().for_each(|writer| writer.join().unwrap());
+            let [a, b] = guarded.get();
+            assert!(a == b && a > 0);
+        });
+    }
+}
