@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
@@ -15,6 +15,8 @@ const HEADER: &str = "ts_ms_or_seq,op,key,key_size,value_size,ttl_s";
 /// For traces that do not say.
 const KEY_LEN: u16 = 16;
 const VALUE_LEN: usize = 1024;
+/// Longest line, so that a file of something else is not read into memory whole.
+const LINE_LEN_MAX: u64 = 64 << 10;
 
 /// Reads the requests of a trace file: all, or as many as `wanted`, from its beginning again if it has fewer.
 pub(crate) fn read(path: &Path, wanted: Option<usize>) -> anyhow::Result<Workload> {
@@ -26,18 +28,20 @@ pub(crate) fn read(path: &Path, wanted: Option<usize>) -> anyhow::Result<Workloa
     Ok(workload)
 }
 
-fn parse(mut lines: impl BufRead, limit: usize) -> anyhow::Result<Workload> {
+/// Reads at most `limit` requests.
+pub(crate) fn parse(mut lines: impl BufRead, limit: usize) -> anyhow::Result<Workload> {
     let mut line = String::new();
-    lines.read_line(&mut line)?;
+    lines.by_ref().take(LINE_LEN_MAX).read_line(&mut line)?;
     ensure!(line.trim_end() == HEADER, "the first line is not `{HEADER}`");
     let mut workload = Workload::default();
     let mut ids = HashMap::new();
     while workload.requests.len() < limit {
         line.clear();
-        if lines.read_line(&mut line)? == 0 {
+        if lines.by_ref().take(LINE_LEN_MAX).read_line(&mut line)? == 0 {
             break;
         }
         let number = workload.requests.len() + 2;
+        ensure!((line.len() as u64) < LINE_LEN_MAX, "line {number} has more than {LINE_LEN_MAX} B");
         let row = Row::parse(line.trim_end()).with_context(|| format!("line {number}"))?;
         let key = match ids.get(row.key) {
             Some(key) => *key,
@@ -110,6 +114,23 @@ mod tests {
     fn reading_stops_at_the_limit() {
         let text = format!("{HEADER}\n0,,1,,,\n0,,2,,,\n0,,3,,,\n");
         assert_eq!(parse(text.as_bytes(), 2).unwrap().requests.len(), 2);
+    }
+
+    #[test]
+    fn what_the_corpus_keeps_does_no_harm() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/trace");
+        let mut requests = 0;
+        for entry in std::fs::read_dir(corpus).unwrap() {
+            let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+            requests += parse(&bytes[..], 1000).map_or(0, |workload| workload.requests.len());
+        }
+        assert!(requests > 0);
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_refused() {
+        let error = parsed(&format!("0,,1,,,\n0,,{},,,\n", "9".repeat(1 << 20))).unwrap_err();
+        assert_eq!(error.to_string(), "line 3 has more than 65536 B");
     }
 
     #[test]
