@@ -9,7 +9,7 @@ use super::rescue::Failed;
 use crate::config::Activity;
 use crate::id::{KeyHash, Location, Lsn, Position};
 use crate::index::geometry::Entry;
-use crate::io::BLOCK;
+use crate::io::ring::Ring;
 use crate::segment::footer;
 use crate::segment::format::{DATA_START, Draft, Life};
 use crate::segment::table::{State, WalStart};
@@ -100,7 +100,7 @@ impl Engine {
             self.events.prepare.signal();
             return Err(NoRoom::Segment);
         }
-        if len > record_len_max(self.settings.segment_size) || (len + BLOCK) as u64 > self.segment_ring.size() {
+        if len > record_len_max(self.settings.segment_size) || len as u64 > Ring::append_max(self.segment_ring.size()) {
             // A record that is moved may come from a time of larger segments, or of a larger ring.
             return Err(NoRoom::Segment);
         }

@@ -9,6 +9,7 @@ use super::read::Value;
 use crate::config::{Ack, Compression, INLINE_LEN_MAX, KEY_LEN_MAX, WalValues};
 use crate::error::{Error, Result};
 use crate::id::{Key, KeyHash, Lsn, Position};
+use crate::io::ring::Ring;
 use crate::segment::format::{self, Content, Draft};
 use crate::segment::writer::record_len_max;
 use crate::sync::lock;
@@ -239,7 +240,7 @@ impl Engine {
         options: &PutOptions,
     ) -> Result<Request<'a>> {
         check_key(key)?;
-        let max = record_len_max(self.settings.segment_size).min(self.settings.segment_ring as usize / 2);
+        let max = record_len_max(self.settings.segment_size).min(Ring::append_max(self.settings.segment_ring) as usize);
         let overhead = format::record_len_max(key.bytes.len(), 0) + 16;
         if overhead > max {
             return Err(Error::KeyTooLarge { len: key.bytes.len(), max: max - (overhead - key.bytes.len()) });

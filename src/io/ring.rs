@@ -5,9 +5,12 @@
 //! whether they were overtaken (a seqlock over the whole ring: Lameter, 2005; Boehm, 2012).
 //!
 //! ```text
-//!  stale | readable        | readable, not yet written out | room        | stale
-//!        low               written                         appended      written + size
+//!  stale | readable        | readable, not yet written out | room        | kept          |
+//!        low               written                         appended                      written + size
 //! ```
+//!
+//! What is appended in one piece is read in one piece, so it must be whole here or where it is written: as much as the longest piece is kept before `written`, which may lie
+//! inside one.
 #![allow(unsafe_code, reason = "a range that nobody stores to is lent to the kernel as plain bytes")]
 
 use std::io;
@@ -33,6 +36,8 @@ pub(crate) struct Ring {
     written: AtomicU64,
     /// Positions from here on were never stored to. Moves only in [`Ring::append`].
     appended: AtomicU64,
+    /// Bytes of the longest append.
+    longest: AtomicU64,
     /// Held while bytes are lent to the kernel. Holds the bounce buffer for the last, partial block.
     write_out: Mutex<AlignedBuf>,
 }
@@ -49,6 +54,7 @@ impl Ring {
             low: AtomicU64::new(start),
             written: AtomicU64::new(start),
             appended: AtomicU64::new(start),
+            longest: AtomicU64::new(0),
             write_out: Mutex::new(AlignedBuf::zeroed(BLOCK)),
         }
     }
@@ -64,7 +70,12 @@ impl Ring {
 
     /// Whether bytes up to `end` may be appended now.
     pub(crate) fn has_room(&self, end: u64) -> bool {
-        end <= self.written() + self.size()
+        end + self.longest.load(Ordering::Relaxed) <= self.written() + self.size()
+    }
+
+    /// The most bytes that one append to a ring of `size` may have: once all whole blocks are written out, there is room for it.
+    pub(crate) const fn append_max(size: u64) -> u64 {
+        size / 2 - BLOCK as u64
     }
 
     fn word(&self, position: u64) -> usize {
@@ -78,6 +89,7 @@ impl Ring {
         let end = round_up(position + len as u64, WORD as u64);
         assert!(position >= self.appended.load(Ordering::Relaxed), "appended bytes never change");
         assert!(self.has_room(end), "bytes that are not written out are not overwritten");
+        self.longest.fetch_max(end - position, Ordering::Relaxed);
         let low = end.saturating_sub(self.size());
         if low > self.low.load(Ordering::Relaxed) {
             self.low.store(low, Ordering::Relaxed);
@@ -245,9 +257,25 @@ mod tests {
     }
 
     #[test]
+    fn a_piece_that_is_written_in_part_stays_whole() {
+        let ring = ring();
+        ring.append(0, &[&[1; 5000]]);
+        ring.write_out(4096, |_, _| Ok(())).unwrap();
+        assert_eq!(ring.written(), 4096);
+        // What may be appended now does not reach round to its beginning.
+        assert!(ring.has_room(7288) && !ring.has_room(7296));
+        ring.append(5000, &[&[2; 2288]]);
+        assert!(ring.load(0, &mut [0; 5000]));
+        ring.write_out(7288, |_, _| Ok(())).unwrap();
+        assert!(!ring.has_room(7296), "the last block is written in part, and so is what lies in it");
+    }
+
+    #[test]
     fn a_partial_block_is_written_again_with_the_same_beginning() {
         let ring = ring();
-        ring.append(0, &[&[1; 4096], &[2; 8]]);
+        ring.append(0, &[&[1; 2048]]);
+        ring.append(2048, &[&[1; 2048]]);
+        ring.append(4096, &[&[2; 8]]);
         let mut seen = Vec::new();
         let mut note = |at, b: &[u8]| {
             seen.push((at, b.to_vec()));
@@ -255,7 +283,8 @@ mod tests {
         };
         ring.write_out(4104, &mut note).unwrap();
         assert_eq!(ring.written(), 4096);
-        ring.append(4104, &[&[3; 4088]]);
+        ring.append(4104, &[&[3; 4080]]);
+        ring.append(8184, &[&[4; 8]]);
         ring.write_out(8192, &mut note).unwrap();
         assert_eq!(ring.written(), 8192);
         assert_eq!(seen.iter().map(|(at, b)| (*at, b.len())).collect::<Vec<_>>(), [(0, 4096), (4096, 4096), (4096, 4096)]);

@@ -465,6 +465,11 @@ fn stops_while_what_stays_is_moved() {
 }
 
 #[test]
+fn stops_while_the_write_buffer_is_full_and_a_record_is_written_in_part() {
+    explore(&small().flash(768 << 10).wal_values(WalValues::Never), &with_moves(147, 90));
+}
+
+#[test]
 fn stops_while_entries_expire() {
     let (_, stats) = explore(&small().flash(512 << 10), &with_expiry(1, 150, 9_000));
     assert!(stats[0].expired > 0, "{stats:?}");
