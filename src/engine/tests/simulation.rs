@@ -67,6 +67,8 @@ struct Model {
     excused: HashMap<u64, usize>,
     /// Tokens set before this place in the log may be forgotten, but not go back.
     tokens_excused: usize,
+    /// Entries up to this version may have been evicted: some were, in a life that has ended.
+    evicted: Lsn,
 }
 
 impl Model {
@@ -98,7 +100,13 @@ impl Model {
         superseded_later
             || expires_ms.is_some_and(|at| at <= engine.time.now_ms())
             || self.excused.get(&key).is_some_and(|before| at < *before)
-            || mutation.lsn.is_none_or(|lsn| lsn <= engine.stats().reclaimed)
+            || mutation.lsn.is_none_or(|lsn| lsn <= self.evicted.max(Self::evicted_by(engine)))
+    }
+
+    /// The newest version that `engine` may have evicted. None as long as everything has found room.
+    fn evicted_by(engine: &Engine) -> Lsn {
+        let stats = engine.stats();
+        if stats.evicted > 0 { stats.reclaimed } else { Lsn::ZERO }
     }
 
     /// Where in the log the value that `found` is was put.
@@ -200,6 +208,7 @@ impl Simulation {
             let end = self.live(&engine, &disk);
             self.tally.faults += disk.faults_injected();
             self.tally.lives += 1;
+            self.model.evicted = self.model.evicted.max(Model::evicted_by(&engine));
             let (floor, image) = match end {
                 End::Close => (self.model.returned, disk.after_kill()),
                 End::Kill => (self.model.returned, disk.after_kill()),
