@@ -31,9 +31,9 @@ mod models {
         builder.check(model);
     }
 
-    #[test]
-    fn a_thread_that_waits_for_an_event_hears_of_it() {
-        check(|| {
+    /// Whoever looks, and then waits in this way, is told of what happens in between.
+    fn check_that_it_hears(wait: impl Fn(&Event, u64) + Copy + Send + Sync + 'static) {
+        check(move || {
             let shared = Arc::new((Event::default(), AtomicBool::new(false)));
             let waiter = {
                 let shared = Arc::clone(&shared);
@@ -41,7 +41,7 @@ mod models {
                     let (event, happened) = &*shared;
                     let seen = event.count();
                     if !happened.load(Ordering::SeqCst) {
-                        event.wait(seen, None);
+                        wait(event, seen);
                     }
                     assert!(happened.load(Ordering::SeqCst));
                 })
@@ -53,24 +53,13 @@ mod models {
     }
 
     #[test]
+    fn a_thread_that_waits_for_an_event_hears_of_it() {
+        check_that_it_hears(|event, seen| assert!(event.wait(seen, None)));
+    }
+
+    #[test]
     fn a_task_that_waits_for_an_event_hears_of_it() {
-        check(|| {
-            let shared = Arc::new((Event::default(), AtomicBool::new(false)));
-            let waiter = {
-                let shared = Arc::clone(&shared);
-                thread::spawn(move || {
-                    let (event, happened) = &*shared;
-                    let seen = event.count();
-                    if !happened.load(Ordering::SeqCst) {
-                        loom::future::block_on(event.after(seen));
-                    }
-                    assert!(happened.load(Ordering::SeqCst));
-                })
-            };
-            shared.1.store(true, Ordering::SeqCst);
-            shared.0.signal();
-            waiter.join().unwrap();
-        });
+        check_that_it_hears(|event, seen| loom::future::block_on(event.after(seen)));
     }
 
     /// The order of `Engine::wait_for` and of the thread that syncs.
