@@ -196,7 +196,7 @@ impl Engine {
 
     /// Reinserts, and while a ring is full writes it out and tries again: nobody else may be about to, and others may be quicker to fill it.
     fn try_reinsert(&self, row: &Row, entry: &footer::Entry, record: &Record, bytes: &[u8]) -> Fate {
-        let progress = || (self.segment_ring.written(), self.marks.synced_bytes.load(Ordering::Acquire));
+        let progress = || (self.segment_ring.written(), self.wal.written(), self.marks.synced_bytes.load(Ordering::Acquire));
         loop {
             let before = progress();
             match self.reinsert(row, entry, record, bytes) {

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::Engine;
 use super::flush::Dirty;
-use crate::config::{Ack, Activity};
+use crate::config::{Ack, Activity, INLINE_LEN_MAX};
 use crate::error::{Error, Result};
 use crate::id::Lsn;
 use crate::io::is_shortage;
@@ -33,8 +33,8 @@ impl Engine {
             )
         };
         let nothing_new = appended <= self.durable().0 && bytes == self.marks.synced_bytes.load(Ordering::Relaxed);
-        // Marks alone may have filled the ring.
-        if nothing_new && self.wal.has_room(Wal::end_of(wal_head, 0)) {
+        // Marks alone may have filled the ring, and somebody may wait for room for the longest frame.
+        if nothing_new && self.wal.has_room(Wal::end_of(wal_head, INLINE_LEN_MAX)) {
             self.marks.syncing_since_ms.store(0, Ordering::Release);
             return Ok(false);
         }

@@ -78,6 +78,11 @@ impl Wal {
         round_up(at + (FRAME_LEN + record_len) as u64, 8)
     }
 
+    /// Whole blocks below this are in the files.
+    pub(crate) fn written(&self) -> u64 {
+        self.ring.written()
+    }
+
     /// Whether frames up to `end` may be appended now.
     pub(crate) fn has_room(&self, end: u64) -> bool {
         self.ring.has_room(end)

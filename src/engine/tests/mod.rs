@@ -553,3 +553,25 @@ fn check(store: &Store, model: &HashMap<u8, Vec<u8>>, k: u8) -> Result<(), TestC
     }
     Ok(())
 }
+
+#[test]
+fn marks_that_fill_the_wal_keep_nobody_waiting() {
+    let store = Store::new(small().flash(512 << 10));
+    let engine = store.engine();
+    let (long, mut passed) = (value(1, 0, 3_900), engine.time.now_ms());
+    let put = || engine.put((b"long").into(), &long, &PutOptions::new().wait(Wait::No).ack(Ack::Host));
+    // Wherever the last block of what is written begins: nothing but marks comes after it.
+    for marks in (400..820).step_by(20) {
+        engine.step_all().unwrap();
+        assert!(put().is_ok());
+        engine.persist(Ack::Host).unwrap();
+        for _ in 0..marks {
+            passed += 1;
+            engine.note_passed(passed);
+        }
+        if put().is_err() {
+            engine.step_all().unwrap();
+            assert!(put().is_ok(), "after {marks} marks");
+        }
+    }
+}
