@@ -92,7 +92,7 @@ pub fn footer(data: &[u8]) {
 
 /// A WAL of one file, half of it in the ring.
 pub fn wal(data: &[u8]) {
-    const PAYLOAD: usize = 16 * BLOCK;
+    const PAYLOAD: usize = 4 * BLOCK;
     struct InOrder(Lsn);
     impl Visitor for InOrder {
         fn visit(&mut self, mutation: &Mutation, moved: bool, _: &[u8]) -> std::io::Result<()> {

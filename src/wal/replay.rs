@@ -113,6 +113,8 @@ pub(crate) struct Replay {
     window: AlignedBuf,
     /// File number, offset and length of what `window` holds.
     held: Option<(u64, u64, usize)>,
+    /// No frame begins here or later, whatever the files and the ring hold: with this a replay of any bytes ends.
+    bound: u64,
 }
 
 impl Replay {
@@ -148,6 +150,7 @@ impl Replay {
             ring,
             window: AlignedBuf::zeroed(WINDOW),
             held: None,
+            bound: 0,
         })
     }
 
@@ -174,6 +177,8 @@ impl Replay {
         let last = Lsn(first.0.saturating_sub(1));
         let mut summary = Summary { end: start, durable, last, ..Summary::default() };
         let mut bytes = Vec::with_capacity(FRAME_LEN_MAX);
+        // The writer is at most a ring ahead of its files, one of which may be lost.
+        self.bound = self.limit(start) + (self.headless.len() as u64 + 1) * self.payload + self.ring_size();
         loop {
             if !self.frame_at(summary.end, summary.last, &mut bytes)? {
                 let Some(next) = self.frame_after(summary.end, summary.last, &mut bytes)? else {
@@ -276,6 +281,9 @@ impl Replay {
 
     /// Puts the frame at `at` into `bytes`. False if none is there, neither in a file nor in the ring, that could follow `last`.
     fn frame_at(&mut self, at: u64, last: Lsn, bytes: &mut Vec<u8>) -> io::Result<bool> {
+        if at >= self.bound {
+            return Ok(false);
+        }
         let plausible = |frame: Option<(Frame, &[u8])>| match frame {
             Some((Frame::Mutation(m), _)) => m.lsn > last,
             Some((Frame::Move(_) | Frame::Mark { .. }, _)) => true,
