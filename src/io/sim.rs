@@ -14,8 +14,8 @@
 //! counts as unsynced. The boot id changes.
 //!
 //! *Faults.* A planned operation fails. A failed write may have happened in part; a failed creation leaves the name behind; a failed sync made
-//! nothing durable and, if so planned, marked the pages clean as Linux does: they are still read, and never written again. A full disk refuses
-//! creation only, because files are allocated whole.
+//! nothing durable and, if so planned, marked the pages clean as Linux does: they are still read, and never written again. A lost or misdirected
+//! write succeeds, and its bytes are nowhere, or elsewhere. A full disk refuses creation only, because files are allocated whole.
 //!
 //! *Points.* Each state-changing operation (write, sync, create, a mapping that is made, remove, directory sync) is one point, counted from 1. A
 //! machine stopped at point n fails everything from then on, and stores into its mappings no longer count. A store is not a point: whoever wants a
@@ -48,6 +48,10 @@ pub(crate) enum FaultOp {
     Open,
     Read,
     Write,
+    /// [`File::write_at`] that writes nothing and says that it did.
+    WriteLost,
+    /// [`File::write_at`] that writes to another place of some file, and says that it wrote where it was told.
+    WriteMisdirected,
     /// [`File::sync`]; the changes stay unsynced.
     Sync,
     /// [`File::sync`]; the changes are forgotten, but still read.
@@ -414,7 +418,11 @@ struct Fault {
 
 impl Fault {
     fn counts(&self, site: FaultOp) -> bool {
-        self.op == site || (self.op == FaultOp::SyncDroppingPages && site == FaultOp::Sync)
+        match self.op {
+            FaultOp::SyncDroppingPages => site == FaultOp::Sync,
+            FaultOp::WriteLost | FaultOp::WriteMisdirected => site == FaultOp::Write,
+            op => op == site,
+        }
     }
 }
 
@@ -481,12 +489,17 @@ impl State {
             self.in_flight = Some(op);
             return self.running();
         }
-        match self.due_fault(op.site()) {
-            Some(fault) => {
+        match (self.due_fault(op.site()), op) {
+            (Some(Fault { op: FaultOp::WriteLost, .. }), _) => Ok(()),
+            (Some(Fault { op: FaultOp::WriteMisdirected, .. }), Operation::Write { bytes, .. }) => {
+                self.misdirect(&bytes);
+                Ok(())
+            }
+            (Some(fault), op) => {
                 self.fail(&op, &fault);
                 Err(fault.kind.into())
             }
-            None => self.apply(&op),
+            (None, op) => self.apply(&op),
         }
     }
 
@@ -519,6 +532,16 @@ impl State {
             Operation::SyncDir => self.sync_dir(),
         }
         Ok(())
+    }
+
+    /// Writes to any place of a file that is not mapped.
+    fn misdirect(&mut self, bytes: &[u8]) {
+        let Self { files, names, random, .. } = self;
+        let fits = |file: &usize| files[*file].pages.is_none() && files[*file].len() >= bytes.len() as u64;
+        let fitting: Vec<usize> = names.values().copied().filter(fits).collect();
+        let file = &mut files[fitting[random.below(fitting.len() as u64) as usize]];
+        let blocks = (file.len() - bytes.len() as u64) / BLOCK as u64;
+        file.write(random.below(blocks + 1) * BLOCK as u64, bytes, |_| true);
     }
 
     /// What a planned failure leaves.

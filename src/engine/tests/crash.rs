@@ -76,6 +76,8 @@ pub(super) struct History {
     pub(super) returned: usize,
     /// How many of them a power cut must not take away.
     pub(super) durable: usize,
+    /// How many of them had been synced when the last sync began: that they were is written down by now.
+    pub(super) witnessed: usize,
 }
 
 impl History {
@@ -123,7 +125,7 @@ impl History {
             Step::Sync => {
                 engine.persist(Ack::Host)?;
                 heard()?;
-                self.durable = self.returned;
+                self.synced();
             }
             Step::Flush => drop(engine.step_flush()?),
             Step::Prepare => drop(engine.step_prepare()?),
@@ -136,7 +138,13 @@ impl History {
     fn mutation_returned(&mut self, ack: Ack) {
         self.returned = self.mutations.len();
         if ack == Ack::Host {
-            self.durable = self.returned;
+            self.synced();
+        }
+    }
+
+    pub(super) fn synced(&mut self) {
+        if self.durable < self.returned {
+            (self.witnessed, self.durable) = (self.durable, self.returned);
         }
     }
 
