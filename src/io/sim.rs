@@ -15,7 +15,8 @@
 //!
 //! *Faults.* A planned operation fails. A failed write may have happened in part; a failed creation leaves the name behind; a failed sync made
 //! nothing durable and, if so planned, marked the pages clean as Linux does: they are still read, and never written again. A lost or misdirected
-//! write succeeds, and its bytes are nowhere, or elsewhere. A full disk refuses creation only, because files are allocated whole.
+//! write succeeds, and its bytes are nowhere, or elsewhere. What is stuck does not end until it is released. A full disk refuses creation only,
+//! because files are allocated whole.
 //!
 //! *Points.* Each state-changing operation (write, sync, create, a mapping that is made, remove, directory sync) is one point, counted from 1. A
 //! machine stopped at point n fails everything from then on, and stores into its mappings no longer count. A store is not a point: whoever wants a
@@ -33,12 +34,13 @@ use std::time::Duration;
 
 use super::{BLOCK, Disk, DiskLock, File, InMemory, LockError, Mapping, SECTOR};
 use crate::clock::Clock;
-use crate::sync::lock;
+use crate::sync::{Event, lock};
 
 /// A disk in memory. Clones are the same disk; [`SimDisk::after_kill`] and [`SimDisk::after_power_cut`] make others.
 #[derive(Clone)]
 pub(crate) struct SimDisk {
     state: Arc<Mutex<State>>,
+    released: Arc<Event>,
 }
 
 /// Which operations a planned fault counts and hits.
@@ -89,16 +91,30 @@ impl SimDisk {
             in_flight: None,
             faults: Vec::new(),
             faults_injected: 0,
+            stuck: None,
             unreadable: Vec::new(),
         })
     }
 
     fn from_state(state: State) -> Self {
-        Self { state: Arc::new(Mutex::new(state)) }
+        Self { state: Arc::new(Mutex::new(state)), released: Arc::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+
+    /// The state, once operations of this kind are not stuck.
+    fn unstuck(&self, op: FaultOp) -> MutexGuard<'_, State> {
+        loop {
+            let seen = self.released.count();
+            let state = self.state();
+            if state.stuck != Some(op) {
+                return state;
+            }
+            drop(state);
+            self.released.wait(seen, None);
+        }
     }
 
     /// Whether the machine has stopped.
@@ -126,6 +142,17 @@ impl SimDisk {
         let mut state = self.state();
         let file = state.names[name];
         state.unreadable.push((file, offset));
+    }
+
+    /// Reads, writes or syncs begin and do not end until [`SimDisk::release`].
+    pub(crate) fn hold(&self, op: FaultOp) {
+        self.state().stuck = Some(op);
+    }
+
+    /// Nothing is stuck any more.
+    pub(crate) fn release(&self) {
+        self.state().stuck = None;
+        self.released.signal();
     }
 
     /// Nothing fails from now on.
@@ -337,7 +364,7 @@ impl File for SimFile {
         assert!(offset.is_multiple_of(SECTOR as u64), "a read starts at a sector: {offset}");
         assert!(buf.len().is_multiple_of(SECTOR), "a read is whole sectors: {}", buf.len());
         assert!(buf.as_ptr().addr().is_multiple_of(SECTOR), "a read's buffer starts at a sector");
-        let mut state = self.disk.state();
+        let mut state = self.disk.unstuck(FaultOp::Read);
         state.observe(FaultOp::Read)?;
         let range = offset..offset + buf.len() as u64;
         if state.unreadable.iter().any(|(file, at)| *file == self.file && *at < range.end && at + BLOCK as u64 > range.start) {
@@ -355,7 +382,7 @@ impl File for SimFile {
         assert!(offset.is_multiple_of(BLOCK as u64), "a write starts at a block: {offset}");
         assert!(buf.len().is_multiple_of(BLOCK), "a write is whole blocks: {}", buf.len());
         assert!(buf.as_ptr().addr().is_multiple_of(BLOCK), "a write's buffer starts at a block");
-        let mut state = self.disk.state();
+        let mut state = self.disk.unstuck(FaultOp::Write);
         state.running()?;
         if offset + buf.len() as u64 > state.files[self.file].len() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a write beyond the file's end"));
@@ -364,7 +391,7 @@ impl File for SimFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.disk.state().change(Operation::Sync { file: self.file })
+        self.disk.unstuck(FaultOp::Sync).change(Operation::Sync { file: self.file })
     }
 
     fn len(&self) -> u64 {
@@ -461,6 +488,8 @@ struct State {
     in_flight: Option<Operation>,
     faults: Vec<Fault>,
     faults_injected: u64,
+    /// What is under way and does not end.
+    stuck: Option<FaultOp>,
     /// File and offset of blocks that have gone bad.
     unreadable: Vec<(usize, u64)>,
 }
@@ -664,6 +693,7 @@ impl State {
             in_flight: None,
             faults: Vec::new(),
             faults_injected: 0,
+            stuck: None,
             ..self
         }
     }

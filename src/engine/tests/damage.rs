@@ -175,17 +175,23 @@ fn what_is_put_after_damage_survives_the_next_stop() {
     assert_eq!(get(&engine, b"b").as_deref(), Some(&b"3"[..]));
 }
 
-/// Opens `image` and checks that whatever it serves is the newest value. Whether anything was noticed, or what it says instead if it does not open.
-fn never_lies(image: &SimDisk, what: &str) -> Result<bool, Error> {
+/// Opens an image of `worn` and checks that whatever it serves is the newest value, and that nothing is missing without a word. Whether anything was noticed, or what it says
+/// instead if it does not open.
+fn never_lies(worn: &Worn, image: &SimDisk, what: &str) -> Result<bool, Error> {
     let engine = reopen(image)?;
-    for k in 0..120u64 {
+    let mut missing = Vec::new();
+    for k in 0..KEYS {
         if let Some(found) = get(&engine, &k.to_le_bytes()) {
             assert_eq!(found, value(k, 2, 300), "{what}: key {k}");
             assert_ne!(k % 10, 3, "{what}: key {k} was deleted");
+        } else if worn.keys.contains(&k) {
+            missing.push(k);
         }
     }
-    let report = &engine.report;
-    Ok(!report.damaged.is_empty() || report.manifest_repaired || report.torn_bytes > 0 || engine.stats().damaged > 0)
+    let (report, stats) = (&engine.report, engine.stats());
+    let noticed = !report.damaged.is_empty() || report.manifest_repaired || report.torn_bytes > 0 || stats.damaged + stats.read_errors > 0;
+    assert!(missing.is_empty() || noticed, "{what}: {missing:?} are missing, and nothing was noticed");
+    Ok(noticed)
 }
 
 /// How many of `looks` there were, and how many noticed something.
@@ -202,11 +208,20 @@ enum Stop {
     PowerCut,
 }
 
-/// A store in which every key was put three times and every tenth one deleted.
+const KEYS: u64 = 120;
+
+/// A store in which every key was put three times and every tenth one deleted, after a stop.
+struct Worn {
+    stop: &'static str,
+    disk: SimDisk,
+    /// What an opening finds there if nothing is damaged.
+    keys: Vec<u64>,
+}
+
 fn worn(stop: Stop) -> SimDisk {
     let mut store = Store::new(small());
     wear(&store, 0..3);
-    (0..120u64)
+    (0..KEYS)
         .filter(|k| k % 10 == 3)
         .for_each(|k| assert!(store.engine().delete((&k.to_le_bytes()).into(), &DeleteOptions::new()).is_ok()));
     match stop {
@@ -226,7 +241,7 @@ fn worn(stop: Stop) -> SimDisk {
 
 fn wear(store: &Store, rounds: Range<u64>) {
     for round in rounds {
-        for k in 0..120u64 {
+        for k in 0..KEYS {
             store.put(&k.to_le_bytes(), &value(k, round, 300));
         }
         store.engine().persist(Ack::Host).unwrap();
@@ -275,8 +290,14 @@ fn the_recovery_mode_decides_what_a_damaged_checkpoint_does() {
 }
 
 /// A store that was stopped in each of three ways, after a life that reached everything.
-fn all_worn() -> [(&'static str, SimDisk); 3] {
-    [("closed", worn(Stop::Close)), ("killed", worn(Stop::Kill)), ("cut off", worn(Stop::PowerCut))]
+fn all_worn() -> [Worn; 3] {
+    [("closed", Stop::Close), ("killed", Stop::Kill), ("cut off", Stop::PowerCut)].map(|(name, stop)| {
+        let disk = worn(stop);
+        let engine = reopen(&disk.after_kill()).unwrap();
+        let keys: Vec<u64> = (0..KEYS).filter(|k| get(&engine, &k.to_le_bytes()).is_some()).collect();
+        assert!(keys.len() > 80, "{name}: {keys:?}");
+        Worn { stop: name, disk, keys }
+    })
 }
 
 /// Draws numbers below what is asked for from a seed.
@@ -310,13 +331,13 @@ fn frames(disk: &SimDisk) -> Vec<Vec<(String, u64)>> {
 /// its second copy may be.
 #[test]
 fn a_damaged_frame_of_the_wal_never_brings_back_an_older_value() {
-    let stores = all_worn().map(|(stop, disk)| (stop, frames(&disk), disk));
+    let stores = all_worn().map(|worn| (frames(&worn.disk), worn));
     let found = each_seed(seeds("FRAME", 0, 300), "FRAME", "a_damaged_frame", |seed| {
         let mut draw = numbers(seed);
         let (way, turn) = (seed as usize % 5, seed as usize / 5);
-        let (stop, frames, disk) = &stores[turn % stores.len()];
+        let (frames, worn) = &stores[turn % stores.len()];
         let number = (turn / stores.len()) % frames.len();
-        let image = disk.after_kill();
+        let image = worn.disk.after_kill();
         let harm = |(name, at): &(String, u64)| image.corrupt(name, at + 8 + seed % 24, 0x55);
         match way {
             0 => harm(&frames[number][0]),
@@ -325,13 +346,13 @@ fn a_damaged_frame_of_the_wal_never_brings_back_an_older_value() {
             3 => frames[number..].iter().take(3).flatten().for_each(harm),
             _ => {
                 frames[number].iter().for_each(harm);
-                let segments: Vec<_> = disk.files().into_iter().filter(|(name, _)| name.contains("segment")).collect();
+                let segments: Vec<_> = worn.disk.files().into_iter().filter(|(name, _)| name.contains("segment")).collect();
                 let (name, len) = &segments[draw(segments.len() as u64) as usize];
                 let block = draw(len / BLOCK as u64) * BLOCK as u64;
                 (0..64).for_each(|n| image.corrupt(name, block + n * 64, 0xaa));
             }
         }
-        never_lies(&image, &format!("{stop}, frame {number} of {}", frames.len())).unwrap()
+        never_lies(worn, &image, &format!("{}, frame {number} of {}", worn.stop, frames.len())).unwrap()
     });
     print_looks("frames", &found);
 }
@@ -342,7 +363,7 @@ fn a_flipped_bit_anywhere_never_brings_back_an_older_value() {
     let stores = all_worn();
     let found = each_seed(seeds("DAMAGE", 0, 500), "DAMAGE", "a_flipped_bit", |seed| {
         let mut draw = numbers(seed);
-        let (stop, disk) = &stores[draw(3) as usize];
+        let worn @ Worn { stop, disk, .. } = &stores[draw(3) as usize];
         let files: Vec<_> = disk.files().into_iter().filter(|(_, len)| *len > 0).collect();
         let (name, len) = &files[draw(files.len() as u64) as usize];
         let offset = match draw(4) {
@@ -353,7 +374,7 @@ fn a_flipped_bit_anywhere_never_brings_back_an_older_value() {
         let image = disk.after_kill();
         image.corrupt(name, offset, 1 << draw(8));
         let what = format!("{stop}: {name}, byte {offset}");
-        never_lies(&image, &what).unwrap_or_else(|refused| panic!("{what}: {refused}"))
+        never_lies(worn, &image, &what).unwrap_or_else(|refused| panic!("{what}: {refused}"))
     });
     print_looks("flips", &found);
 }
@@ -361,23 +382,23 @@ fn a_flipped_bit_anywhere_never_brings_back_an_older_value() {
 #[test]
 fn no_byte_of_a_header_is_trusted() {
     let stores = all_worn();
-    let places = |(stop, disk): &'static (&'static str, SimDisk)| {
-        let fronts = disk.files().into_iter().filter(|(_, len)| *len > 0).flat_map(|(name, len)| {
+    let places = |worn: &'static Worn| {
+        let fronts = worn.disk.files().into_iter().filter(|(_, len)| *len > 0).flat_map(|(name, len)| {
             let ends = if name.starts_with("segment.") { len - BLOCK as u64..len - BLOCK as u64 + 56 } else { 0..0 };
             let front = if name.starts_with("manifest.") { 0..len.min(1_100) } else { 0..72.min(len) };
             front.chain(ends).map(move |offset| (name.clone(), offset)).collect::<Vec<_>>()
         });
-        fronts.map(move |(name, offset)| (*stop, disk, name, offset)).collect::<Vec<_>>()
+        fronts.map(move |(name, offset)| (worn, name, offset)).collect::<Vec<_>>()
     };
-    let stores: &'static [(&'static str, SimDisk); 3] = Box::leak(Box::new(stores));
+    let stores: &'static [Worn; 3] = Box::leak(Box::new(stores));
     let places: Vec<_> = stores.iter().flat_map(places).collect();
     assert!(places.len() > 3_000, "{} bytes", places.len());
     let found = each_seed(0..places.len() as u64, "HEADER", "no_byte_of_a_header", |n| {
-        let (stop, disk, name, offset) = &places[n as usize];
-        let image = disk.after_kill();
+        let (worn, name, offset) = &places[n as usize];
+        let image = worn.disk.after_kill();
         image.corrupt(name, *offset, 1 << (n % 8));
-        let what = format!("{stop}: {name}, byte {offset}");
-        never_lies(&image, &what).unwrap_or_else(|refused| panic!("{what}: {refused}"))
+        let what = format!("{}: {name}, byte {offset}", worn.stop);
+        never_lies(worn, &image, &what).unwrap_or_else(|refused| panic!("{what}: {refused}"))
     });
     print_looks("header bytes", &found);
 }
@@ -388,7 +409,7 @@ fn a_block_that_holds_something_else_never_brings_back_an_older_value() {
     let (stores, before) = (all_worn(), half_worn());
     let found = each_seed(seeds("BLOCK", 0, 300), "BLOCK", "a_block_that_holds", |seed| {
         let mut draw = numbers(seed);
-        let (stop, disk) = &stores[draw(3) as usize];
+        let worn @ Worn { stop, disk, .. } = &stores[draw(3) as usize];
         let files: Vec<_> = disk.files().into_iter().filter(|(_, len)| *len >= BLOCK as u64).collect();
         let mut place = || {
             let (name, len) = &files[draw(files.len() as u64) as usize];
@@ -414,7 +435,7 @@ fn a_block_that_holds_something_else_never_brings_back_an_older_value() {
             _ => image.overwrite(to.0, to.1, &block(&before, to).unwrap_or(vec![0; BLOCK])),
         }
         let what = format!("{stop}: damage {kind} of {to:?}, {from:?}");
-        never_lies(&image, &what).unwrap_or_else(|refused| panic!("{what}: {refused}"))
+        never_lies(worn, &image, &what).unwrap_or_else(|refused| panic!("{what}: {refused}"))
     });
     print_looks("blocks", &found);
 }
@@ -422,7 +443,7 @@ fn a_block_that_holds_something_else_never_brings_back_an_older_value() {
 #[test]
 fn a_file_that_is_lost_or_another_one_costs_entries_or_is_refused_and_never_brings_back_older_ones() {
     let (before, foreign) = (half_worn(), foreign());
-    for (stop, disk) in all_worn() {
+    for worn @ Worn { stop, disk, .. } in &all_worn() {
         for (name, len) in disk.files() {
             let kind = name.rsplit_once('.').map_or(name.as_str(), |(kind, _)| kind).to_owned();
             let other = disk.files().into_iter().map(|(name, _)| name).find(|other| *other != name && other.starts_with(&kind));
@@ -459,7 +480,7 @@ fn a_file_that_is_lost_or_another_one_costs_entries_or_is_refused_and_never_brin
                 let image = disk.after_kill();
                 apply(&image);
                 let what = format!("{stop}: {name} {damage}");
-                if let Err(refused) = never_lies(&image, &what) {
+                if let Err(refused) = never_lies(worn, &image, &what) {
                     assert!(
                         matches!(refused, Error::Corrupt { .. }) && name.starts_with("manifest.") && *damage == "foreign",
                         "{what}: {refused}"

@@ -128,6 +128,51 @@ fn whoever_waits_for_room_on_a_full_disk_does_not_make_the_background_spin() {
 }
 
 #[test]
+fn a_disk_that_hangs_holds_back_what_needs_it_and_nothing_else() {
+    for op in [FaultOp::Write, FaultOp::Sync, FaultOp::Read] {
+        let disk = SimDisk::new(1);
+        let options = small().flash(16 << 20).memory(2 << 20).sync_bytes(64 << 10);
+        let engine = open(&options, Some(Arc::new(disk.clone())), Arc::new(SystemClock::new()), Mode::Threads).unwrap();
+        let threads = Threads::start(&engine).unwrap();
+        let key = |n: u64| n.to_le_bytes();
+        let get = |engine: &Engine, n: u64| engine.get((&key(n)).into(), true).unwrap().map(|v| v.to_vec());
+        let patient = |ms| PutOptions::new().wait(Wait::UpTo(Duration::from_millis(ms)));
+        for n in 0..600u64 {
+            engine.put((&key(n)).into(), &value(n, 0, 2_000), &PutOptions::new()).unwrap();
+        }
+        disk.hold(op);
+        let mut acknowledged = 600;
+        let refused = loop {
+            match engine.put((&key(acknowledged)).into(), &value(acknowledged, 0, 2_000), &patient(50)) {
+                Ok(_) if acknowledged < 1_200 => acknowledged += 1,
+                Ok(_) => break None,
+                Err(refused) => break Some(refused),
+            }
+        };
+        match op {
+            FaultOp::Read => assert!(refused.is_none(), "a put reads nothing: {refused:?}"),
+            _ => assert!(matches!(refused, Some(Error::TimedOut)), "{op:?}: {refused:?} after {acknowledged}"),
+        }
+        // The newest is in DRAM.
+        assert_eq!(get(&engine, acknowledged - 1), Some(value(acknowledged - 1, 0, 2_000)), "{op:?}");
+        // Whoever kills the process now finds all of it.
+        let image = disk.after_kill();
+        disk.release();
+        let survivor = open(&options, Some(Arc::new(image)), Arc::new(SystemClock::new()), Mode::Inline).unwrap();
+        assert!(survivor.report.damaged.is_empty(), "{op:?}: {:?}", survivor.report);
+        for engine in [&survivor, &engine] {
+            engine.put(b"more".into(), b"value", &PutOptions::new().ack(Ack::Host)).unwrap();
+            for n in 0..acknowledged {
+                assert_eq!(get(engine, n), Some(value(n, 0, 2_000)), "{op:?}: {n} of {acknowledged}");
+            }
+        }
+        engine.begin_close();
+        threads.join();
+        engine.finish().unwrap();
+    }
+}
+
+#[test]
 fn a_manifest_that_finds_no_room_to_grow_holds_notes_back_until_there_is_room() {
     let mut store = Store::new(small());
     store.put(b"key", b"value");
