@@ -257,7 +257,7 @@ impl Cache {
         Entries { cache: self, scan: Scan::new(self.engine().spaces()) }
     }
 
-    /// Makes everything acknowledged so far as durable as `level` says.
+    /// Makes everything acknowledged so far as durable as `level` says. Waits as long as that takes: while the disk is full, until there is room.
     ///
     /// # Errors
     /// [`crate::Error::Failed`] if a sync failed.
@@ -288,7 +288,7 @@ impl Cache {
     /// Ends in order: everything durable and sealed, and a checkpoint, so that the next open reads little. Other clones get [`crate::Error::Closed`] from then on.
     ///
     /// # Errors
-    /// [`crate::Error::Failed`]: the store is then as after a kill.
+    /// [`crate::Error::Failed`], also if the disk is full: the store is then as after a kill.
     pub fn close(self) -> Result<()> {
         self.running.stop();
         self.engine().finish()

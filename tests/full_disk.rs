@@ -1,0 +1,125 @@
+//! Small real file systems that fill up. To mount one takes a privilege: where it is missing, these tests say so and check nothing.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use everwarm::{Ack, Cache, Error, Options, PutOptions, Wait};
+
+/// A file system of 12 MiB, gone with this.
+struct Mounted {
+    root: tempfile::TempDir,
+}
+
+impl Mounted {
+    fn new(kind: &str) -> Option<Self> {
+        let root = tempfile::tempdir().unwrap();
+        let mounted = Self { root };
+        let (image, at) = (mounted.root.path().join("image"), mounted.at());
+        std::fs::create_dir(&at).unwrap();
+        let run = |program: &str, arguments: &[&dyn AsRef<std::ffi::OsStr>]| {
+            Command::new(program)
+                .args(arguments.iter().map(|argument| argument.as_ref()))
+                .output()
+                .is_ok_and(|output| output.status.success())
+        };
+        let is_there = match kind {
+            "tmpfs" => run("mount", &[&"-t", &"tmpfs", &"-o", &"size=12m", &"none", &at]),
+            _ => {
+                std::fs::File::create(&image).unwrap().set_len(12 << 20).unwrap();
+                run("mkfs.ext4", &[&"-q", &"-O", &"^has_journal", &image]) && run("mount", &[&"-o", &"loop", &image, &at])
+            }
+        };
+        if !is_there {
+            println!("skipped: {kind} cannot be mounted here");
+        }
+        is_there.then_some(mounted)
+    }
+
+    fn at(&self) -> PathBuf {
+        self.root.path().join("mounted")
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let umounted = Command::new("umount").arg(self.at()).status();
+        assert!(umounted.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
+}
+
+fn value(n: u64) -> Vec<u8> {
+    format!("{n}:").into_bytes().into_iter().chain((0..3_000).map(|at| (at ^ n) as u8)).collect()
+}
+
+fn open(dir: &Path) -> Cache {
+    Cache::open(Options::new(dir).memory(2 << 20).flash(64 << 20).segment_size(256 << 10)).unwrap()
+}
+
+/// Puts until there is no room, or `most`. The first number that was refused.
+fn fill(cache: &Cache, numbers: std::ops::Range<u64>) -> u64 {
+    let patient = PutOptions::new().wait(Wait::UpTo(Duration::from_millis(500)));
+    numbers
+        .clone()
+        .find(|n| match cache.put_with(n.to_le_bytes(), value(*n), &patient) {
+            Ok(_) => false,
+            Err(Error::TimedOut) => true,
+            Err(error) => panic!("{n}: {error}"),
+        })
+        .unwrap_or(numbers.end)
+}
+
+fn check(cache: &Cache, numbers: std::ops::Range<u64>) {
+    for n in numbers {
+        assert_eq!(cache.get(n.to_le_bytes()).unwrap().as_deref(), Some(&value(n)[..]), "{n}");
+    }
+}
+
+fn a_file_system_that_is_full_is_back_pressure(kind: &str) {
+    let Some(mounted) = Mounted::new(kind) else { return };
+    let ballast = mounted.at().join("ballast");
+    std::fs::write(&ballast, vec![1; 4 << 20]).unwrap();
+    let dir = mounted.at().join("store");
+    let mut put = 0;
+    let mut cache = open(&dir);
+    for round in 0..3 {
+        let end = fill(&cache, put..put + 10_000);
+        println!("{kind}, round {round}: {} more, {} refusals of the disk", end - put, cache.stats().disk_full);
+        assert!(end < put + 10_000 && cache.stats().disk_full > 0, "the file system is full");
+        put = end;
+        check(&cache, 0..put);
+        if round == 1 {
+            // What is in the write buffer has no segment to go to: the next process finds it there.
+            assert!(matches!(cache.close(), Err(Error::Failed { .. })));
+        } else {
+            drop(cache);
+        }
+        cache = open(&dir);
+        assert!(cache.recovery().damaged.is_empty(), "{:?}", cache.recovery());
+        check(&cache, 0..put);
+        let left = (4 << 20) - (round + 1) * (1 << 20);
+        std::fs::File::options().write(true).open(&ballast).unwrap().set_len(left).unwrap();
+        let end = fill(&cache, put..put + 100);
+        assert_eq!(end, put + 100, "service returns with room, and without a restart");
+        put = end;
+    }
+    put = fill(&cache, put..put + 10_000);
+    // Waits for room.
+    std::thread::scope(|scope| {
+        let persist = scope.spawn(|| cache.persist(Ack::Host));
+        std::fs::remove_file(&ballast).unwrap();
+        persist.join().unwrap().unwrap();
+    });
+    cache.close().unwrap();
+    check(&open(&dir), 0..put);
+}
+
+#[test]
+fn a_full_tmpfs_is_back_pressure_and_service_returns_with_room() {
+    a_file_system_that_is_full_is_back_pressure("tmpfs");
+}
+
+#[test]
+fn a_full_ext4_is_back_pressure_and_service_returns_with_room() {
+    a_file_system_that_is_full_is_back_pressure("ext4");
+}
