@@ -11,7 +11,6 @@ use crate::engine::{self, DeleteOptions, Engine, PutOptions};
 use crate::id::{Lsn, Position, SegmentId, StoreId};
 use crate::index::geometry::Geometry;
 use crate::index::{Index, checkpoint};
-use crate::io::aligned::AlignedBuf;
 use crate::io::sim::{PowerCut, SimClock, SimDisk};
 use crate::io::{BLOCK, Disk, File};
 use crate::manifest::Manifest;
@@ -41,11 +40,8 @@ const STORE: StoreId = StoreId(0);
 
 /// A file of `len` bytes that begins with `bytes`.
 fn file(disk: &SimDisk, name: &str, len: usize, bytes: &[u8]) -> Arc<dyn File> {
-    let mut content = AlignedBuf::zeroed(len);
-    let part = bytes.len().min(len);
-    content[..part].copy_from_slice(&bytes[..part]);
     let file = disk.create(name, len as u64).expect("room");
-    file.write_at(0, &content).expect("no fault is planned");
+    disk.overwrite(name, 0, &bytes[..bytes.len().min(len)]);
     file
 }
 

@@ -103,6 +103,8 @@ fn each_seed<T: Send>(seeds: Range<u64>, name: &str, test: &str, work: impl Fn(u
     let one = |seed: u64| {
         let done = catch_unwind(AssertUnwindSafe(|| work(seed)));
         done.unwrap_or_else(|_| {
+            // The other threads begin no more.
+            next.store(seeds.end, Ordering::Relaxed);
             panic!("repeat with: EVERWARM_{name}_FIRST={seed} EVERWARM_{name}_SEEDS=1 cargo test --release --lib {test}")
         })
     };
