@@ -336,3 +336,63 @@ fn a_drill_with_kills_keeps_every_promise() {
         }
     }
 }
+
+#[test]
+fn a_benchmark_does_what_it_is_named_after_and_checks_its_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = dir.path().join("trace.csv.gz");
+    let rows: String = (0..900).map(|n| format!("{n},get,{},,200,\n", n % 300)).collect();
+    let mut file = flate2::write::GzEncoder::new(std::fs::File::create(&trace).unwrap(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut file, format!("ts_ms_or_seq,op,key,key_size,value_size,ttl_s\n{rows}").as_bytes()).unwrap();
+    file.finish().unwrap();
+    let trace = trace.to_string_lossy();
+    let documented = include_str!("../docs/PERFORMANCE.md");
+    let mut benches: Vec<(Vec<&str>, Vec<&str>)> = vec![
+        (vec!["fill"], vec!["fill"]),
+        (vec!["read", "--rate", "2000"], vec!["fill", "read"]),
+        (vec!["overwrite"], vec!["fill", "overwrite"]),
+        (vec!["delete"], vec!["fill", "delete", "look"]),
+        (vec!["multiget", "--batch", "7"], vec!["fill", "multiget"]),
+        (vec!["restart"], vec!["read"]),
+        (vec!["trace", "--trace", &trace], vec!["trace"]),
+    ];
+    let mixes = [("A", "mixed A"), ("B", "mixed B"), ("C", "mixed C"), ("D", "mixed D"), ("E", "mixed E"), ("F", "mixed F")];
+    benches.extend(mixes.map(|(mix, name)| (vec!["mixed", "--mix", mix], vec!["fill", name])));
+    for (args, phases) in benches {
+        let common = ["bench", "--json", "--entries", "3000", "--seconds", "1", "--warm-up", "0", "--callers", "3", "--memory", "8MiB"];
+        let bench = everwarm(&[&common[..], &args[..]].concat());
+        let (out, err) = (text(&bench.stdout), text(&bench.stderr));
+        assert!(bench.status.success(), "{args:?}: {out}\n{err}");
+        let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+        let fields = report.as_object().unwrap().keys().chain(report["phases"][0].as_object().unwrap().keys());
+        fields.for_each(|field| assert!(documented.contains(&format!("`{field}`")), "docs/PERFORMANCE.md does not know {field}"));
+        let names: Vec<&str> = report["phases"].as_array().unwrap().iter().map(|phase| phase["name"].as_str().unwrap()).collect();
+        assert_eq!(names, phases);
+        for phase in report["phases"].as_array().unwrap() {
+            assert!(phase["wrong"] == 0 && phase["calls"].as_u64().unwrap() > 0, "{args:?}: {phase}");
+        }
+        let last = report["phases"].as_array().unwrap().last().unwrap();
+        let hits: u64 = ["hits_memory", "hits_buffer", "hits_flash"].iter().map(|tier| last[tier].as_u64().unwrap()).sum();
+        match args[0] {
+            "delete" => assert!(hits == 0 && last["misses"] == 3_000, "{last}"),
+            "trace" => assert!(hits == 600 && last["misses"] == 300, "{last}"),
+            "restart" => assert!(report["restart"]["entries"] == 3_000 && last["misses"] == 0, "{report}"),
+            "multiget" => assert_eq!(hits, 7 * last["calls"].as_u64().unwrap()),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_benchmark_refuses_what_it_cannot_do() {
+    refused(&everwarm(&["bench", "fill", "--value-size", "1"]), "16B to 32MiB");
+    refused(&everwarm(&["bench", "trace"]), "--trace");
+    refused(&everwarm(&["bench", "trace", "--trace", "/nowhere"]), "/nowhere");
+    refused(&everwarm(&["bench", "fill", "--alpha", "nan"]), "--alpha");
+    refused(&everwarm(&["bench", "nothing"]), "nothing");
+    refused(&everwarm(&["bench", "fill", "--report", "/nowhere/page.html"]), "/nowhere/page.html");
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), "mine").unwrap();
+    refused(&everwarm(&["bench", "fill", "--keep", &dir.path().to_string_lossy()]), "not empty");
+    assert_eq!(std::fs::read(dir.path().join("file")).unwrap(), b"mine");
+}

@@ -5,40 +5,33 @@
 
 mod board;
 mod child;
-mod generate;
 mod kills;
 mod oracle;
 mod outcome;
 mod page;
-mod payload;
 mod plan;
-mod random;
 mod report;
 mod subject;
-mod trace;
 mod warmth;
 mod words;
 mod worker;
-mod workload;
-mod workspace;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
-use everwarm::Ack;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::{Deserialize, Serialize};
 
+use crate::level::AckLevel;
 use crate::size::{self, Flash};
+use crate::workload::{Workload, generate, trace};
+use crate::workspace::Workspace;
 use board::{Board, Shape};
 use page::Curves;
 use plan::Plan;
 use report::Report;
 use subject::Subject;
-use workload::Workload;
-use workspace::Workspace;
 
 const REQUESTS: usize = 2_500_000;
 const MEMORY_MIN: u64 = 8 << 20;
@@ -93,25 +86,6 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// [`Ack`] as an argument.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
-pub(crate) enum AckLevel {
-    /// A kill may take the newest mutations away.
-    Memory,
-    Process,
-    Host,
-}
-
-impl From<AckLevel> for Ack {
-    fn from(level: AckLevel) -> Self {
-        match level {
-            AckLevel::Memory => Self::Memory,
-            AckLevel::Process => Self::Process,
-            AckLevel::Host => Self::Host,
-        }
-    }
-}
-
 /// What twin and victim have in common.
 pub(crate) struct Setup {
     plan: PathBuf,
@@ -138,7 +112,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.report {
         std::fs::File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
     }
-    let workspace = Workspace::create(args.keep.as_deref())?;
+    let workspace = Workspace::create("drill", args.keep.as_deref())?;
     workspace.remove_when_interrupted()?;
     let setup = prepare(args, seed, &workload, workspace.path())?;
     drop(workload);

@@ -1,15 +1,20 @@
 //! The `everwarm` program: one file for each verb, on the public API of the crate.
 #![allow(clippy::disallowed_methods, reason = "a program outside the engine measures real time")]
 
+mod bench;
 mod compact;
 mod delete;
 mod drill;
 mod get;
+mod html;
 mod inspect;
+mod level;
 mod put;
 mod size;
 mod stats;
 mod store;
+mod workload;
+mod workspace;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -27,6 +32,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Measure a cache at work: throughput, latency, hit ratio, device traffic, memory.
+    Bench(bench::Args),
     /// Kill a cache at work again and again, and check what comes back.
     Drill(drill::Args),
     /// Write the value of a key to standard output; exit 1 if there is none.
@@ -48,6 +55,7 @@ enum Verb {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().verb {
+        Verb::Bench(args) => bench::run(&args),
         Verb::Drill(args) => drill::run(&args),
         Verb::Get(args) => get::run(&args),
         Verb::Put(args) => put::run(&args),

@@ -10,10 +10,10 @@ use everwarm::{Activity, Cache, Options};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 
-use super::AckLevel;
 use super::board::{Board, Shape};
 use super::plan::Plan;
 use super::worker::{Pace, Worker};
+use crate::level::AckLevel;
 
 /// What the parent tells the child, the same in all of its lives.
 #[derive(Serialize, Deserialize)]

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use plotters::prelude::*;
 
 use super::report::Report;
 use super::warmth::{Tally, WINDOW};
+use crate::html;
 
 /// Points of a curve.
 const POINTS: usize = 400;
@@ -29,20 +30,13 @@ impl Curves {
 /// Writes the page.
 pub(crate) fn write(path: &Path, description: &str, report: &Report, curves: &Curves) -> anyhow::Result<()> {
     let plot = plot(report, curves).map_err(|error| anyhow!("cannot draw the plot: {error}"))?;
-    let text = [description, "\n\n", &report.details(), &report.totals()].concat();
-    let page = format!(
-        "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>everwarm drill</title>\n\
-         <body style=\"font-family: sans-serif; max-width: 1200px; margin: auto\">\n<h1>everwarm drill</h1>\n{plot}\n\
-         <p>Hit ratio in % of the gets, over the requests; both caches served the same ones. Vertical lines are kills. Each point stands for {} requests, the table's \
-         <em>before</em> and <em>first 100k</em> for {WINDOW}.</p>\n<pre>{}</pre>\n</body></html>\n",
-        curves.step,
-        escape(&text)
+    let caption = format!(
+        "Hit ratio in % of the gets, over the requests; both caches served the same ones. Vertical lines are kills. Each point stands for {} requests, the table's \
+         <em>before</em> and <em>first 100k</em> for {WINDOW}.",
+        curves.step
     );
-    std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    let text = [description, "\n\n", &report.details(), &report.totals()].concat();
+    html::write(path, "everwarm drill", &[(plot, caption)], &text)
 }
 
 fn plot(report: &Report, curves: &Curves) -> Result<String, Box<dyn std::error::Error>> {

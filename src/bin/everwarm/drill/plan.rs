@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use anyhow::ensure;
 
 use super::words::Words;
-use super::workload::{Request, Workload};
+use crate::workload::{Request, Workload};
 
 const HEADER: usize = 2;
 

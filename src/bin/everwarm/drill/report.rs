@@ -5,11 +5,12 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use super::Setup;
 use super::board::{Board, Count, Violation};
 use super::kills::Kill;
 use super::oracle::{Fault, Mutation};
 use super::warmth::{Pair, Tally, Warmth, measure};
-use super::{AckLevel, Setup};
+use crate::level::AckLevel;
 use crate::size::show_bytes;
 
 /// Violations that are printed.

@@ -8,9 +8,8 @@ use everwarm::{Cache, Error, PutOptions, Tier};
 use super::board::{Board, Count, Doing, Violation};
 use super::oracle::{Deadline, Fault, Known, Mutation, Seen, Verdict, judge};
 use super::outcome::{Answer, Outcome};
-use super::payload;
 use super::plan::Plan;
-use super::workload::{Op, Request};
+use crate::workload::{Op, Request, payload};
 
 /// When requests are due, so that a killed process and its twin live through the same expiries and the threads stay side by side.
 #[derive(Clone, Copy)]
@@ -121,7 +120,7 @@ impl<'a> Worker<'a> {
         self.settle_doubt(at, request.key)?;
         let mutation = Mutation::put(at);
         payload::write_key(&mut self.key, request.key, self.plan.key_len(request.key));
-        payload::write_value(&mut self.value, request.key, mutation, request.value_len);
+        payload::write_value(&mut self.value, request.key, mutation.code(), request.value_len);
         let mut options = PutOptions::new();
         if request.ttl_s > 0 {
             options = options.ttl(Duration::from_secs(request.ttl_s));
@@ -186,9 +185,9 @@ impl<'a> Worker<'a> {
         let returned_ms = wall_ms();
         let seen = match &found {
             None => Seen::Miss,
-            Some(value) => match payload::verify_value(value, key) {
-                Some(mutation) => Seen::Value { mutation, lsn: value.version().0 },
-                None => Seen::Garbage,
+            Some(value) => match payload::verify_value(value, key).map(Mutation::from_code) {
+                Some(mutation) if mutation.is_put() => Seen::Value { mutation, lsn: value.version().0 },
+                _ => Seen::Garbage,
             },
         };
         let state = self.board.key(key);

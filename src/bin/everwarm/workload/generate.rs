@@ -8,7 +8,7 @@ use rand::{Rng, SeedableRng};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::workload::{Op, Request, Workload};
+use super::{Op, Request, Workload};
 
 /// How often the k-th most popular key is asked for: proportional to `k^-ZIPF_ALPHA`, as in web and key-value caches (Breslau et al., 1999).
 const ZIPF_ALPHA: f64 = 0.9;
@@ -31,7 +31,7 @@ impl Weighted {
         Self { cumulative: weights.into_iter().scan(0.0, add).collect() }
     }
 
-    fn draw(&self, rng: &mut StdRng) -> usize {
+    fn draw(&self, rng: &mut impl Rng) -> usize {
         let total = self.cumulative.last().copied().unwrap_or(0.0);
         let point = rng.random::<f64>() * total;
         self.cumulative.partition_point(|sum| *sum <= point).min(self.cumulative.len().saturating_sub(1))
@@ -45,7 +45,7 @@ struct Bucket {
 }
 
 /// Which key is asked for.
-struct Popularity {
+pub(crate) struct Popularity {
     weights: Weighted,
     buckets: Vec<Bucket>,
 }
@@ -74,7 +74,7 @@ impl Popularity {
         self.buckets.last().map_or(0, |bucket| (bucket.first + bucket.keys) as usize)
     }
 
-    fn draw(&self, rng: &mut StdRng) -> u32 {
+    pub(crate) fn draw(&self, rng: &mut impl Rng) -> u32 {
         let bucket = &self.buckets[self.weights.draw(rng)];
         bucket.first + rng.random_range(0..bucket.keys)
     }
@@ -123,6 +123,19 @@ pub(crate) fn builtin(keys: u32, requests: usize, seed: u64) -> Workload {
 
 /// A workload with the distributions of `PREFIX.pop.json` and `PREFIX.sizes.json`, scaled to `keys`.
 pub(crate) fn distribution(prefix: &Path, keys: u32, requests: usize, seed: u64) -> anyhow::Result<Workload> {
+    let (popularity, lengths) = read_both(prefix, keys)?;
+    Ok(draw(&popularity, &lengths, requests, seed))
+}
+
+/// How popular the keys of such a workload are, and how long the value of each is.
+pub(crate) fn of_distribution(prefix: &Path, keys: u32, seed: u64) -> anyhow::Result<(Popularity, Vec<usize>)> {
+    let (popularity, lengths) = read_both(prefix, keys)?;
+    let mut rng = StdRng::seed_from_u64(seed);
+    let lens = (0..popularity.keys()).map(|_| lengths.draw(&mut rng)).collect();
+    Ok((popularity, lens))
+}
+
+fn read_both(prefix: &Path, keys: u32) -> anyhow::Result<(Popularity, Lengths)> {
     let popularity: PopularityFile = read(prefix, ".pop.json")?;
     ensure!(
         !popularity.buckets.is_empty() && popularity.buckets.len() == popularity.weights.len(),
@@ -141,7 +154,7 @@ pub(crate) fn distribution(prefix: &Path, keys: u32, requests: usize, seed: u64)
     );
     let lens = sizes.lens.iter().map(|len| *len as usize).collect();
     let lengths = Lengths::Listed { weights: Weighted::new(sizes.weights), lens };
-    Ok(draw(&Popularity::scaled(&popularity, keys), &lengths, requests, seed))
+    Ok((Popularity::scaled(&popularity, keys), lengths))
 }
 
 fn read<T: DeserializeOwned>(prefix: &Path, suffix: &str) -> anyhow::Result<T> {

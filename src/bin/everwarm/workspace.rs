@@ -1,4 +1,4 @@
-//! The directory that a drill works in.
+//! The directory that a drill or a benchmark works in.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,17 +20,17 @@ fn lock(keep: &Mutex<bool>) -> MutexGuard<'_, bool> {
 }
 
 impl Workspace {
-    /// `dir`, to be kept, or a new temporary directory.
-    pub(crate) fn create(dir: Option<&Path>) -> anyhow::Result<Self> {
+    /// `dir`, to be kept, or a new temporary directory. `verb` is who works there.
+    pub(crate) fn create(verb: &str, dir: Option<&Path>) -> anyhow::Result<Self> {
         let path = match dir {
             Some(dir) => dir.to_owned(),
-            None => std::env::temp_dir().join(format!("everwarm-drill-{}", std::process::id())),
+            None => std::env::temp_dir().join(format!("everwarm-{verb}-{}", std::process::id())),
         };
         let context = || format!("cannot create {}", path.display());
         std::fs::create_dir_all(&path).with_context(context)?;
         // The oracle starts from nothing, so a store that is there already would look wrong to it.
         let is_empty = std::fs::read_dir(&path).with_context(context)?.next().is_none();
-        ensure!(is_empty, "{} is not empty; a drill needs a new or empty directory", path.display());
+        ensure!(is_empty, "{} is not empty; a {verb} needs a new or empty directory", path.display());
         Ok(Self { path, keep: Arc::new(Mutex::new(dir.is_some())) })
     }
 

@@ -1,8 +1,7 @@
 //! Keys and values that say which they are, in every byte.
 //!
-//! A value is `key: u32, len: u32, mutation: u64`, little-endian, and then bytes that follow from the key and the mutation.
+//! A value is `key: u32, len: u32, version: u64`, little-endian, and then bytes that follow from the key and the version.
 
-use super::oracle::Mutation;
 use super::random::{mix, words};
 
 /// Shortest value: the header.
@@ -17,30 +16,33 @@ pub(crate) fn write_key(buffer: &mut Vec<u8>, key: u32, len: usize) {
     fill(buffer, len.max(KEY_LEN_MIN), words(u64::from(key), 0));
 }
 
-/// Makes `buffer` the value that `mutation` stores under `key`.
-pub(crate) fn write_value(buffer: &mut Vec<u8>, key: u32, mutation: Mutation, len: usize) {
+/// Makes `buffer` the value that this version of `key` has.
+pub(crate) fn write_value(buffer: &mut Vec<u8>, key: u32, version: u64, len: usize) {
     let len = len.max(VALUE_LEN_MIN);
     buffer.clear();
     buffer.extend_from_slice(&key.to_le_bytes());
     buffer.extend_from_slice(&(len as u32).to_le_bytes());
-    buffer.extend_from_slice(&mutation.code().to_le_bytes());
-    fill(buffer, len, body(key, mutation));
+    buffer.extend_from_slice(&version.to_le_bytes());
+    fill(buffer, len, words(u64::from(key), version));
 }
 
-/// The mutation that stored `value` under `key`, unless a byte of it is not what that mutation wrote.
-pub(crate) fn verify_value(value: &[u8], key: u32) -> Option<Mutation> {
+/// The version of `key` that `value` states, unless a byte of it is not what that version has.
+pub(crate) fn verify_value(value: &[u8], key: u32) -> Option<u64> {
+    let version = stated_version(value, key)?;
+    let body_holds = value[VALUE_LEN_MIN..]
+        .chunks(8)
+        .zip(words(u64::from(key), version))
+        .all(|(chunk, word)| *chunk == word.to_le_bytes()[..chunk.len()]);
+    body_holds.then_some(version)
+}
+
+/// The version that the front of `value` states, if it is a value of `key` and of this length.
+pub(crate) fn stated_version(value: &[u8], key: u32) -> Option<u64> {
     let (stored_key, rest) = value.split_first_chunk()?;
     let (stored_len, rest) = rest.split_first_chunk()?;
-    let (stored_mutation, rest) = rest.split_first_chunk()?;
-    let mutation = Mutation::from_code(u64::from_le_bytes(*stored_mutation));
-    let header_holds =
-        u32::from_le_bytes(*stored_key) == key && u32::from_le_bytes(*stored_len) as usize == value.len() && mutation.is_put();
-    let body_holds = || rest.chunks(8).zip(body(key, mutation)).all(|(chunk, word)| *chunk == word.to_le_bytes()[..chunk.len()]);
-    (header_holds && body_holds()).then_some(mutation)
-}
-
-fn body(key: u32, mutation: Mutation) -> impl Iterator<Item = u64> {
-    words(u64::from(key), mutation.code())
+    let (version, _) = rest.split_first_chunk()?;
+    let holds = u32::from_le_bytes(*stored_key) == key && u32::from_le_bytes(*stored_len) as usize == value.len();
+    holds.then_some(u64::from_le_bytes(*version))
 }
 
 fn fill(buffer: &mut Vec<u8>, len: usize, mut words: impl Iterator<Item = u64>) {
@@ -56,19 +58,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_names_its_mutation() {
+    fn a_value_names_its_version() {
         for len in [0, 16, 17, 23, 24, 300, 65_536] {
             let mut value = Vec::new();
-            write_value(&mut value, 7, Mutation::put(41), len);
+            write_value(&mut value, 7, 41, len);
             assert_eq!(value.len(), len.max(VALUE_LEN_MIN));
-            assert_eq!(verify_value(&value, 7), Some(Mutation::put(41)));
+            assert_eq!(verify_value(&value, 7), Some(41));
         }
     }
 
     #[test]
     fn every_changed_byte_and_every_cut_is_seen() {
         let mut value = Vec::new();
-        write_value(&mut value, 7, Mutation::put(41), 45);
+        write_value(&mut value, 7, 41, 45);
         for at in 0..value.len() {
             assert_eq!(verify_value(&value[..at], 7), None, "cut at {at}");
             value[at] ^= 1;
@@ -80,7 +82,7 @@ mod tests {
     #[test]
     fn the_value_of_another_key_is_wrong() {
         let mut value = Vec::new();
-        write_value(&mut value, 7, Mutation::put(41), 100);
+        write_value(&mut value, 7, 41, 100);
         assert_eq!(verify_value(&value, 8), None);
     }
 

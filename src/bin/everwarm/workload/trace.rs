@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use flate2::read::MultiGzDecoder;
 
 use super::payload::KEY_LEN_MIN;
-use super::workload::{Op, Request, Workload};
+use super::{Op, Request, Workload};
 
 const HEADER: &str = "ts_ms_or_seq,op,key,key_size,value_size,ttl_s";
 /// For traces that do not say.

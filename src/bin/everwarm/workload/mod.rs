@@ -1,9 +1,14 @@
 //! What is asked of the cache: keys, and a stream of requests over them. Follows from the seed.
 
+pub(crate) mod generate;
+pub(crate) mod payload;
+pub(crate) mod random;
+pub(crate) mod trace;
+
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::payload::{KEY_LEN_MIN, VALUE_LEN_MIN};
+use payload::{KEY_LEN_MIN, VALUE_LEN_MIN};
 
 /// Longest value. Longer ones of a trace are cut.
 pub(crate) const VALUE_LEN_MAX: usize = (1 << 25) - 1;

@@ -1,0 +1,431 @@
+//! `everwarm bench`: fills a store of its own, asks it in one way or another, and checks every answer while it measures.
+
+mod keys;
+mod meter;
+mod page;
+mod phase;
+mod report;
+mod versions;
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::AtomicU32;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use everwarm::{Ack, Backend, Cache, Options, WalValues};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::level::AckLevel;
+use crate::size::{self, Flash};
+use crate::workload::{Workload, payload, trace};
+use crate::workspace::Workspace;
+use keys::{Keys, Order};
+use meter::Meter;
+use phase::{Bench, Mix, Phase, Work};
+use report::{Report, Restart, Row};
+use versions::Versions;
+
+/// DRAM beside the index, by default.
+const MEMORY: u64 = 64 << 20;
+/// Bytes of the index for an entry, at most.
+const INDEX: u64 = 10;
+/// Bytes of a record beyond key and value, and of its part of a footer.
+const RECORD: u64 = 40;
+const FLASH_MIN: u64 = 16 << 20;
+/// The longest value takes at most this part of the memory, of a segment, and of all segments.
+const PART_OF_MEMORY: u64 = 32;
+const PART_OF_SEGMENT: u64 = 4;
+const SEGMENTS: u64 = 32;
+/// Up to here values fit the segments that a store has by default.
+const LONG: u64 = 128 << 10;
+const KEY_LEN: usize = 16;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[arg(value_enum)]
+    workload: Kind,
+    /// Entries to put first [default: 1000000; small and multiget 5000000, large 2000]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000_000))]
+    entries: Option<u32>,
+    /// Bytes of a value, 16B to 32MiB [default: 1KiB; small and multiget 84B, large 1MiB]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes)]
+    value_size: Option<u64>,
+    /// Threads that ask
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    callers: u16,
+    /// How long to read, mix or overwrite
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: u64,
+    /// How long to do the same before that, uncounted
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    warm_up: u64,
+    /// Calls a second of all callers together, each timed from when it should have begun; 0 for as many as possible. Filling is not held back
+    #[arg(long, default_value_t = 0)]
+    rate: u64,
+    /// Which keys are asked for [default: uniform; mixed zipf, and latest for its D]
+    #[arg(long, value_enum)]
+    keys: Option<KeyOrder>,
+    /// How uneven zipf and latest are
+    #[arg(long, default_value_t = 0.99)]
+    alpha: f64,
+    /// Draw keys and value sizes from NAME_PREFIX.pop.json and NAME_PREFIX.sizes.json
+    #[arg(long, value_name = "NAME_PREFIX", conflicts_with_all = ["keys", "value_size"])]
+    distribution: Option<PathBuf>,
+    /// What `trace` serves (gzip-compressed CSV)
+    #[arg(long, value_name = "FILE", required_if_eq("workload", "trace"))]
+    trace: Option<PathBuf>,
+    /// Requests of the trace [default: all]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=4_000_000_000))]
+    requests: Option<u64>,
+    /// What `mixed` does
+    #[arg(long, value_enum, default_value_t = Ycsb::A)]
+    mix: Ycsb,
+    /// Keys of one call of `multiget`
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    batch: u32,
+    /// Bytes of DRAM [default: 64MiB and the index, or 32 values if that is more]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes)]
+    memory: Option<u64>,
+    /// Bytes of flash, or a multiple of what is put
+    #[arg(long, value_name = "SIZE", value_parser = Flash::parse, default_value = "1.5x")]
+    flash: Flash,
+    /// The level at which mutations are acknowledged
+    #[arg(long, value_enum, default_value_t = AckLevel::Process)]
+    ack: AckLevel,
+    /// Which values the WAL holds itself
+    #[arg(long, value_enum, default_value_t = InWal::Host)]
+    wal_values: InWal,
+    /// Do without io_uring
+    #[arg(long)]
+    portable: bool,
+    /// What keys and their order follow from
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Work in this new or empty directory, and keep it
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    json: bool,
+    /// Write a page with plots
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    /// Show no progress
+    #[arg(long)]
+    quiet: bool,
+    /// Put all entries into this directory, say so, and wait to be killed
+    #[arg(long, value_name = "DIR", hide = true)]
+    fill_until_killed: Option<PathBuf>,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Kind {
+    /// Put every entry once
+    Fill,
+    /// Fill, then get
+    Read,
+    /// Fill, then gets and puts as the YCSB core workloads have them
+    Mixed,
+    /// Fill, then put entries again
+    Overwrite,
+    /// Fill, then delete every entry, then look for all of them
+    Delete,
+    /// Read, with values of 1 MiB
+    Large,
+    /// Read, with values of 84 B under keys of 16 B
+    Small,
+    /// Fill, then get many keys in a call
+    Multiget,
+    /// Serve the requests of a recorded workload: a get that misses is a put
+    Trace,
+    /// Fill in a process that is then killed, open, and get
+    Restart,
+}
+
+/// The order in which keys are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum KeyOrder {
+    Uniform,
+    Zipf,
+    Latest,
+}
+
+/// The core workloads of YCSB (Cooper et al., SoCC'10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "verbatim")]
+enum Ycsb {
+    /// 50 % gets, 50 % puts
+    A,
+    /// 95 % gets, 5 % puts
+    B,
+    /// Gets
+    C,
+    /// 95 % gets of new entries, 5 % puts of more
+    D,
+    /// 95 % gets of up to 100 neighbours in a call, 5 % puts of more
+    E,
+    /// 50 % gets, 50 % a get and a put of the same entry
+    F,
+}
+
+/// [`WalValues`] as an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum InWal {
+    Never,
+    /// Those put at the level `host`
+    Host,
+    Always,
+}
+
+impl Ycsb {
+    fn mix(self) -> (&'static str, Mix) {
+        match self {
+            Self::A => ("mixed A", Mix { get: 50, put: 50, ..Mix::default() }),
+            Self::B => ("mixed B", Mix { get: 95, put: 5, ..Mix::default() }),
+            Self::C => ("mixed C", Mix { get: 100, ..Mix::default() }),
+            Self::D => ("mixed D", Mix { get: 95, insert: 5, ..Mix::default() }),
+            Self::E => ("mixed E", Mix { scan: 95, insert: 5, ..Mix::default() }),
+            Self::F => ("mixed F", Mix { get: 50, modify: 50, ..Mix::default() }),
+        }
+    }
+}
+
+/// What the arguments come to.
+struct Setup {
+    keys: Keys,
+    order: Order,
+    recorded: Option<Workload>,
+    memory: u64,
+    flash: u64,
+    options: Options,
+}
+
+impl Setup {
+    fn new(args: &Args) -> anyhow::Result<Self> {
+        let (entries, value_len) = match args.workload {
+            Kind::Small | Kind::Multiget => (5_000_000, 84),
+            Kind::Large => (2_000, 1 << 20),
+            _ => (1_000_000, 1 << 10),
+        };
+        let (entries, value_len) = (args.entries.unwrap_or(entries), args.value_size.unwrap_or(value_len));
+        let range = payload::VALUE_LEN_MIN as u64..=32 << 20;
+        ensure!(range.contains(&value_len), "--value-size is {value_len} B, 16B to 32MiB are possible");
+        ensure!(args.alpha.is_finite() && args.alpha >= 0.0, "--alpha is {}, a number from 0 on is possible", args.alpha);
+        let mut recorded = None;
+        let (keys, order) = if let (Kind::Trace, Some(file)) = (args.workload, &args.trace) {
+            let workload = recorded.insert(trace::read(file, args.requests.map(|n| n as usize))?);
+            (Keys::of(workload, KEY_LEN), Order::Uniform)
+        } else if let Some(prefix) = &args.distribution {
+            Keys::recorded(prefix, entries, KEY_LEN, args.seed)?
+        } else {
+            let usual = match (args.workload, args.mix) {
+                (Kind::Mixed, Ycsb::D) => KeyOrder::Latest,
+                (Kind::Mixed, _) => KeyOrder::Zipf,
+                _ => KeyOrder::Uniform,
+            };
+            let order = match args.keys.unwrap_or(usual) {
+                KeyOrder::Uniform => Order::Uniform,
+                KeyOrder::Zipf => Order::zipf(entries, args.alpha)?,
+                KeyOrder::Latest => Order::latest(entries, args.alpha)?,
+            };
+            (Keys::new(entries, KEY_LEN, value_len as usize), order)
+        };
+        let longest = keys.longest() as u64;
+        let segment_size = (longest > LONG).then(|| (PART_OF_SEGMENT * longest).next_power_of_two());
+        let memory = args.memory.unwrap_or_else(|| (MEMORY + INDEX * u64::from(keys.entries)).max(PART_OF_MEMORY * longest));
+        let footprint = keys.bytes() + RECORD * u64::from(keys.entries);
+        let flash = match args.flash {
+            Flash::Bytes(bytes) => bytes,
+            multiple @ Flash::Footprints(_) => multiple.bytes(footprint).max(FLASH_MIN).max(SEGMENTS * segment_size.unwrap_or(0)),
+        };
+        let wal_values = match args.wal_values {
+            InWal::Never => WalValues::Never,
+            InWal::Host => WalValues::Host,
+            InWal::Always => WalValues::Always,
+        };
+        let backend = if args.portable { Backend::Portable } else { Backend::Auto };
+        let options = Options::new("").memory(memory).flash(flash).ack(args.ack.into()).wal_values(wal_values).backend(backend);
+        let options = segment_size.into_iter().fold(options, Options::segment_size);
+        Ok(Self { keys, order, recorded, memory, flash, options })
+    }
+
+    /// Keys may be added by some mixes.
+    fn capacity(&self) -> u32 {
+        self.keys.entries.saturating_mul(2)
+    }
+}
+
+/// Measures, and prints what was found. Exit code 1 if an answer was wrong.
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let setup = Setup::new(args)?;
+    if let Some(dir) = &args.fill_until_killed {
+        return fill_until_killed(args, &setup, dir);
+    }
+    if let Some(path) = &args.report {
+        std::fs::File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+    }
+    let workspace = Workspace::create("bench", args.keep.as_deref())?;
+    workspace.remove_when_interrupted()?;
+    let report = measure(args, &setup, &workspace.path().join("store"))?;
+    let mut out = std::io::stdout();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string(&report)?)?;
+    } else {
+        write!(out, "{}\n\n{}", report.describe(), report.table())?;
+    }
+    if let Some(path) = &args.report {
+        page::write(path, &report)?;
+    }
+    Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn measure(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<Report> {
+    let keys = &setup.keys;
+    let bar = progress_bar(args)?;
+    let is_filled = args.workload == Kind::Restart;
+    if is_filled {
+        bar.set_message("fill, kill");
+        fill_and_kill(dir)?;
+    }
+    let begun = Instant::now();
+    let cache = Cache::open(setup.options.clone().dir(dir))?;
+    let open = begun.elapsed();
+    let versions = if is_filled { Versions::filled(keys.entries, setup.capacity()) } else { Versions::new(setup.capacity()) };
+    let entries = AtomicU32::new(keys.entries);
+    let restart = is_filled.then(|| first_hit(&cache, keys, begun, open)).transpose()?;
+    let meter = Meter::new(dir)?;
+    let bench = Bench {
+        cache: &cache,
+        keys,
+        versions: &versions,
+        entries: &entries,
+        capacity: setup.capacity(),
+        callers: args.callers.into(),
+        rate: 0,
+        seed: args.seed,
+        meter: &meter,
+        bar: &bar,
+    };
+    let mut phases = Vec::new();
+    for (phase, is_counted) in phases_of(args, setup) {
+        let rate = if phase.time.is_some() { args.rate } else { 0 };
+        let outcome = Bench { rate, ..bench }.run(&phase)?;
+        if is_counted {
+            phases.push(Row::new(phase.name, outcome, &cache.stats(), meter::resident()));
+        }
+    }
+    bar.finish_and_clear();
+    let stats = cache.stats();
+    cache.close()?;
+    Ok(Report {
+        workload: format!("{:?}", args.workload).to_lowercase(),
+        ok: phases.iter().all(Row::is_right),
+        seed: args.seed,
+        entries: keys.entries,
+        key_bytes: keys.key_len,
+        footprint: keys.bytes(),
+        callers: args.callers.into(),
+        rate: args.rate,
+        memory: setup.memory,
+        flash: setup.flash,
+        io_uring: stats.io_uring,
+        phases,
+        restart,
+    })
+}
+
+/// The phases, and whether each is counted or only warms up.
+fn phases_of<'a>(args: &Args, setup: &'a Setup) -> Vec<(Phase<'a>, bool)> {
+    let whole = |name, work, persist| (Phase { name, work, time: None, persist }, true);
+    let fill = whole("fill", Work::PutEach, true);
+    let timed = |name, work, persist| {
+        let lasting = |seconds| Phase { name, work, time: Some(Duration::from_secs(seconds)), persist };
+        let warm_up = (args.warm_up > 0).then(|| (lasting(args.warm_up), false));
+        warm_up.into_iter().chain([(lasting(args.seconds), true)])
+    };
+    let order = &setup.order;
+    let read = || timed("read", Work::Drawn(Mix { get: 100, ..Mix::default() }, order), false);
+    let mut phases = Vec::new();
+    match args.workload {
+        Kind::Fill => phases.push(fill),
+        Kind::Read | Kind::Small | Kind::Large => {
+            phases.push(fill);
+            phases.extend(read());
+        }
+        Kind::Mixed => {
+            let (name, mix) = args.mix.mix();
+            phases.push(fill);
+            phases.extend(timed(name, Work::Drawn(mix, order), true));
+        }
+        Kind::Overwrite => {
+            phases.push(fill);
+            phases.extend(timed("overwrite", Work::Drawn(Mix { put: 100, ..Mix::default() }, order), true));
+        }
+        Kind::Delete => phases.extend([fill, whole("delete", Work::DeleteEach, true), whole("look", Work::GetEach, false)]),
+        Kind::Multiget => {
+            phases.push(fill);
+            phases.extend(timed("multiget", Work::Batches(args.batch, order), false));
+        }
+        Kind::Trace => phases.extend(setup.recorded.as_ref().map(|recorded| whole("trace", Work::Served(recorded), true))),
+        Kind::Restart => phases.extend(read()),
+    }
+    phases
+}
+
+/// A process that fills the store at `dir` and is killed.
+fn fill_and_kill(dir: &Path) -> anyhow::Result<()> {
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(std::env::args_os().skip(1))
+        .arg("--fill-until-killed")
+        .arg(dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut said = [0];
+    let filled = child.stdout.take().context("no output")?.read_exact(&mut said);
+    child.kill()?;
+    child.wait()?;
+    filled.context("the process that fills the store has ended")
+}
+
+fn fill_until_killed(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<ExitCode> {
+    let cache = Cache::open(setup.options.clone().dir(dir))?;
+    let (versions, entries) = (Versions::new(setup.keys.entries), AtomicU32::new(setup.keys.entries));
+    let bench = Bench {
+        cache: &cache,
+        keys: &setup.keys,
+        versions: &versions,
+        entries: &entries,
+        capacity: setup.keys.entries,
+        callers: args.callers.into(),
+        rate: 0,
+        seed: args.seed,
+        meter: &Meter::new(dir)?,
+        bar: &ProgressBar::hidden(),
+    };
+    bench.run(&Phase { name: "fill", work: Work::PutEach, time: None, persist: true })?;
+    cache.persist(Ack::Host)?;
+    std::io::stdout().write_all(b".")?;
+    std::io::stdout().flush()?;
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn first_hit(cache: &Cache, keys: &Keys, begun: Instant, open: Duration) -> anyhow::Result<Restart> {
+    let mut key = Vec::new();
+    payload::write_key(&mut key, keys.entries / 2, keys.key_len);
+    let found = cache.get(&key)?;
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    let first_hit_ms = found.map(|_| ms(begun.elapsed()));
+    Ok(Restart { open_ms: ms(open), first_hit_ms, entries: cache.stats().entries })
+}
+
+fn progress_bar(args: &Args) -> anyhow::Result<ProgressBar> {
+    if args.quiet || args.json {
+        return Ok(ProgressBar::hidden());
+    }
+    Ok(ProgressBar::new(1).with_style(ProgressStyle::with_template("{msg:12} {wide_bar} {percent:>3} %")?))
+}

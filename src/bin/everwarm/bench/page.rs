@@ -1,0 +1,87 @@
+//! The report as a page: calls a second over the time, and how long calls took.
+
+use std::path::Path;
+
+use anyhow::anyhow;
+use plotters::prelude::*;
+
+use super::report::{Report, Row};
+use crate::html;
+
+const SIZE: (u32, u32) = (1160, 360);
+const COLOURS: [RGBColor; 4] = [BLUE, RED, GREEN, MAGENTA];
+
+/// Writes the page.
+pub(crate) fn write(path: &Path, report: &Report) -> anyhow::Result<()> {
+    let drawn = |plot: Result<String, Box<dyn std::error::Error>>| plot.map_err(|error| anyhow!("cannot draw a plot: {error}"));
+    let plots = [
+        (
+            drawn(throughput(&report.phases))?,
+            "Thousands of calls a second over the seconds of each phase, one point for a tenth of a second.".to_owned(),
+        ),
+        (
+            drawn(latency(&report.phases))?,
+            "Microseconds within which a share of the calls had returned, from their intended start; both axes are logarithmic.".to_owned(),
+        ),
+    ];
+    html::write(path, &format!("everwarm bench {}", report.workload), &plots, &[report.describe(), report.table()].join("\n\n"))
+}
+
+fn throughput(phases: &[Row]) -> Result<String, Box<dyn std::error::Error>> {
+    let rates = |row: &Row| -> Vec<(f64, f64)> {
+        let rate = |pair: &[(f64, u64)]| (pair[1].0, (pair[1].1 - pair[0].1) as f64 / (pair[1].0 - pair[0].0).max(1e-3) / 1e3);
+        row.series.windows(2).map(rate).collect()
+    };
+    let curves: Vec<(&str, Vec<(f64, f64)>)> = phases.iter().map(|row| (row.name, rates(row))).collect();
+    let most = |of: fn(&(f64, f64)) -> f64| curves.iter().flat_map(|(_, points)| points).map(of).fold(1e-3, f64::max);
+    let (width, height) = (most(|point| point.0), 1.1 * most(|point| point.1));
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        area.fill(&WHITE)?;
+        let mut chart =
+            ChartBuilder::on(&area).margin(10).x_label_area_size(36).y_label_area_size(60).build_cartesian_2d(0.0..width, 0.0..height)?;
+        chart.configure_mesh().x_desc("s").y_desc("1000 calls/s").bold_line_style(BLACK.mix(0.08)).light_line_style(WHITE).draw()?;
+        for ((name, points), colour) in curves.into_iter().zip(COLOURS.into_iter().cycle()) {
+            let series = chart.draw_series(LineSeries::new(points, colour))?;
+            series.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour));
+        }
+        chart.configure_series_labels().position(SeriesLabelPosition::LowerRight).border_style(BLACK).background_style(WHITE).draw()?;
+        area.present()?;
+    }
+    Ok(svg)
+}
+
+/// Over `1 / (1 - quantile)`, so that each further nine is one step.
+fn latency(phases: &[Row]) -> Result<String, Box<dyn std::error::Error>> {
+    const NINES: f64 = 5.0;
+    let mut curves = Vec::new();
+    for row in phases {
+        for (kind, histogram) in ["reads", "writes"].into_iter().zip(&row.histograms).filter(|(_, histogram)| !histogram.is_empty()) {
+            let point = |step: u32| {
+                let rarity = 10f64.powf(f64::from(step) * NINES / 100.0);
+                (rarity, (histogram.value_at_quantile(1.0 - 1.0 / rarity) as f64 / 1e3).max(0.01))
+            };
+            curves.push((format!("{}, {kind}", row.name), (0..=100).map(point).collect::<Vec<_>>()));
+        }
+    }
+    let all = || curves.iter().flat_map(|(_, points)| points).map(|point| point.1);
+    let (low, high) = (all().fold(f64::MAX, f64::min).min(1.0), 1.2 * all().fold(1.0, f64::max));
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        area.fill(&WHITE)?;
+        let (x, y) = ((1.0..10f64.powf(NINES)).log_scale(), (low..high).log_scale());
+        let mut chart = ChartBuilder::on(&area).margin(10).x_label_area_size(36).y_label_area_size(60).build_cartesian_2d(x, y)?;
+        let share =
+            |rarity: &f64| format!("{:.5}", 100.0 * (1.0 - 1.0 / rarity)).trim_end_matches('0').trim_end_matches('.').to_owned() + " %";
+        chart.configure_mesh().x_label_formatter(&share).y_desc("us").bold_line_style(BLACK.mix(0.08)).light_line_style(WHITE).draw()?;
+        for ((name, points), colour) in curves.into_iter().zip(COLOURS.into_iter().cycle()) {
+            let series = chart.draw_series(LineSeries::new(points, colour))?;
+            series.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour));
+        }
+        chart.configure_series_labels().position(SeriesLabelPosition::UpperLeft).border_style(BLACK).background_style(WHITE).draw()?;
+        area.present()?;
+    }
+    Ok(svg)
+}

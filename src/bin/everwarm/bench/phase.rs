@@ -1,0 +1,382 @@
+//! One phase of a benchmark: callers that ask, each on a thread of its own, until it is over.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use everwarm::{Ack, Cache, Tier, Value};
+use hdrhistogram::Histogram;
+use indicatif::ProgressBar;
+use rand::Rng;
+use rand::rngs::SmallRng;
+
+use super::keys::{self, Keys, Order};
+use super::meter::{Cost, Meter};
+use super::versions::Versions;
+use crate::workload::{Op, Workload, payload};
+
+/// Keys of one `scan`.
+const SCAN: u32 = 100;
+/// Every byte of one answer in so many is verified; of the others the front, which states key, length and version.
+const VERIFIED: u64 = 16;
+/// How often what was done is looked at.
+const SAMPLE: Duration = Duration::from_millis(100);
+
+/// Shares of the operations, in percent.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Mix {
+    pub(crate) get: u32,
+    pub(crate) put: u32,
+    /// Puts of keys that were not there.
+    pub(crate) insert: u32,
+    /// A get, and then a put of the same key.
+    pub(crate) modify: u32,
+    /// A get of up to [`SCAN`] keys side by side.
+    pub(crate) scan: u32,
+}
+
+/// What the callers do.
+#[derive(Clone, Copy)]
+pub(crate) enum Work<'a> {
+    PutEach,
+    DeleteEach,
+    GetEach,
+    /// As the mix says, over keys in this order.
+    Drawn(Mix, &'a Order),
+    /// Gets of so many keys in a call.
+    Batches(u32, &'a Order),
+    /// Requests one after the other: a get that misses is a put.
+    Served(&'a Workload),
+}
+
+/// See the module.
+#[derive(Clone, Copy)]
+pub(crate) struct Phase<'a> {
+    pub(crate) name: &'static str,
+    pub(crate) work: Work<'a>,
+    /// How long; if there is none, until all of it is done.
+    pub(crate) time: Option<Duration>,
+    /// It ends when flash holds everything.
+    pub(crate) persist: bool,
+}
+
+/// What all phases of a benchmark have in common.
+pub(crate) struct Bench<'a> {
+    pub(crate) cache: &'a Cache,
+    pub(crate) keys: &'a Keys,
+    pub(crate) versions: &'a Versions,
+    /// How many keys have been put.
+    pub(crate) entries: &'a AtomicU32,
+    /// How many keys there may be.
+    pub(crate) capacity: u32,
+    pub(crate) callers: usize,
+    /// Operations a second of all callers together, 0 for as many as possible.
+    pub(crate) rate: u64,
+    pub(crate) seed: u64,
+    pub(crate) meter: &'a Meter,
+    pub(crate) bar: &'a ProgressBar,
+}
+
+/// What came of a phase.
+pub(crate) struct Outcome {
+    pub(crate) tally: Tally,
+    pub(crate) cost: Cost,
+    /// Until the last call had returned; `cost` is until everything was on flash, if the phase waits for that.
+    pub(crate) accepted: Duration,
+    /// Seconds since the beginning, and calls that had returned then.
+    pub(crate) series: Vec<(f64, u64)>,
+}
+
+/// What callers count.
+pub(crate) struct Tally {
+    /// Nanoseconds of each call that reads, from its intended start, and of each that writes.
+    pub(crate) reads: Histogram<u64>,
+    pub(crate) writes: Histogram<u64>,
+    /// Keys that were found, by tier: memory, buffer, flash.
+    pub(crate) hits: [u64; 3],
+    pub(crate) misses: u64,
+    /// Answers that may not be.
+    pub(crate) wrong: u64,
+    /// Bytes of keys and values that were put.
+    pub(crate) bytes_put: u64,
+}
+
+impl Tally {
+    fn new() -> Self {
+        let histogram = || Histogram::new_with_bounds(1, 3_600_000_000_000, 3).expect("the bounds are in order");
+        Self { reads: histogram(), writes: histogram(), hits: [0; 3], misses: 0, wrong: 0, bytes_put: 0 }
+    }
+
+    fn add(mut self, other: &Self) -> Self {
+        self.reads.add(&other.reads).expect("the same bounds");
+        self.writes.add(&other.writes).expect("the same bounds");
+        self.hits.iter_mut().zip(other.hits).for_each(|(sum, hits)| *sum += hits);
+        self.misses += other.misses;
+        self.wrong += other.wrong;
+        self.bytes_put += other.bytes_put;
+        self
+    }
+
+    pub(crate) fn calls(&self) -> u64 {
+        self.reads.len() + self.writes.len()
+    }
+}
+
+impl Bench<'_> {
+    pub(crate) fn run(&self, phase: &Phase<'_>) -> anyhow::Result<Outcome> {
+        self.bar.set_message(phase.name);
+        self.bar.set_length(self.length(phase));
+        self.bar.set_position(0);
+        let done: Vec<AtomicU64> = (0..self.callers).map(|_| AtomicU64::new(0)).collect();
+        let (over, begun) = (AtomicBool::new(false), self.meter.read());
+        let start = Instant::now();
+        let (tallies, series) = std::thread::scope(|scope| {
+            let callers: Vec<_> = done
+                .iter()
+                .enumerate()
+                .map(|(number, done)| scope.spawn(move || Caller::new(self, number, start, phase.time, done).work(phase.work)))
+                .collect();
+            let watch = scope.spawn(|| self.watch(start, phase.time, &done, &over));
+            let tallies: Vec<anyhow::Result<Tally>> =
+                callers.into_iter().map(|caller| caller.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect();
+            over.store(true, Relaxed);
+            watch.thread().unpark();
+            (tallies, watch.join().unwrap_or_default())
+        });
+        let accepted = start.elapsed();
+        if phase.persist {
+            self.cache.persist(Ack::Host)?;
+        }
+        let cost = begun.cost(&self.meter.read());
+        let tally = tallies.into_iter().try_fold(Tally::new(), |sum, tally| anyhow::Ok(sum.add(&tally?)))?;
+        Ok(Outcome { tally, cost, accepted, series })
+    }
+
+    /// Calls, or milliseconds.
+    fn length(&self, phase: &Phase<'_>) -> u64 {
+        match (phase.time, phase.work) {
+            (Some(time), _) => time.as_millis() as u64,
+            (None, Work::Served(workload)) => workload.requests.len() as u64,
+            (None, _) => self.keys.entries.into(),
+        }
+    }
+
+    fn watch(&self, start: Instant, time: Option<Duration>, done: &[AtomicU64], over: &AtomicBool) -> Vec<(f64, u64)> {
+        let mut series = vec![(0.0, 0)];
+        while !over.load(Relaxed) {
+            std::thread::park_timeout(SAMPLE);
+            let calls: u64 = done.iter().map(|calls| calls.load(Relaxed)).sum();
+            series.push((start.elapsed().as_secs_f64(), calls));
+            self.bar.set_position(if time.is_some() { start.elapsed().as_millis() as u64 } else { calls });
+        }
+        series
+    }
+}
+
+/// Whether a call reads or writes.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Read,
+    Write,
+}
+
+/// One of the callers. It alone writes the keys whose numbers leave its own when divided by how many callers there are.
+struct Caller<'a> {
+    bench: &'a Bench<'a>,
+    number: usize,
+    start: Instant,
+    end: Option<Instant>,
+    done: &'a AtomicU64,
+    random: SmallRng,
+    key: Vec<u8>,
+    value: Vec<u8>,
+    tally: Tally,
+}
+
+impl<'a> Caller<'a> {
+    fn new(bench: &'a Bench<'a>, number: usize, start: Instant, time: Option<Duration>, done: &'a AtomicU64) -> Self {
+        let random = keys::random(bench.seed, number);
+        Self {
+            bench,
+            number,
+            start,
+            end: time.map(|time| start + time),
+            done,
+            random,
+            key: Vec::new(),
+            value: Vec::new(),
+            tally: Tally::new(),
+        }
+    }
+
+    fn work(mut self, work: Work<'_>) -> anyhow::Result<Tally> {
+        match work {
+            Work::PutEach => self.each_own(|caller, key| caller.put(key))?,
+            Work::DeleteEach => self.each_own(|caller, key| caller.delete(key))?,
+            Work::GetEach => self.each_own(|caller, key| caller.get(key).map(drop))?,
+            Work::Drawn(mix, order) => {
+                while self.goes_on() {
+                    self.draw(mix, order)?;
+                }
+            }
+            Work::Batches(len, order) => {
+                while self.goes_on() {
+                    let entries = self.entries();
+                    let keys: Vec<u32> = (0..len).map(|_| order.draw(&mut self.random, entries)).collect();
+                    self.get_many(&keys)?;
+                }
+            }
+            Work::Served(workload) => {
+                let (callers, number) = (self.bench.callers, self.number);
+                for request in workload.requests.iter().filter(|request| request.key as usize % callers == number) {
+                    match request.op {
+                        Op::Get if self.get(request.key)? => {}
+                        Op::Get | Op::Put => self.put(request.key)?,
+                        Op::Delete | Op::Drop => self.delete(request.key)?,
+                    }
+                }
+            }
+        }
+        Ok(self.tally)
+    }
+
+    fn goes_on(&self) -> bool {
+        self.end.is_none_or(|end| Instant::now() < end)
+    }
+
+    fn entries(&self) -> u32 {
+        self.bench.entries.load(Relaxed)
+    }
+
+    fn each_own(&mut self, mut call: impl FnMut(&mut Self, u32) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        for key in (self.number as u32..self.bench.keys.entries).step_by(self.bench.callers) {
+            if !self.goes_on() {
+                break;
+            }
+            call(self, key)?;
+        }
+        Ok(())
+    }
+
+    fn draw(&mut self, mix: Mix, order: &Order) -> anyhow::Result<()> {
+        let entries = self.entries();
+        let key = order.draw(&mut self.random, entries);
+        let mut share = self.random.random_range(0..mix.get + mix.put + mix.insert + mix.modify + mix.scan);
+        let mut is = |part: u32| {
+            let is = share < part;
+            share = share.wrapping_sub(part);
+            is
+        };
+        if is(mix.get) {
+            self.get(key).map(drop)
+        } else if is(mix.put) {
+            self.put(self.own(key, entries))
+        } else if is(mix.insert) {
+            let next = self.bench.entries.fetch_update(Relaxed, Relaxed, |n| (n < self.bench.capacity).then_some(n + 1));
+            self.put(next.unwrap_or_else(|full| self.own(key, full)))
+        } else if is(mix.modify) {
+            let key = self.own(key, entries);
+            self.get(key)?;
+            self.put(key)
+        } else {
+            let len = self.random.random_range(1..=SCAN);
+            let keys: Vec<u32> = (key..entries.min(key + len)).collect();
+            self.get_many(&keys)
+        }
+    }
+
+    /// A key near `key` that this caller writes.
+    fn own(&self, key: u32, entries: u32) -> u32 {
+        let callers = self.bench.callers as u32;
+        let own = key - key % callers + self.number as u32;
+        if own < entries { own } else { own.saturating_sub(callers) }
+    }
+
+    /// Now, or when the next call should begin.
+    fn begin(&self) -> Instant {
+        let Some(between) = (self.bench.callers as u64 * 1_000_000_000).checked_div(self.bench.rate) else { return Instant::now() };
+        let calls = self.tally.calls() * between + self.number as u64 * between / self.bench.callers as u64;
+        let intended = self.start + Duration::from_nanos(calls);
+        let early = intended.saturating_duration_since(Instant::now());
+        if !early.is_zero() {
+            std::thread::sleep(early);
+        }
+        intended
+    }
+
+    fn end(&mut self, kind: Kind, began: Instant) {
+        let took = began.elapsed().as_nanos() as u64;
+        let histogram = if kind == Kind::Read { &mut self.tally.reads } else { &mut self.tally.writes };
+        histogram.saturating_record(took);
+        self.done.store(self.tally.calls(), Relaxed);
+    }
+
+    fn put(&mut self, key: u32) -> anyhow::Result<()> {
+        let Bench { cache, keys, versions, .. } = self.bench;
+        let version = versions.begin(key, false);
+        payload::write_key(&mut self.key, key, keys.key_len);
+        payload::write_value(&mut self.value, key, version.into(), keys.value_len(key));
+        let began = self.begin();
+        cache.put(&self.key, &self.value)?;
+        self.end(Kind::Write, began);
+        versions.returned(key, version);
+        self.tally.bytes_put += (self.key.len() + self.value.len()) as u64;
+        Ok(())
+    }
+
+    fn delete(&mut self, key: u32) -> anyhow::Result<()> {
+        let Bench { cache, keys, versions, .. } = self.bench;
+        let version = versions.begin(key, true);
+        payload::write_key(&mut self.key, key, keys.key_len);
+        let began = self.begin();
+        cache.delete(&self.key)?;
+        self.end(Kind::Write, began);
+        versions.returned(key, version);
+        Ok(())
+    }
+
+    /// Whether there is a value.
+    fn get(&mut self, key: u32) -> anyhow::Result<bool> {
+        let Bench { cache, keys, versions, .. } = self.bench;
+        payload::write_key(&mut self.key, key, keys.key_len);
+        let began = self.begin();
+        let oldest = versions.oldest(key);
+        let found = cache.get(&self.key)?;
+        self.end(Kind::Read, began);
+        self.check(key, oldest, found.as_ref());
+        Ok(found.is_some())
+    }
+
+    fn get_many(&mut self, keys: &[u32]) -> anyhow::Result<()> {
+        let Bench { cache, keys: all, versions, .. } = self.bench;
+        let bytes: Vec<Vec<u8>> = keys
+            .iter()
+            .map(|key| {
+                payload::write_key(&mut self.key, *key, all.key_len);
+                self.key.clone()
+            })
+            .collect();
+        let began = self.begin();
+        let oldest: Vec<u32> = keys.iter().map(|key| versions.oldest(*key)).collect();
+        let found = cache.get_many(&bytes)?;
+        self.end(Kind::Read, began);
+        keys.iter().zip(oldest).zip(&found).for_each(|((key, oldest), found)| self.check(*key, oldest, found.as_ref()));
+        Ok(())
+    }
+
+    fn check(&mut self, key: u32, oldest: u32, found: Option<&Value>) {
+        let Some(value) = found else {
+            self.tally.misses += 1;
+            return;
+        };
+        let looked = self.tally.hits.iter().sum::<u64>();
+        let version = if looked.is_multiple_of(VERIFIED) { payload::verify_value(value, key) } else { payload::stated_version(value, key) };
+        let is_right = version.is_some_and(|version| self.bench.versions.may_show(key, oldest, version));
+        self.tally.wrong += u64::from(!is_right);
+        let tier = match value.tier() {
+            Tier::Memory => 0,
+            Tier::Buffer => 1,
+            Tier::Flash => 2,
+        };
+        self.tally.hits[tier] += 1;
+    }
+}

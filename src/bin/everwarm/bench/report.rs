@@ -1,0 +1,224 @@
+//! What a benchmark found, for people and for programs.
+
+use std::fmt::Write;
+
+use everwarm::Stats;
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use super::phase::{Outcome, Tally};
+use crate::size::show_bytes;
+
+/// Fewer entries say nothing of what the index takes for one.
+const MANY: u64 = 100_000;
+
+/// The object that `--json` prints.
+#[derive(Serialize)]
+pub(crate) struct Report {
+    pub(crate) workload: String,
+    /// No answer was wrong.
+    pub(crate) ok: bool,
+    pub(crate) seed: u64,
+    pub(crate) entries: u32,
+    pub(crate) key_bytes: usize,
+    /// Bytes of all keys and values once.
+    pub(crate) footprint: u64,
+    pub(crate) callers: usize,
+    /// Calls a second that were asked for; 0: as many as possible.
+    pub(crate) rate: u64,
+    pub(crate) memory: u64,
+    pub(crate) flash: u64,
+    pub(crate) io_uring: bool,
+    pub(crate) phases: Vec<Row>,
+    pub(crate) restart: Option<Restart>,
+}
+
+/// What it took to come back after a kill.
+#[derive(Serialize)]
+pub(crate) struct Restart {
+    /// From the call to open until it returned.
+    pub(crate) open_ms: f64,
+    /// Until a first get had its value as well.
+    pub(crate) first_hit_ms: Option<f64>,
+    /// Entries that the index knew then.
+    pub(crate) entries: u64,
+}
+
+/// One phase.
+#[derive(Serialize)]
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    calls: u64,
+    seconds: f64,
+    /// Until everything was on flash, if the phase waited for that; else the same.
+    settled_seconds: f64,
+    calls_per_s: f64,
+    reads: Option<Latency>,
+    writes: Option<Latency>,
+    hits_memory: u64,
+    hits_buffer: u64,
+    hits_flash: u64,
+    misses: u64,
+    wrong: u64,
+    bytes_put: u64,
+    /// By everybody who used the device meanwhile.
+    device_bytes_read: Option<u64>,
+    device_bytes_written: Option<u64>,
+    cpu_us_per_call: f64,
+    memory_bytes: u64,
+    resident_bytes: Option<u64>,
+    index_bytes_per_entry: Option<f64>,
+    #[serde(skip)]
+    pub(crate) series: Vec<(f64, u64)>,
+    #[serde(skip)]
+    pub(crate) histograms: [Histogram<u64>; 2],
+}
+
+/// Microseconds of a call, from its intended start.
+#[derive(Serialize)]
+pub(crate) struct Latency {
+    calls: u64,
+    mean: f64,
+    p50: f64,
+    p90: f64,
+    p99: f64,
+    p999: f64,
+    p9999: f64,
+    max: f64,
+}
+
+impl Latency {
+    fn of(histogram: &Histogram<u64>) -> Option<Self> {
+        let us = |nanoseconds: u64| nanoseconds as f64 / 1e3;
+        let at = |quantile| us(histogram.value_at_quantile(quantile));
+        (!histogram.is_empty()).then(|| Self {
+            calls: histogram.len(),
+            mean: histogram.mean() / 1e3,
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            p9999: at(0.9999),
+            max: us(histogram.max()),
+        })
+    }
+}
+
+impl Row {
+    pub(crate) fn new(name: &'static str, outcome: Outcome, stats: &Stats, resident_bytes: Option<u64>) -> Self {
+        let Outcome { tally, cost, accepted, series } = outcome;
+        let calls = tally.calls();
+        let Tally { reads, writes, hits: [hits_memory, hits_buffer, hits_flash], misses, wrong, bytes_put } = tally;
+        Self {
+            name,
+            calls,
+            seconds: accepted.as_secs_f64(),
+            settled_seconds: cost.took.as_secs_f64(),
+            calls_per_s: calls as f64 / accepted.as_secs_f64(),
+            reads: Latency::of(&reads),
+            writes: Latency::of(&writes),
+            hits_memory,
+            hits_buffer,
+            hits_flash,
+            misses,
+            wrong,
+            bytes_put,
+            device_bytes_read: cost.device_read,
+            device_bytes_written: cost.device_written,
+            cpu_us_per_call: cost.cpu.as_secs_f64() * 1e6 / calls.max(1) as f64,
+            memory_bytes: stats.memory_bytes,
+            resident_bytes,
+            index_bytes_per_entry: (stats.entries >= MANY).then(|| stats.index_bytes as f64 / stats.entries as f64),
+            series,
+            histograms: [reads, writes],
+        }
+    }
+
+    pub(crate) fn is_right(&self) -> bool {
+        self.wrong == 0
+    }
+
+    fn looked(&self) -> u64 {
+        self.hits_memory + self.hits_buffer + self.hits_flash + self.misses
+    }
+}
+
+impl Report {
+    /// Tables of the phases: what was done and what it cost, then how long calls took.
+    pub(crate) fn table(&self) -> String {
+        let mut text = String::new();
+        let mut line = |cells: std::fmt::Arguments<'_>| {
+            let _ = text.write_fmt(cells);
+            text.push('\n');
+        };
+        let cell = |value: Option<f64>, decimals: usize| value.map_or("-".to_owned(), |value| format!("{value:.decimals$}"));
+        line(format_args!(
+            "{:<10} {:>11} {:>8} {:>10} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>8} {:>9}",
+            "phase", "calls", "s", "calls/s", "memory%", "buffer%", "flash%", "miss%", "read B", "written", "cpu us", "memory"
+        ));
+        for row in &self.phases {
+            let share = |of: u64| cell((row.looked() > 0).then(|| 100.0 * of as f64 / row.looked() as f64), 2);
+            let read = row.device_bytes_read.filter(|_| row.hits_flash > 0).map(|bytes| bytes as f64 / row.hits_flash as f64);
+            let written = row.device_bytes_written.filter(|_| row.bytes_put > 0).map(|bytes| bytes as f64 / row.bytes_put as f64);
+            line(format_args!(
+                "{:<10} {:>11} {:>8.2} {:>10.0} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>8.2} {:>9}",
+                row.name,
+                row.calls,
+                row.settled_seconds,
+                row.calls_per_s,
+                share(row.hits_memory),
+                share(row.hits_buffer),
+                share(row.hits_flash),
+                share(row.misses),
+                cell(read, 0),
+                cell(written, 3),
+                row.cpu_us_per_call,
+                show_bytes(row.memory_bytes)
+            ));
+        }
+        line(format_args!(""));
+        line(format_args!(
+            "{:<10} {:<6} {:>11} {:>9} {:>9} {:>9} {:>9} {:>9} {:>10}",
+            "us a call", "", "calls", "mean", "p50", "p90", "p99", "p99.9", "max"
+        ));
+        for row in &self.phases {
+            for (kind, latency) in [("reads", &row.reads), ("writes", &row.writes)] {
+                let Some(l) = latency else { continue };
+                line(format_args!(
+                    "{:<10} {kind:<6} {:>11} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>10.0}",
+                    row.name, l.calls, l.mean, l.p50, l.p90, l.p99, l.p999, l.max
+                ));
+            }
+        }
+        line(format_args!(""));
+        if let Some(restart) = &self.restart {
+            line(format_args!(
+                "after a kill: open {:.1} ms, first hit {} ms, {} entries",
+                restart.open_ms,
+                cell(restart.first_hit_ms, 1),
+                restart.entries
+            ));
+        }
+        if let Some(index) = self.phases.last().and_then(|row| row.index_bytes_per_entry) {
+            line(format_args!("index {index:.2} B an entry"));
+        }
+        let wrong: u64 = self.phases.iter().map(|row| row.wrong).sum();
+        line(format_args!("wrong answers {wrong}: {}", if wrong == 0 { "ok" } else { "NOT OK" }));
+        text
+    }
+
+    /// What was measured, in a line.
+    pub(crate) fn describe(&self) -> String {
+        let rate = if self.rate == 0 { "as fast as they can".to_owned() } else { format!("{} calls/s", self.rate) };
+        format!(
+            "{}: {} entries, {} of keys and values, {} callers, {rate}, memory {}, flash {}, seed {}",
+            self.workload,
+            self.entries,
+            show_bytes(self.footprint),
+            self.callers,
+            show_bytes(self.memory),
+            show_bytes(self.flash),
+            self.seed
+        )
+    }
+}
