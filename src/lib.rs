@@ -20,6 +20,10 @@ mod cache;
 #[allow(missing_docs, unreachable_pub)]
 pub mod fuzzing;
 
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod pieces;
+
 pub use cache::{AsyncCache, Cache, Entries};
 #[cfg(feature = "toml")]
 pub use config::parse_size;

@@ -1,0 +1,151 @@
+//! Pieces of the engine with what they work on, for `benches/pieces.rs`. No part of the interface: only the feature `internals` shows it, and it promises nothing.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::config::Backend;
+use crate::id::{Key, KeyHash, Location, Lsn, Position, SegmentId, StoreId};
+use crate::index::geometry::{Entry, Geometry};
+use crate::index::{self, checkpoint};
+use crate::io::posix::PosixDisk;
+use crate::io::ring::Ring;
+use crate::io::{Disk, File, Mapping};
+use crate::segment::format::{self, Content, Draft};
+use crate::wal::format::{Frame, Mutation};
+use crate::wal::replay::{Replay, Unheard};
+use crate::wal::writer::Wal;
+
+const STORE: StoreId = StoreId(1);
+const SEGMENTS: u32 = 512;
+const SEGMENT_SIZE: u64 = 32 << 20;
+
+/// CRC-32 of a record's or a block's bytes, as every file has it.
+pub fn checksum(bytes: &[u8]) -> u32 {
+    crate::codec::checksum(STORE, 1, 2, &[bytes])
+}
+
+/// A record of a put.
+#[derive(Debug)]
+pub struct Record(Vec<u8>);
+
+impl Record {
+    /// Encodes it, as a put does.
+    pub fn new(key: &[u8], value: &[u8]) -> Self {
+        let draft = Draft::put(Key { scope: crate::id::Scope::FIRST, bytes: key }, Content::Plain(value), None);
+        let prefix = draft.prefix(STORE, Position(0), Lsn(1), Lsn(1)).expect("the LSN is near");
+        let mut bytes = Vec::with_capacity(draft.len());
+        bytes.extend_from_slice(&prefix);
+        draft.parts().iter().for_each(|part| bytes.extend_from_slice(part));
+        Self(bytes)
+    }
+
+    /// Decodes and verifies it, as a get does.
+    pub fn is_whole(&self) -> bool {
+        format::decode_record(STORE, Position(0), Lsn(1), &self.0).is_some()
+    }
+}
+
+/// The index of a store of 16 GiB.
+#[derive(Debug)]
+pub struct Index(index::Index);
+
+impl Index {
+    /// With the entries below `entries`.
+    pub fn new(entries: u64) -> Self {
+        let index = Self(index::Index::new(Geometry::new(SEGMENTS, SEGMENT_SIZE)));
+        (0..entries).for_each(|n| index.insert(n));
+        index
+    }
+
+    fn hash(n: u64) -> KeyHash {
+        KeyHash(n.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15))
+    }
+
+    /// Puts entry `n`, or puts it again.
+    pub fn insert(&self, n: u64) {
+        let location = Location { segment: SegmentId(n as u32 % SEGMENTS), offset: (n as u32).wrapping_mul(8) % SEGMENT_SIZE as u32 };
+        self.0.insert(Self::hash(n), &Entry::new(location, 1_000));
+    }
+
+    /// Whether there is an entry `n`.
+    pub fn contains(&self, n: u64) -> bool {
+        self.0.get(Self::hash(n)).is_some()
+    }
+
+    /// Bytes of DRAM.
+    pub fn allocated(&self) -> u64 {
+        self.0.allocated()
+    }
+}
+
+/// A directory for checkpoints and WAL files.
+#[derive(Debug)]
+pub struct Dir(Arc<dyn Disk>);
+
+impl Dir {
+    /// One that exists, and is empty.
+    pub fn new(dir: &Path) -> io::Result<Self> {
+        Ok(Self(Arc::new(PosixDisk::new(dir, std::fs::File::open(dir)?, Backend::Portable, 1, 1)?)))
+    }
+
+    /// Writes a checkpoint and syncs it.
+    pub fn write_checkpoint(&self, index: &Index) -> io::Result<Checkpoint> {
+        let file = self.0.create("checkpoint.1", checkpoint::file_len(&index.0, 0))?;
+        checkpoint::write(STORE, 1, &index.0, &[], file.as_ref())?.expect("nobody writes meanwhile");
+        Ok(Checkpoint { file, geometry: index.0.geometry() })
+    }
+
+    /// A WAL of so many mutations, written out and synced.
+    pub fn write_wal(&self, mutations: u64) -> io::Result<Log> {
+        const PAYLOAD: u64 = 16 << 20;
+        let (ring, _) = self.0.map("ring", PAYLOAD / 2)?;
+        let wal = Wal::new(Arc::clone(&self.0), STORE, Ring::new(Arc::clone(&ring), 0), PAYLOAD)?;
+        let mut at = 0;
+        for n in 1..=mutations {
+            if !wal.has_room(Wal::end_of(at, 0)) {
+                wal.write_out(at)?;
+            }
+            let (lsn, hash) = (Lsn(n), Index::hash(n));
+            let mutation = Mutation { lsn, hash, tombstone: false, supersedes: false, record: Position(n * 1_024), record_len: 1_024 };
+            at = wal.append(at, &Frame::Mutation(mutation), &[]);
+        }
+        wal.write_out(at)?;
+        wal.sync()?;
+        Ok(Log { disk: Arc::clone(&self.0), ring, payload: PAYLOAD })
+    }
+}
+
+/// A checkpoint that was written.
+#[derive(Debug)]
+pub struct Checkpoint {
+    file: Arc<dyn File>,
+    geometry: Geometry,
+}
+
+impl Checkpoint {
+    /// Loads it into an empty index, as opening does. How many entries there were.
+    pub fn load(&self) -> io::Result<u64> {
+        let index = index::Index::new(self.geometry);
+        match checkpoint::load(STORE, 1, self.file.as_ref(), &index, |_| Box::new(|_| true))? {
+            checkpoint::Loaded::Entries(entries) => Ok(entries),
+            other => Err(io::Error::other(format!("{other:?}"))),
+        }
+    }
+}
+
+/// A WAL that was written.
+#[derive(Debug)]
+pub struct Log {
+    disk: Arc<dyn Disk>,
+    ring: Arc<dyn Mapping>,
+    payload: u64,
+}
+
+impl Log {
+    /// Replays it, as opening does. How many frames there were.
+    pub fn replay(&self) -> io::Result<u64> {
+        let mut replay = Replay::open(self.disk.as_ref(), STORE, Arc::clone(&self.ring), self.payload)?;
+        Ok(replay.run((0, Lsn(1)), Lsn::ZERO, true, &mut Unheard)?.frames)
+    }
+}
