@@ -441,6 +441,37 @@ mod tests {
         assert!(bytes[..2 * BLOCK].iter().all(|b| *b == 7) && bytes[2 * BLOCK..].iter().all(|b| *b == 0));
     }
 
+    /// Reads of both backends, many more than may be in flight or wait, some of them given up, some beyond the file's end: whoever still waits is answered, rightly.
+    #[test]
+    fn reads_beyond_every_bound_are_all_answered() {
+        const BLOCKS: u64 = 64;
+        for backend in [Backend::Auto, Backend::Portable] {
+            let dir = tempfile::tempdir().unwrap();
+            let disk = PosixDisk::new(dir.path(), fs::File::open(dir.path()).unwrap(), backend, 2, 1).unwrap();
+            let file = disk.create("file", BLOCKS * BLOCK as u64).unwrap();
+            let mut blocks = AlignedBuf::zeroed(BLOCKS as usize * BLOCK);
+            blocks.chunks_mut(BLOCK).zip(1..).for_each(|(block, n)| block.fill(n));
+            file.write_at(0, &blocks).unwrap();
+            let read = |n: u64| {
+                // The last of these begins in the file and does not end there.
+                let (offset, len) = (n % BLOCKS * BLOCK as u64, if n % BLOCKS == BLOCKS - 1 { 2 * BLOCK } else { BLOCK });
+                BatchRead { file: Arc::clone(&file), offset, buf: AlignedBuf::zeroed(len), done: false }
+            };
+            let is_right = |n: u64, read: &BatchRead| {
+                let is_short = n % BLOCKS == BLOCKS - 1;
+                read.done != is_short && (is_short || read.buf.iter().all(|byte| u64::from(*byte) == n % BLOCKS + 1))
+            };
+            let many = 3 * crate::io::reading::WAITING_MAX as u64;
+            let started: Vec<Option<Reading>> = (0..many).map(|n| Some(disk.start_read(read(n))).filter(|_| n % 3 != 0)).collect();
+            for (n, reading) in started.into_iter().enumerate().filter_map(|(n, reading)| Some((n as u64, reading?))) {
+                assert!(is_right(n, &pollster::block_on(reading)), "{backend:?}: {n}");
+            }
+            let mut batch: Vec<BatchRead> = (0..200).map(read).collect();
+            disk.read_batch(&mut batch);
+            batch.iter().enumerate().for_each(|(n, read)| assert!(is_right(n as u64, read), "{backend:?}: {n} of a batch"));
+        }
+    }
+
     #[test]
     fn descriptors_of_all_stores_are_counted_together() {
         let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 40);
