@@ -1,6 +1,7 @@
 //! Everwarm beside its peers. Each engine fills a new store in a process of its own, is killed once it says that flash holds everything, and is
 //! opened again by another process that reads every entry back. Rounds alternate between the engines.
 
+mod hits;
 mod stores;
 mod work;
 
@@ -8,12 +9,14 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use hits::Hits;
 use stores::{Engine, Size};
 use work::{Filled, Verified};
 
@@ -41,6 +44,32 @@ enum Verb {
         /// Print one object on standard output instead of a table.
         #[arg(long)]
         json: bool,
+    },
+    /// Gets and puts that DRAM answers, each engine in turn in each round.
+    Hits {
+        #[command(flatten)]
+        load: Load,
+        #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Engine::EverwarmMemory, Engine::Everwarm, Engine::QuickCache, Engine::Moka, Engine::FoyerMemory])]
+        engines: Vec<Engine>,
+        /// Numbers of threads that are measured.
+        #[arg(long, value_delimiter = ',', default_values_t = [1, 2])]
+        callers: Vec<u64>,
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// How long each engine is measured in each round.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+        /// Print one object on standard output instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    #[command(hide = true)]
+    ChildHits {
+        engine: Engine,
+        #[command(flatten)]
+        load: Load,
+        #[arg(long)]
+        seconds: u64,
     },
     #[command(hide = true)]
     ChildFill {
@@ -92,6 +121,8 @@ fn main() -> Result<()> {
     match Program::parse().verb {
         Verb::ChildFill { engine, load } => work::fill(engine, &load.dir, load.size(), load.threads),
         Verb::ChildVerify { engine, load } => work::verify(engine, &load.dir, load.size(), load.threads),
+        Verb::ChildHits { engine, load, seconds } => hits::run(engine, &load.dir, load.size(), load.threads, Duration::from_secs(seconds)),
+        Verb::Hits { load, engines, callers, rounds, seconds, json } => compare_hits(&load, &engines, &callers, rounds, seconds, json),
         Verb::Fill { load, engines, rounds, read_back_always, json } => {
             let mut results: BTreeMap<String, Vec<Round>> = BTreeMap::new();
             for round in 0..rounds {
@@ -107,18 +138,69 @@ fn main() -> Result<()> {
     }
 }
 
-fn one_round(engine: Engine, load: &Load, read_back: bool) -> Result<Round> {
-    let dir = load.dir.join(engine.name());
+/// What the rounds found, by engine and number of callers.
+type HitsOf = BTreeMap<String, BTreeMap<u64, Vec<Hits>>>;
+
+fn compare_hits(load: &Load, engines: &[Engine], callers: &[u64], rounds: usize, seconds: u64, json: bool) -> Result<()> {
+    let mut results = HitsOf::new();
+    for round in 0..rounds {
+        for (threads, engine) in callers.iter().flat_map(|threads| engines.iter().map(move |engine| (*threads, *engine))) {
+            let load = Load { threads, ..load.clone() };
+            let dir = fresh(&load.dir, engine)?;
+            let mut child = spawn("child-hits", engine, &dir, &load, &["--seconds".into(), seconds.to_string()])?;
+            let hits: Hits = answer(&mut child).with_context(|| format!("{} was asked", engine.name()))?;
+            child.wait()?;
+            std::fs::remove_dir_all(&dir)?;
+            eprintln!("round {} of {rounds}: {}, {threads} callers: {}", round + 1, engine.name(), serde_json::to_string(&hits)?);
+            results.entry(engine.name()).or_default().entry(threads).or_default().push(hits);
+        }
+    }
+    if json {
+        println!("{}", serde_json::to_string(&results)?);
+        return Ok(());
+    }
+    println!(
+        "{:<16} {:>8} {:>9} {:>24} {:>8} {:>10} {:>8}",
+        "engine", "callers", "M ops/s", "of the first (spread)", "cpu us", "B an entry", "missed"
+    );
+    for (threads, engine) in callers.iter().flat_map(|threads| engines.iter().map(move |engine| (*threads, engine.name()))) {
+        let of = |engine: &str| &results[engine][&threads];
+        let (own, first) = (of(&engine), of(&engines[0].name()));
+        let mut ratios: Vec<f64> = own.iter().zip(first).map(|(own, first)| own.per_s / first.per_s).collect();
+        ratios.sort_by(f64::total_cmp);
+        let middle = |value: fn(&Hits) -> f64| median(own.iter().map(value)).unwrap_or(f64::NAN);
+        println!(
+            "{engine:<16} {threads:>8} {:>9.2} {:>9.2} ({:.2} to {:.2}) {:>8.3} {:>10.0} {:>8}",
+            middle(|hits| hits.per_s) / 1e6,
+            ratios[ratios.len() / 2],
+            ratios[0],
+            ratios[ratios.len() - 1],
+            middle(|hits| hits.cpu_us),
+            middle(|hits| hits.overhead),
+            own.iter().map(|hits| hits.missed).sum::<u64>()
+        );
+    }
+    Ok(())
+}
+
+/// A new directory for an engine.
+fn fresh(parent: &Path, engine: Engine) -> Result<PathBuf> {
+    let dir = parent.join(engine.name());
     if dir.exists() {
         std::fs::remove_dir_all(&dir)?;
     }
     std::fs::create_dir_all(&dir)?;
-    let mut child = spawn("child-fill", engine, &dir, load)?;
+    Ok(dir)
+}
+
+fn one_round(engine: Engine, load: &Load, read_back: bool) -> Result<Round> {
+    let dir = fresh(&load.dir, engine)?;
+    let mut child = spawn("child-fill", engine, &dir, load, &[])?;
     let filled: Filled = answer(&mut child).with_context(|| format!("{} while it was filled", engine.name()))?;
     child.kill()?;
     child.wait()?;
     let verified: Option<Verified> = if read_back {
-        let mut child = spawn("child-verify", engine, &dir, load)?;
+        let mut child = spawn("child-verify", engine, &dir, load, &[])?;
         let verified = answer(&mut child).with_context(|| format!("{} after the kill", engine.name()))?;
         child.wait()?;
         Some(verified)
@@ -134,7 +216,7 @@ fn one_round(engine: Engine, load: &Load, read_back: bool) -> Result<Round> {
     Ok(Round { filled, verified, accepted_per_s, stored_per_s })
 }
 
-fn spawn(verb: &str, engine: Engine, dir: &Path, load: &Load) -> Result<Child> {
+fn spawn(verb: &str, engine: Engine, dir: &Path, load: &Load, more: &[String]) -> Result<Child> {
     let arguments = [
         ("--entries", load.entries.to_string()),
         ("--value-len", load.value_len.to_string()),
@@ -146,7 +228,7 @@ fn spawn(verb: &str, engine: Engine, dir: &Path, load: &Load) -> Result<Child> {
     for (name, value) in arguments {
         command.arg(name).arg(value);
     }
-    Ok(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?)
+    Ok(command.args(more).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?)
 }
 
 /// The one line that a child prints.

@@ -39,7 +39,7 @@ pub fn key(n: u64) -> Key {
 }
 
 /// Bytes that do not compress and that state `n` and `version`.
-fn value(buf: &mut BytesMut, n: u64, version: u64, len: usize) -> Bytes {
+pub fn value(buf: &mut BytesMut, n: u64, version: u64, len: usize) -> Bytes {
     buf.reserve(len);
     buf.extend_from_slice(&n.to_le_bytes());
     buf.extend_from_slice(&version.to_le_bytes());

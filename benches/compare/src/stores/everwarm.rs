@@ -11,11 +11,11 @@ const INDEX: u64 = 10;
 /// Header, key and footer entry of a record, generously.
 const RECORD: u64 = 64;
 
-pub fn open(dir: &Path, size: Size, wal_values: bool) -> Result<impl Store + use<>> {
+pub fn open(dir: &Path, size: Size, ack: Ack, wal_values: bool) -> Result<impl Store + use<>> {
     let bytes = size.entries * (size.value_len as u64 + RECORD);
     let flash = (bytes + bytes / 8).next_multiple_of(64 << 20).max(256 << 20);
     let wal = if wal_values { WalValues::Always } else { WalValues::Never };
-    Ok(Cache::open(Options::new(dir).memory(size.entries * INDEX + size.memory).flash(flash).wal_values(wal))?)
+    Ok(Cache::open(Options::new(dir).memory(size.entries * INDEX + size.memory).flash(flash).wal_values(wal).ack(ack))?)
 }
 
 impl Store for Cache {

@@ -3,8 +3,8 @@ use std::path::Path;
 use anyhow::Result;
 use bytes::Bytes;
 use foyer::{
-    BlockEngineConfig, DeviceBuilder, FsDeviceBuilder, HybridCache, HybridCacheBuilder, HybridCachePolicy, IoEngineConfig,
-    PsyncIoEngineConfig, UringIoEngineConfig,
+    BlockEngineConfig, Cache, CacheBuilder, DeviceBuilder, FsDeviceBuilder, HybridCache, HybridCacheBuilder, HybridCachePolicy,
+    IoEngineConfig, PsyncIoEngineConfig, UringIoEngineConfig,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -37,6 +37,28 @@ pub fn open(dir: &Path, size: Size, uring: bool) -> Result<impl Store + use<>> {
             .await
     })?;
     Ok(Foyer { runtime, cache })
+}
+
+struct FoyerMemory(Cache<u128, Bytes>);
+
+pub fn open_memory(size: Size) -> impl Store {
+    let weighter = |_: &u128, value: &Bytes| size_of::<Key>() + value.len();
+    FoyerMemory(CacheBuilder::new(size.memory as usize).with_weighter(weighter).build())
+}
+
+impl Store for FoyerMemory {
+    fn put(&self, key: Key, value: Bytes) -> Result<()> {
+        self.0.insert(u128::from_le_bytes(key), value);
+        Ok(())
+    }
+
+    fn get(&self, key: Key) -> Result<Option<Bytes>> {
+        Ok(self.0.get(&u128::from_le_bytes(key)).map(|entry| entry.value().clone()))
+    }
+
+    fn settle(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl Store for Foyer {

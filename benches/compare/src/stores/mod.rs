@@ -3,9 +3,11 @@
 mod everwarm;
 mod fjall;
 mod foyer;
+mod memory;
 
 use std::path::Path;
 
+use ::everwarm::Ack;
 use anyhow::Result;
 use bytes::Bytes;
 use clap::ValueEnum;
@@ -41,6 +43,12 @@ pub enum Engine {
     FoyerPsync,
     /// fjall, values apart from keys.
     Fjall,
+    /// Everwarm, mutations at the level `Memory`.
+    EverwarmMemory,
+    /// foyer without its disk.
+    FoyerMemory,
+    QuickCache,
+    Moka,
 }
 
 impl Engine {
@@ -50,11 +58,15 @@ impl Engine {
 
     pub fn open(self, dir: &Path, size: Size) -> Result<Box<dyn Store>> {
         Ok(match self {
-            Self::Everwarm => Box::new(everwarm::open(dir, size, false)?),
-            Self::EverwarmWal => Box::new(everwarm::open(dir, size, true)?),
+            Self::Everwarm => Box::new(everwarm::open(dir, size, Ack::Process, false)?),
+            Self::EverwarmWal => Box::new(everwarm::open(dir, size, Ack::Process, true)?),
             Self::FoyerUring => Box::new(foyer::open(dir, size, true)?),
             Self::FoyerPsync => Box::new(foyer::open(dir, size, false)?),
             Self::Fjall => Box::new(fjall::open(dir, size)?),
+            Self::EverwarmMemory => Box::new(everwarm::open(dir, size, Ack::Memory, false)?),
+            Self::FoyerMemory => Box::new(foyer::open_memory(size)),
+            Self::QuickCache => Box::new(memory::quick_cache(size)),
+            Self::Moka => Box::new(memory::moka(size)),
         })
     }
 }
