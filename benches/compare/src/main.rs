@@ -2,6 +2,7 @@
 //! opened again by another process that reads every entry back. Rounds alternate between the engines.
 
 mod hits;
+mod restart;
 mod stores;
 mod work;
 
@@ -17,6 +18,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use hits::Hits;
+use restart::{Curve, Plan};
 use stores::{Engine, Size};
 use work::{Filled, Verified};
 
@@ -62,6 +64,37 @@ enum Verb {
         /// Print one object on standard output instead of a table.
         #[arg(long)]
         json: bool,
+    },
+    /// Hits over the time around a kill -9.
+    Restart {
+        #[command(flatten)]
+        load: Load,
+        #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Engine::Everwarm, Engine::FoyerUring, Engine::FoyerPsync, Engine::Memcached, Engine::Redis, Engine::Fjall])]
+        engines: Vec<Engine>,
+        /// Gets a second.
+        #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..))]
+        rate: u64,
+        /// Seconds before the kill, and after it.
+        #[arg(long, default_value_t = 5)]
+        before: u64,
+        #[arg(long, default_value_t = 20)]
+        after: u64,
+        /// Draw all engines into this file.
+        #[arg(long, value_name = "FILE.svg")]
+        picture: Option<PathBuf>,
+        /// Print one object on standard output instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    #[command(hide = true)]
+    ChildServe {
+        engine: Engine,
+        #[command(flatten)]
+        load: Load,
+        #[arg(long)]
+        rate: u64,
+        #[arg(long)]
+        first: bool,
     },
     #[command(hide = true)]
     ChildHits {
@@ -121,6 +154,11 @@ fn main() -> Result<()> {
     match Program::parse().verb {
         Verb::ChildFill { engine, load } => work::fill(engine, &load.dir, load.size(), load.threads),
         Verb::ChildVerify { engine, load } => work::verify(engine, &load.dir, load.size(), load.threads),
+        Verb::ChildServe { engine, load, rate, first } => restart::serve(engine, &load.dir, load.size(), load.threads, rate, first),
+        Verb::Restart { load, engines, rate, before, after, picture, json } => {
+            let plan = Plan { rate, before: Duration::from_secs(before), after: Duration::from_secs(after) };
+            compare_restarts(&load, &engines, plan, picture.as_ref(), json)
+        }
         Verb::ChildHits { engine, load, seconds } => hits::run(engine, &load.dir, load.size(), load.threads, Duration::from_secs(seconds)),
         Verb::Hits { load, engines, callers, rounds, seconds, json } => compare_hits(&load, &engines, &callers, rounds, seconds, json),
         Verb::Fill { load, engines, rounds, read_back_always, json } => {
@@ -136,6 +174,35 @@ fn main() -> Result<()> {
             report(&results, &engines, json)
         }
     }
+}
+
+fn compare_restarts(load: &Load, engines: &[Engine], plan: Plan, picture: Option<&PathBuf>, json: bool) -> Result<()> {
+    let mut curves = Vec::new();
+    for &engine in engines {
+        eprintln!("{}", engine.name());
+        let dir = fresh(&load.dir, engine)?;
+        let rate = ["--rate".to_owned(), plan.rate.to_string()];
+        let spawn = |is_first: bool| {
+            let first = is_first.then(|| "--first".to_owned());
+            spawn("child-serve", engine, &dir, load, &rate.iter().cloned().chain(first).collect::<Vec<_>>())
+        };
+        curves.push((engine.name(), restart::measure(plan, spawn).with_context(|| engine.name())?));
+        std::fs::remove_dir_all(&dir)?;
+    }
+    let borrowed: Vec<(String, &Curve)> = curves.iter().map(|(name, curve)| (name.clone(), curve)).collect();
+    if let Some(path) = picture {
+        restart::draw(path, &borrowed, plan)?;
+    }
+    if json {
+        println!("{}", serde_json::to_string(&curves)?);
+        return Ok(());
+    }
+    println!("{:<14} {:>10} {:>12} {:>16} {:>8}", "engine", "before %", "answers, s", "first second %", "wrong");
+    for (name, curve) in curves {
+        let answers = curve.answers_after_s.map_or_else(|| "-".into(), |s| format!("{s:.2}"));
+        println!("{name:<14} {:>10.1} {answers:>12} {:>16.1} {:>8}", 100.0 * curve.before, 100.0 * curve.first_second, curve.wrong);
+    }
+    Ok(())
 }
 
 /// What the rounds found, by engine and number of callers.
@@ -228,7 +295,7 @@ fn spawn(verb: &str, engine: Engine, dir: &Path, load: &Load, more: &[String]) -
     for (name, value) in arguments {
         command.arg(name).arg(value);
     }
-    Ok(command.args(more).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?)
+    Ok(restart::leads_a_group(&mut command).args(more).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?)
 }
 
 /// The one line that a child prints.

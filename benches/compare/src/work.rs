@@ -93,7 +93,7 @@ pub fn verify(engine: Engine, dir: &Path, size: Size, threads: u64) -> Result<()
 }
 
 /// Calls `work` for every entry, each thread for its share.
-fn each_of(entries: u64, threads: u64, work: impl Fn(u64, &mut BytesMut) -> Result<()> + Sync) -> Result<()> {
+pub fn each_of(entries: u64, threads: u64, work: impl Fn(u64, &mut BytesMut) -> Result<()> + Sync) -> Result<()> {
     std::thread::scope(|scope| {
         let work = &work;
         let share = |t| {

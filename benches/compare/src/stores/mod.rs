@@ -4,6 +4,9 @@ mod everwarm;
 mod fjall;
 mod foyer;
 mod memory;
+#[cfg(feature = "rocksdb")]
+mod rocksdb;
+mod servers;
 
 use std::path::Path;
 
@@ -48,6 +51,12 @@ pub enum Engine {
     /// foyer without its disk.
     FoyerMemory,
     QuickCache,
+    /// memcached with extstore.
+    Memcached,
+    /// Redis with an append-only file.
+    Redis,
+    /// RocksDB with BlobDB, if it was built with it.
+    Rocksdb,
     Moka,
 }
 
@@ -66,6 +75,12 @@ impl Engine {
             Self::EverwarmMemory => Box::new(everwarm::open(dir, size, Ack::Memory, false)?),
             Self::FoyerMemory => Box::new(foyer::open_memory(size)),
             Self::QuickCache => Box::new(memory::quick_cache(size)),
+            Self::Memcached => Box::new(servers::memcached(dir, size)?),
+            Self::Redis => Box::new(servers::redis(dir)?),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocksdb => Box::new(rocksdb::open(dir, size)?),
+            #[cfg(not(feature = "rocksdb"))]
+            Self::Rocksdb => anyhow::bail!("build with --features rocksdb, which needs a C++ compiler and libclang"),
             Self::Moka => Box::new(memory::moka(size)),
         })
     }
