@@ -469,6 +469,12 @@ mod tests {
             let mut batch: Vec<BatchRead> = (0..200).map(read).collect();
             disk.read_batch(&mut batch);
             batch.iter().enumerate().for_each(|(n, read)| assert!(is_right(n as u64, read), "{backend:?}: {n} of a batch"));
+            // A file that the kernel knows nothing of.
+            let other = crate::io::sim::SimDisk::new(1).create("file", BLOCK as u64).unwrap();
+            let read = || BatchRead { file: Arc::clone(&other), offset: 0, buf: AlignedBuf::zeroed(BLOCK), done: false };
+            let mut batch = [read()];
+            disk.read_batch(&mut batch);
+            assert!(batch[0].done && pollster::block_on(disk.start_read(read())).done, "{backend:?}, {disk:?}");
         }
     }
 
