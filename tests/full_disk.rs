@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use everwarm::{Ack, Cache, Error, Options, PutOptions, Wait};
 
+const AT: &str = "mounted";
+
 /// A file system of 12 MiB, gone with this.
 struct Mounted {
     root: tempfile::TempDir,
@@ -14,8 +16,7 @@ struct Mounted {
 impl Mounted {
     fn new(kind: &str) -> Option<Self> {
         let root = tempfile::tempdir().unwrap();
-        let mounted = Self { root };
-        let (image, at) = (mounted.root.path().join("image"), mounted.at());
+        let (image, at) = (root.path().join("image"), root.path().join(AT));
         std::fs::create_dir(&at).unwrap();
         let run = |program: &str, arguments: &[&dyn AsRef<std::ffi::OsStr>]| {
             Command::new(program)
@@ -23,21 +24,22 @@ impl Mounted {
                 .output()
                 .is_ok_and(|output| output.status.success())
         };
-        let is_there = match kind {
+        let is_mounted = match kind {
             "tmpfs" => run("mount", &[&"-t", &"tmpfs", &"-o", &"size=12m", &"none", &at]),
             _ => {
                 std::fs::File::create(&image).unwrap().set_len(12 << 20).unwrap();
                 run("mkfs.ext4", &[&"-q", &"-O", &"^has_journal", &image]) && run("mount", &[&"-o", &"loop", &image, &at])
             }
         };
-        if !is_there {
+        if !is_mounted {
             println!("skipped: {kind} cannot be mounted here");
+            return None;
         }
-        is_there.then_some(mounted)
+        Some(Self { root })
     }
 
     fn at(&self) -> PathBuf {
-        self.root.path().join("mounted")
+        self.root.path().join(AT)
     }
 }
 
@@ -104,9 +106,14 @@ fn a_file_system_that_is_full_is_back_pressure(kind: &str) {
         put = end;
     }
     put = fill(&cache, put..put + 10_000);
-    // Waits for room.
+    // Waits for room: what is in the write buffer has no segment to go to.
     std::thread::scope(|scope| {
+        let refusals = cache.stats().disk_full;
         let persist = scope.spawn(|| cache.persist(Ack::Host));
+        while cache.stats().disk_full < refusals + 2 {
+            std::thread::yield_now();
+        }
+        assert!(!persist.is_finished());
         std::fs::remove_file(&ballast).unwrap();
         persist.join().unwrap().unwrap();
     });

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use everwarm::{Ack, Backend, Cache, Options, WalValues};
 use indicatif::{ProgressBar, ProgressStyle};
+use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::level::AckLevel;
 use crate::size::{self, Flash};
@@ -40,7 +41,7 @@ const PART_OF_SEGMENT: u64 = 4;
 const SEGMENTS: u64 = 32;
 /// Up to here values fit the segments that a store has by default.
 const LONG: u64 = 128 << 10;
-const KEY_LEN: usize = 16;
+const KEY_LEN: u16 = 16;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -58,10 +59,10 @@ pub(crate) struct Args {
     /// How long to read, mix or overwrite
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: u64,
-    /// How long to do the same before that, uncounted
+    /// How long to do the same before that, uncounted; not after a restart
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=86_400))]
     warm_up: u64,
-    /// Calls a second of all callers together, each timed from when it should have begun; 0 for as many as possible. Filling is not held back
+    /// Calls a second of all callers together, each timed from when it should have begun; 0 for as many as possible. The fill is not held back
     #[arg(long, default_value_t = 0)]
     rate: u64,
     /// Which keys are asked for [default: uniform; mixed zipf, and latest for its D]
@@ -217,7 +218,7 @@ impl Setup {
         let mut recorded = None;
         let (keys, order) = if let (Kind::Trace, Some(file)) = (args.workload, &args.trace) {
             let workload = recorded.insert(trace::read(file, args.requests.map(|n| n as usize))?);
-            (Keys::of(workload, KEY_LEN), Order::Uniform)
+            (Keys::of(workload), Order::Uniform)
         } else if let Some(prefix) = &args.distribution {
             Keys::recorded(prefix, entries, KEY_LEN, args.seed)?
         } else {
@@ -231,7 +232,7 @@ impl Setup {
                 KeyOrder::Zipf => Order::zipf(entries, args.alpha)?,
                 KeyOrder::Latest => Order::latest(entries, args.alpha)?,
             };
-            (Keys::new(entries, KEY_LEN, value_len as usize), order)
+            (Keys::new(entries, KEY_LEN, value_len as u32), order)
         };
         let longest = keys.longest() as u64;
         let segment_size = (longest > LONG).then(|| (PART_OF_SEGMENT * longest).next_power_of_two());
@@ -252,9 +253,15 @@ impl Setup {
         Ok(Self { keys, order, recorded, memory, flash, options })
     }
 
-    /// Keys may be added by some mixes.
-    fn capacity(&self) -> u32 {
-        self.keys.entries.saturating_mul(2)
+    /// Keys are added by some mixes.
+    fn capacity(&self, args: &Args) -> u32 {
+        let adds = args.workload == Kind::Mixed && matches!(args.mix, Ycsb::D | Ycsb::E);
+        if adds { self.keys.entries.saturating_mul(2) } else { self.keys.entries }
+    }
+
+    /// Each has keys of its own to write.
+    fn callers(&self, args: &Args) -> usize {
+        usize::from(args.callers).min(self.keys.entries as usize)
     }
 }
 
@@ -290,10 +297,11 @@ fn measure(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<Report> {
         bar.set_message("fill, kill");
         fill_and_kill(dir)?;
     }
+    let capacity = setup.capacity(args);
     let begun = Instant::now();
     let cache = Cache::open(setup.options.clone().dir(dir))?;
     let open = begun.elapsed();
-    let versions = if is_filled { Versions::filled(keys.entries, setup.capacity()) } else { Versions::new(setup.capacity()) };
+    let versions = if is_filled { Versions::filled(keys.entries, capacity) } else { Versions::new(capacity) };
     let entries = AtomicU32::new(keys.entries);
     let restart = is_filled.then(|| first_hit(&cache, keys, begun, open)).transpose()?;
     let meter = Meter::new(dir)?;
@@ -302,8 +310,8 @@ fn measure(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<Report> {
         keys,
         versions: &versions,
         entries: &entries,
-        capacity: setup.capacity(),
-        callers: args.callers.into(),
+        capacity,
+        callers: setup.callers(args),
         rate: 0,
         seed: args.seed,
         meter: &meter,
@@ -311,7 +319,7 @@ fn measure(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<Report> {
     };
     let mut phases = Vec::new();
     for (phase, is_counted) in phases_of(args, setup) {
-        let rate = if phase.time.is_some() { args.rate } else { 0 };
+        let rate = if matches!(phase.work, Work::PutEach) { 0 } else { args.rate };
         let outcome = Bench { rate, ..bench }.run(&phase)?;
         if is_counted {
             phases.push(Row::new(phase.name, outcome, &cache.stats(), meter::resident()));
@@ -325,9 +333,9 @@ fn measure(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<Report> {
         ok: phases.iter().all(Row::is_right),
         seed: args.seed,
         entries: keys.entries,
-        key_bytes: keys.key_len,
+        directory: dir.to_owned(),
         footprint: keys.bytes(),
-        callers: args.callers.into(),
+        callers: setup.callers(args),
         rate: args.rate,
         memory: setup.memory,
         flash: setup.flash,
@@ -339,12 +347,13 @@ fn measure(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<Report> {
 
 /// The phases, and whether each is counted or only warms up.
 fn phases_of<'a>(args: &Args, setup: &'a Setup) -> Vec<(Phase<'a>, bool)> {
-    let whole = |name, work, persist| (Phase { name, work, time: None, persist }, true);
+    let whole = |name, work, persist| (Phase { name, number: 0, work, time: None, persist }, true);
     let fill = whole("fill", Work::PutEach, true);
     let timed = |name, work, persist| {
-        let lasting = |seconds| Phase { name, work, time: Some(Duration::from_secs(seconds)), persist };
-        let warm_up = (args.warm_up > 0).then(|| (lasting(args.warm_up), false));
-        warm_up.into_iter().chain([(lasting(args.seconds), true)])
+        let lasting = |number, seconds| Phase { name, number, work, time: Some(Duration::from_secs(seconds)), persist };
+        // What comes right after a restart is what is asked about it.
+        let warms_up = args.warm_up > 0 && args.workload != Kind::Restart;
+        warms_up.then(|| (lasting(1, args.warm_up), false)).into_iter().chain([(lasting(2, args.seconds), true)])
     };
     let order = &setup.order;
     let read = || timed("read", Work::Drawn(Mix { get: 100, ..Mix::default() }, order), false);
@@ -392,6 +401,7 @@ fn fill_and_kill(dir: &Path) -> anyhow::Result<()> {
 }
 
 fn fill_until_killed(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<ExitCode> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
     let cache = Cache::open(setup.options.clone().dir(dir))?;
     let (versions, entries) = (Versions::new(setup.keys.entries), AtomicU32::new(setup.keys.entries));
     let bench = Bench {
@@ -400,13 +410,13 @@ fn fill_until_killed(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<E
         versions: &versions,
         entries: &entries,
         capacity: setup.keys.entries,
-        callers: args.callers.into(),
+        callers: setup.callers(args),
         rate: 0,
         seed: args.seed,
         meter: &Meter::new(dir)?,
         bar: &ProgressBar::hidden(),
     };
-    bench.run(&Phase { name: "fill", work: Work::PutEach, time: None, persist: true })?;
+    bench.run(&Phase { name: "fill", number: 0, work: Work::PutEach, time: None, persist: true })?;
     cache.persist(Ack::Host)?;
     std::io::stdout().write_all(b".")?;
     std::io::stdout().flush()?;
@@ -416,10 +426,12 @@ fn fill_until_killed(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<E
 
 fn first_hit(cache: &Cache, keys: &Keys, begun: Instant, open: Duration) -> anyhow::Result<Restart> {
     let mut key = Vec::new();
-    payload::write_key(&mut key, keys.entries / 2, keys.key_len);
+    let number = keys.entries / 2;
+    payload::write_key(&mut key, number, keys.key_len(number));
     let found = cache.get(&key)?;
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
-    let first_hit_ms = found.map(|_| ms(begun.elapsed()));
+    let first_hit_ms = found.as_ref().map(|_| ms(begun.elapsed()));
+    ensure!(found.is_none_or(|value| payload::verify_value(&value, number).is_some()), "the first value after the kill is wrong");
     Ok(Restart { open_ms: ms(open), first_hit_ms, entries: cache.stats().entries })
 }
 

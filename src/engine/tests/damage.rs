@@ -295,7 +295,10 @@ fn all_worn() -> [Worn; 3] {
         let disk = worn(stop);
         let engine = reopen(&disk.after_kill()).unwrap();
         let keys: Vec<u64> = (0..KEYS).filter(|k| get(&engine, &k.to_le_bytes()).is_some()).collect();
+        let (report, stats) = (&engine.report, engine.stats());
         assert!(keys.len() > 80, "{name}: {keys:?}");
+        let noticed = report.damaged.len() as u64 + report.torn_bytes + stats.damaged + stats.read_errors;
+        assert!(noticed == 0 && !report.manifest_repaired, "{name}, undamaged: {report:?}");
         Worn { stop: name, disk, keys }
     })
 }

@@ -129,9 +129,16 @@ fn fail_one(begun: &Begun, (op, kind): (FaultOp, ErrorKind), nth: u64, repeat: b
         images.push((interrupted.after_power_cut(nth, PowerCut::LoseAll), durable));
         images.push((interrupted.after_power_cut(nth, PowerCut::Random), durable));
     }
-    for (image, floor) in images {
+    for (number, (image, floor)) in images.into_iter().enumerate() {
         let engine = reopen(options, &image).unwrap_or_else(|e| panic!("{what}, then: {e}"));
         history.check(&engine, floor, &format!("{what}, then"));
+        let noticed = !engine.report.damaged.is_empty() || engine.report.manifest_repaired || engine.stats().damaged > 0;
+        if number == 0 && is_silent(op) && !noticed {
+            // What a kill leaves misses nothing then.
+            let mut strict = history.clone();
+            strict.may_miss = false;
+            strict.check(&engine, floor, &format!("{what}, then, and nobody noticed"));
+        }
         assert!(engine.put(b"another".into(), b"value", &PutOptions::new().ack(Ack::Host)).is_ok(), "{what}: service returns");
     }
     true

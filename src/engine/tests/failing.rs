@@ -153,11 +153,18 @@ fn a_disk_that_hangs_holds_back_what_needs_it_and_nothing_else() {
             FaultOp::Read => assert!(refused.is_none(), "a put reads nothing: {refused:?}"),
             _ => assert!(matches!(refused, Some(Error::TimedOut)), "{op:?}: {refused:?} after {acknowledged}"),
         }
-        // The newest is in DRAM.
-        assert_eq!(get(&engine, acknowledged - 1), Some(value(acknowledged - 1, 0, 2_000)), "{op:?}");
-        // Whoever kills the process now finds all of it.
-        let image = disk.after_kill();
-        disk.release();
+        let image = std::thread::scope(|scope| {
+            // This one is on flash alone.
+            let reader = (op == FaultOp::Read).then(|| scope.spawn(|| get(&engine, 0)));
+            // The newest is in DRAM.
+            assert_eq!(get(&engine, acknowledged - 1), Some(value(acknowledged - 1, 0, 2_000)), "{op:?}");
+            // Whoever kills the process now finds all of it.
+            let image = disk.after_kill();
+            assert!(reader.as_ref().is_none_or(|reader| !reader.is_finished()));
+            disk.release();
+            assert!(reader.is_none_or(|reader| reader.join().unwrap() == Some(value(0, 0, 2_000))));
+            image
+        });
         let survivor = open(&options, Some(Arc::new(image)), Arc::new(SystemClock::new()), Mode::Inline).unwrap();
         assert!(survivor.report.damaged.is_empty(), "{op:?}: {:?}", survivor.report);
         for engine in [&survivor, &engine] {

@@ -7,6 +7,7 @@ use rand::{Rng, SeedableRng};
 use rand_distr::{Distribution, Zipf};
 
 use crate::workload::generate::{self, Popularity};
+use crate::workload::random::mix;
 use crate::workload::{VALUE_LEN_MAX, Workload, payload};
 
 /// Odd, and no divisor of a number of entries that anybody would choose: multiplying by it spreads neighbours over all keys.
@@ -16,7 +17,7 @@ const SPREAD: u64 = 0x9E37_79B1;
 pub(crate) enum Order {
     Uniform,
     /// The k-th most popular key in proportion to `k^-alpha`, popular keys anywhere (as in YCSB; Cooper et al., SoCC'10).
-    Zipf(Zipf<f64>),
+    Zipf(Zipf<f64>, u32),
     /// The newest keys most, in the same proportions (YCSB's `latest`).
     Latest(Zipf<f64>),
     /// As a production cache was asked.
@@ -26,47 +27,58 @@ pub(crate) enum Order {
 /// The keys of a benchmark, and how long their values are.
 pub(crate) struct Keys {
     pub(crate) entries: u32,
-    pub(crate) key_len: usize,
-    lens: Lens,
+    key_lens: Lens<u16>,
+    value_lens: Lens<u32>,
 }
 
-enum Lens {
-    All(usize),
-    Each(Vec<u32>),
+enum Lens<N> {
+    All(N),
+    Each(Vec<N>),
+}
+
+impl<N: Copy> Lens<N> {
+    fn of(&self, key: u32) -> N {
+        match self {
+            Self::All(len) => *len,
+            Self::Each(lens) => lens[key as usize % lens.len()],
+        }
+    }
 }
 
 impl Keys {
-    pub(crate) fn new(entries: u32, key_len: usize, value_len: usize) -> Self {
-        Self { entries, key_len, lens: Lens::All(value_len) }
+    pub(crate) fn new(entries: u32, key_len: u16, value_len: u32) -> Self {
+        Self { entries, key_lens: Lens::All(key_len), value_lens: Lens::All(value_len) }
     }
 
     /// The keys of `PREFIX.pop.json` and `PREFIX.sizes.json`, and the order in which they are asked for.
-    pub(crate) fn recorded(prefix: &Path, entries: u32, key_len: usize, seed: u64) -> anyhow::Result<(Self, Order)> {
+    pub(crate) fn recorded(prefix: &Path, entries: u32, key_len: u16, seed: u64) -> anyhow::Result<(Self, Order)> {
         let (popularity, lens) = generate::of_distribution(prefix, entries, seed)?;
         let lens: Vec<u32> = lens.into_iter().map(|len| len.clamp(payload::VALUE_LEN_MIN, VALUE_LEN_MAX) as u32).collect();
-        Ok((Self { entries: lens.len() as u32, key_len, lens: Lens::Each(lens) }, Order::Recorded(popularity)))
+        let keys = Self { entries: lens.len() as u32, key_lens: Lens::All(key_len), value_lens: Lens::Each(lens) };
+        Ok((keys, Order::Recorded(popularity)))
     }
 
     /// The keys of a workload, each with the longest value that is put under it.
-    pub(crate) fn of(workload: &Workload, key_len: usize) -> Self {
+    pub(crate) fn of(workload: &Workload) -> Self {
         let mut lens = vec![payload::VALUE_LEN_MIN as u32; workload.key_lens.len()];
         for request in &workload.requests {
             let len = &mut lens[request.key as usize];
             *len = (request.value_len.min(VALUE_LEN_MAX) as u32).max(*len);
         }
-        Self { entries: lens.len() as u32, key_len, lens: Lens::Each(lens) }
+        Self { entries: lens.len() as u32, key_lens: Lens::Each(workload.key_lens.clone()), value_lens: Lens::Each(lens) }
+    }
+
+    pub(crate) fn key_len(&self, key: u32) -> usize {
+        usize::from(self.key_lens.of(key)).max(payload::KEY_LEN_MIN)
     }
 
     pub(crate) fn value_len(&self, key: u32) -> usize {
-        match &self.lens {
-            Lens::All(len) => *len,
-            Lens::Each(lens) => lens[key as usize % lens.len()] as usize,
-        }
+        self.value_lens.of(key) as usize
     }
 
     /// Bytes of all keys and values.
     pub(crate) fn bytes(&self) -> u64 {
-        (0..self.entries).map(|key| (self.key_len + self.value_len(key)) as u64).sum()
+        (0..self.entries).map(|key| (self.key_len(key) + self.value_len(key)) as u64).sum()
     }
 
     pub(crate) fn longest(&self) -> usize {
@@ -76,7 +88,7 @@ impl Keys {
 
 impl Order {
     pub(crate) fn zipf(entries: u32, alpha: f64) -> anyhow::Result<Self> {
-        Ok(Self::Zipf(Zipf::new(f64::from(entries), alpha)?))
+        Ok(Self::Zipf(Zipf::new(f64::from(entries), alpha)?, entries))
     }
 
     pub(crate) fn latest(entries: u32, alpha: f64) -> anyhow::Result<Self> {
@@ -85,19 +97,20 @@ impl Order {
 
     /// One of the keys below `entries`.
     pub(crate) fn draw(&self, rng: &mut SmallRng, entries: u32) -> u32 {
-        let rank = |zipf: &Zipf<f64>, rng: &mut SmallRng| (zipf.sample(rng) as u64 - 1) % u64::from(entries);
+        let rank = |zipf: &Zipf<f64>, rng: &mut SmallRng, of: u32| (zipf.sample(rng) as u64 - 1) % u64::from(of);
         match self {
             Self::Uniform => rng.random_range(0..entries),
-            Self::Zipf(zipf) => (rank(zipf, rng) * SPREAD % u64::from(entries)) as u32,
-            Self::Latest(zipf) => entries - 1 - rank(zipf, rng) as u32,
+            // Over the keys that it was made for, so that a popular key stays the same one when others are added.
+            Self::Zipf(zipf, of) => (rank(zipf, rng, *of) * SPREAD % u64::from(*of)) as u32,
+            Self::Latest(zipf) => entries - 1 - rank(zipf, rng, entries) as u32,
             Self::Recorded(popularity) => popularity.draw(rng),
         }
     }
 }
 
-/// The randomness of one of the callers.
-pub(crate) fn random(seed: u64, caller: usize) -> SmallRng {
-    SmallRng::seed_from_u64(seed ^ (caller as u64 + 1).wrapping_mul(0xD1B5_4A32_D192_ED03))
+/// The randomness of one of the callers in one phase.
+pub(crate) fn random(seed: u64, phase: u64, caller: usize) -> SmallRng {
+    SmallRng::seed_from_u64(mix(mix(mix(seed) ^ phase) ^ caller as u64))
 }
 
 #[cfg(test)]
@@ -108,7 +121,7 @@ mod tests {
     fn popular_keys_lie_anywhere_and_every_key_is_drawn() {
         const ENTRIES: u32 = 1_000;
         let order = Order::zipf(ENTRIES, 0.99).unwrap();
-        let mut rng = random(1, 0);
+        let mut rng = random(1, 0, 0);
         let mut drawn = vec![0; ENTRIES as usize];
         (0..200_000).for_each(|_| drawn[order.draw(&mut rng, ENTRIES) as usize] += 1);
         assert!(drawn.iter().all(|count| *count > 0));
@@ -120,7 +133,7 @@ mod tests {
     #[test]
     fn the_latest_keys_are_the_last() {
         let order = Order::latest(1_000, 0.99).unwrap();
-        let mut rng = random(1, 0);
+        let mut rng = random(1, 0, 0);
         let drawn: Vec<u32> = (0..10_000).map(|_| order.draw(&mut rng, 2_000)).collect();
         assert!(drawn.iter().filter(|key| **key >= 1_990).count() > 3_000);
         assert!(drawn.iter().all(|key| *key >= 1_000));

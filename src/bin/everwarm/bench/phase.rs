@@ -12,12 +12,14 @@ use rand::rngs::SmallRng;
 use super::keys::{self, Keys, Order};
 use super::meter::{Cost, Meter};
 use super::versions::Versions;
-use crate::workload::{Op, Workload, payload};
+use crate::workload::{Op, VALUE_LEN_MAX, Workload, payload};
 
 /// Keys of one `scan`.
 const SCAN: u32 = 100;
 /// Every byte of one answer in so many is verified; of the others the front, which states key, length and version.
 const VERIFIED: u64 = 16;
+/// How long before a call is due its caller is awake.
+const AWAKE: Duration = Duration::from_micros(120);
 /// How often what was done is looked at.
 const SAMPLE: Duration = Duration::from_millis(100);
 
@@ -52,6 +54,8 @@ pub(crate) enum Work<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct Phase<'a> {
     pub(crate) name: &'static str,
+    /// Tells the phases of a benchmark apart.
+    pub(crate) number: u64,
     pub(crate) work: Work<'a>,
     /// How long; if there is none, until all of it is done.
     pub(crate) time: Option<Duration>,
@@ -133,14 +137,15 @@ impl Bench<'_> {
             let callers: Vec<_> = done
                 .iter()
                 .enumerate()
-                .map(|(number, done)| scope.spawn(move || Caller::new(self, number, start, phase.time, done).work(phase.work)))
+                .map(|(number, done)| scope.spawn(move || Caller::new(self, phase, number, start, done).work(phase.work)))
                 .collect();
             let watch = scope.spawn(|| self.watch(start, phase.time, &done, &over));
-            let tallies: Vec<anyhow::Result<Tally>> =
-                callers.into_iter().map(|caller| caller.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect();
+            let tallies: Vec<_> = callers.into_iter().map(|caller| caller.join()).collect();
+            // Also if one of them panicked, since the watch is waited for.
             over.store(true, Relaxed);
             watch.thread().unpark();
-            (tallies, watch.join().unwrap_or_default())
+            let tallies = tallies.into_iter().map(|tally| tally.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            (tallies.collect::<Vec<anyhow::Result<Tally>>>(), watch.join().unwrap_or_default())
         });
         let accepted = start.elapsed();
         if phase.persist {
@@ -193,13 +198,14 @@ struct Caller<'a> {
 }
 
 impl<'a> Caller<'a> {
-    fn new(bench: &'a Bench<'a>, number: usize, start: Instant, time: Option<Duration>, done: &'a AtomicU64) -> Self {
-        let random = keys::random(bench.seed, number);
+    fn new(bench: &'a Bench<'a>, phase: &Phase<'_>, number: usize, start: Instant, done: &'a AtomicU64) -> Self {
+        // Each phase draws its own keys: one that repeated those of its warm-up would find them in DRAM.
+        let random = keys::random(bench.seed, phase.number, number);
         Self {
             bench,
             number,
             start,
-            end: time.map(|time| start + time),
+            end: phase.time.map(|time| start + time),
             done,
             random,
             key: Vec::new(),
@@ -230,7 +236,7 @@ impl<'a> Caller<'a> {
                 for request in workload.requests.iter().filter(|request| request.key as usize % callers == number) {
                     match request.op {
                         Op::Get if self.get(request.key)? => {}
-                        Op::Get | Op::Put => self.put(request.key)?,
+                        Op::Get | Op::Put => self.put_len(request.key, request.value_len.min(VALUE_LEN_MAX))?,
                         Op::Delete | Op::Drop => self.delete(request.key)?,
                     }
                 }
@@ -239,8 +245,16 @@ impl<'a> Caller<'a> {
         Ok(self.tally)
     }
 
+    /// Whether another call should begin before the phase is over.
     fn goes_on(&self) -> bool {
-        self.end.is_none_or(|end| Instant::now() < end)
+        self.end.is_none_or(|end| self.intended().unwrap_or_else(Instant::now) < end)
+    }
+
+    /// When the next call should begin, if that is given.
+    fn intended(&self) -> Option<Instant> {
+        let callers = self.bench.callers as u64;
+        let between = (callers * 1_000_000_000).checked_div(self.bench.rate)?;
+        Some(self.start + Duration::from_nanos(self.tally.calls() * between + self.number as u64 * between / callers))
     }
 
     fn entries(&self) -> u32 {
@@ -272,7 +286,9 @@ impl<'a> Caller<'a> {
             self.put(self.own(key, entries))
         } else if is(mix.insert) {
             let next = self.bench.entries.fetch_update(Relaxed, Relaxed, |n| (n < self.bench.capacity).then_some(n + 1));
-            self.put(next.unwrap_or_else(|full| self.own(key, full)))
+            // Only keys of the fill have one writer.
+            let filled = self.bench.keys.entries;
+            self.put(next.unwrap_or_else(|_| self.own(key % filled, filled)))
         } else if is(mix.modify) {
             let key = self.own(key, entries);
             self.get(key)?;
@@ -293,12 +309,14 @@ impl<'a> Caller<'a> {
 
     /// Now, or when the next call should begin.
     fn begin(&self) -> Instant {
-        let Some(between) = (self.bench.callers as u64 * 1_000_000_000).checked_div(self.bench.rate) else { return Instant::now() };
-        let calls = self.tally.calls() * between + self.number as u64 * between / self.bench.callers as u64;
-        let intended = self.start + Duration::from_nanos(calls);
+        let Some(intended) = self.intended() else { return Instant::now() };
+        // A sleep ends late, by some 60 us, and that is no latency of the cache: the rest is waited for awake.
         let early = intended.saturating_duration_since(Instant::now());
-        if !early.is_zero() {
-            std::thread::sleep(early);
+        if let Some(asleep) = early.checked_sub(AWAKE) {
+            std::thread::sleep(asleep);
+        }
+        while Instant::now() < intended {
+            std::thread::yield_now();
         }
         intended
     }
@@ -311,10 +329,14 @@ impl<'a> Caller<'a> {
     }
 
     fn put(&mut self, key: u32) -> anyhow::Result<()> {
+        self.put_len(key, self.bench.keys.value_len(key))
+    }
+
+    fn put_len(&mut self, key: u32, len: usize) -> anyhow::Result<()> {
         let Bench { cache, keys, versions, .. } = self.bench;
         let version = versions.begin(key, false);
-        payload::write_key(&mut self.key, key, keys.key_len);
-        payload::write_value(&mut self.value, key, version.into(), keys.value_len(key));
+        payload::write_key(&mut self.key, key, keys.key_len(key));
+        payload::write_value(&mut self.value, key, version.into(), len);
         let began = self.begin();
         cache.put(&self.key, &self.value)?;
         self.end(Kind::Write, began);
@@ -326,7 +348,7 @@ impl<'a> Caller<'a> {
     fn delete(&mut self, key: u32) -> anyhow::Result<()> {
         let Bench { cache, keys, versions, .. } = self.bench;
         let version = versions.begin(key, true);
-        payload::write_key(&mut self.key, key, keys.key_len);
+        payload::write_key(&mut self.key, key, keys.key_len(key));
         let began = self.begin();
         cache.delete(&self.key)?;
         self.end(Kind::Write, began);
@@ -337,7 +359,7 @@ impl<'a> Caller<'a> {
     /// Whether there is a value.
     fn get(&mut self, key: u32) -> anyhow::Result<bool> {
         let Bench { cache, keys, versions, .. } = self.bench;
-        payload::write_key(&mut self.key, key, keys.key_len);
+        payload::write_key(&mut self.key, key, keys.key_len(key));
         let began = self.begin();
         let oldest = versions.oldest(key);
         let found = cache.get(&self.key)?;
@@ -351,7 +373,7 @@ impl<'a> Caller<'a> {
         let bytes: Vec<Vec<u8>> = keys
             .iter()
             .map(|key| {
-                payload::write_key(&mut self.key, *key, all.key_len);
+                payload::write_key(&mut self.key, *key, all.key_len(*key));
                 self.key.clone()
             })
             .collect();

@@ -1,6 +1,7 @@
 //! What a benchmark found, for people and for programs.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 
 use everwarm::Stats;
 use hdrhistogram::Histogram;
@@ -20,7 +21,8 @@ pub(crate) struct Report {
     pub(crate) ok: bool,
     pub(crate) seed: u64,
     pub(crate) entries: u32,
-    pub(crate) key_bytes: usize,
+    /// Where the store was.
+    pub(crate) directory: PathBuf,
     /// Bytes of all keys and values once.
     pub(crate) footprint: u64,
     pub(crate) callers: usize,
@@ -153,17 +155,18 @@ impl Report {
         };
         let cell = |value: Option<f64>, decimals: usize| value.map_or("-".to_owned(), |value| format!("{value:.decimals$}"));
         line(format_args!(
-            "{:<10} {:>11} {:>8} {:>10} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>8} {:>9}",
-            "phase", "calls", "s", "calls/s", "memory%", "buffer%", "flash%", "miss%", "read B", "written", "cpu us", "memory"
+            "{:<10} {:>11} {:>8} {:>9} {:>10} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>8} {:>9}",
+            "phase", "calls", "s", "settled s", "calls/s", "memory%", "buffer%", "flash%", "miss%", "read B", "written", "cpu us", "memory"
         ));
         for row in &self.phases {
             let share = |of: u64| cell((row.looked() > 0).then(|| 100.0 * of as f64 / row.looked() as f64), 2);
             let read = row.device_bytes_read.filter(|_| row.hits_flash > 0).map(|bytes| bytes as f64 / row.hits_flash as f64);
             let written = row.device_bytes_written.filter(|_| row.bytes_put > 0).map(|bytes| bytes as f64 / row.bytes_put as f64);
             line(format_args!(
-                "{:<10} {:>11} {:>8.2} {:>10.0} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>8.2} {:>9}",
+                "{:<10} {:>11} {:>8.2} {:>9.2} {:>10.0} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>8.2} {:>9}",
                 row.name,
                 row.calls,
+                row.seconds,
                 row.settled_seconds,
                 row.calls_per_s,
                 share(row.hits_memory),
@@ -211,14 +214,15 @@ impl Report {
     pub(crate) fn describe(&self) -> String {
         let rate = if self.rate == 0 { "as fast as they can".to_owned() } else { format!("{} calls/s", self.rate) };
         format!(
-            "{}: {} entries, {} of keys and values, {} callers, {rate}, memory {}, flash {}, seed {}",
+            "{}: {} entries, {} of keys and values, {} callers, {rate}, memory {}, flash {}, seed {}, in {}",
             self.workload,
             self.entries,
             show_bytes(self.footprint),
             self.callers,
             show_bytes(self.memory),
             show_bytes(self.flash),
-            self.seed
+            self.seed,
+            self.directory.display()
         )
     }
 }

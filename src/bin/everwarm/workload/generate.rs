@@ -152,6 +152,11 @@ fn read_both(prefix: &Path, keys: u32) -> anyhow::Result<(Popularity, Lengths)> 
         sizes.lens.len(),
         sizes.weights.len()
     );
+    let is_sound = |numbers: &[f64]| numbers.iter().all(|n| n.is_finite() && *n >= 0.0) && numbers.iter().sum::<f64>() > 0.0;
+    for (suffix, numbers) in [(".pop.json", &popularity.buckets), (".pop.json", &popularity.weights), (".sizes.json", &sizes.weights)] {
+        ensure!(is_sound(numbers), "{}{suffix}: sizes and weights are numbers from 0 on, and some are more", prefix.display());
+    }
+    ensure!(sizes.lens.iter().all(|len| len.is_finite() && *len >= 0.0), "{}.sizes.json: sizes are numbers from 0 on", prefix.display());
     let lens = sizes.lens.iter().map(|len| *len as usize).collect();
     let lengths = Lengths::Listed { weights: Weighted::new(sizes.weights), lens };
     Ok((Popularity::scaled(&popularity, keys), lengths))
