@@ -38,7 +38,7 @@ enum Verb {
         /// Engines, in this order in each round.
         #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Engine::Everwarm, Engine::EverwarmWal, Engine::FoyerUring, Engine::FoyerPsync, Engine::Fjall])]
         engines: Vec<Engine>,
-        #[arg(long, default_value_t = 1)]
+        #[arg(long, default_value_t = 1, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
         rounds: usize,
         /// Read back after the kill in the first round only, or in every round.
         #[arg(long)]
@@ -54,9 +54,9 @@ enum Verb {
         #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Engine::EverwarmMemory, Engine::Everwarm, Engine::QuickCache, Engine::Moka, Engine::FoyerMemory])]
         engines: Vec<Engine>,
         /// Numbers of threads that are measured.
-        #[arg(long, value_delimiter = ',', default_values_t = [1, 2])]
+        #[arg(long, value_delimiter = ',', default_values_t = [1, 2], value_parser = clap::value_parser!(u64).range(1..))]
         callers: Vec<u64>,
-        #[arg(long, default_value_t = 5)]
+        #[arg(long, default_value_t = 5, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
         rounds: usize,
         /// How long each engine is measured in each round.
         #[arg(long, default_value_t = 5)]
@@ -74,6 +74,9 @@ enum Verb {
         /// Gets a second.
         #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..))]
         rate: u64,
+        /// Puts a second while the store is filled: some engines drop what comes faster than they can store it.
+        #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1..))]
+        fill_rate: u64,
         /// Seconds before the kill, and after it.
         #[arg(long, default_value_t = 5)]
         before: u64,
@@ -93,6 +96,8 @@ enum Verb {
         load: Load,
         #[arg(long)]
         rate: u64,
+        #[arg(long)]
+        fill_rate: u64,
         #[arg(long)]
         first: bool,
     },
@@ -154,9 +159,11 @@ fn main() -> Result<()> {
     match Program::parse().verb {
         Verb::ChildFill { engine, load } => work::fill(engine, &load.dir, load.size(), load.threads),
         Verb::ChildVerify { engine, load } => work::verify(engine, &load.dir, load.size(), load.threads),
-        Verb::ChildServe { engine, load, rate, first } => restart::serve(engine, &load.dir, load.size(), load.threads, rate, first),
-        Verb::Restart { load, engines, rate, before, after, picture, json } => {
-            let plan = Plan { rate, before: Duration::from_secs(before), after: Duration::from_secs(after) };
+        Verb::ChildServe { engine, load, rate, fill_rate, first } => {
+            restart::serve(engine, &load.dir, load.size(), load.threads, (fill_rate, rate), first)
+        }
+        Verb::Restart { load, engines, rate, fill_rate, before, after, picture, json } => {
+            let plan = Plan { fill_rate, rate, before: Duration::from_secs(before), after: Duration::from_secs(after) };
             compare_restarts(&load, &engines, plan, picture.as_ref(), json)
         }
         Verb::ChildHits { engine, load, seconds } => hits::run(engine, &load.dir, load.size(), load.threads, Duration::from_secs(seconds)),
@@ -181,7 +188,7 @@ fn compare_restarts(load: &Load, engines: &[Engine], plan: Plan, picture: Option
     for &engine in engines {
         eprintln!("{}", engine.name());
         let dir = fresh(&load.dir, engine)?;
-        let rate = ["--rate".to_owned(), plan.rate.to_string()];
+        let rate = ["--rate".to_owned(), plan.rate.to_string(), "--fill-rate".to_owned(), plan.fill_rate.to_string()];
         let spawn = |is_first: bool| {
             let first = is_first.then(|| "--first".to_owned());
             spawn("child-serve", engine, &dir, load, &rate.iter().cloned().chain(first).collect::<Vec<_>>())
@@ -209,14 +216,18 @@ fn compare_restarts(load: &Load, engines: &[Engine], plan: Plan, picture: Option
 type HitsOf = BTreeMap<String, BTreeMap<u64, Vec<Hits>>>;
 
 fn compare_hits(load: &Load, engines: &[Engine], callers: &[u64], rounds: usize, seconds: u64, json: bool) -> Result<()> {
+    ensure!(load.value_len >= 16, "values state their entry and version: they take 16 B at least");
+    let servers = [Engine::Memcached, Engine::Redis];
+    ensure!(engines.iter().all(|engine| !servers.contains(engine)), "what a server of its own takes is not measured here");
     let mut results = HitsOf::new();
     for round in 0..rounds {
         for (threads, engine) in callers.iter().flat_map(|threads| engines.iter().map(move |engine| (*threads, *engine))) {
             let load = Load { threads, ..load.clone() };
             let dir = fresh(&load.dir, engine)?;
             let mut child = spawn("child-hits", engine, &dir, &load, &["--seconds".into(), seconds.to_string()])?;
-            let hits: Hits = answer(&mut child).with_context(|| format!("{} was asked", engine.name()))?;
-            child.wait()?;
+            let hits: Result<Hits> = answer(&mut child).with_context(|| format!("{} was asked", engine.name()));
+            restart::end(&mut child)?;
+            let hits = hits?;
             std::fs::remove_dir_all(&dir)?;
             eprintln!("round {} of {rounds}: {}, {threads} callers: {}", round + 1, engine.name(), serde_json::to_string(&hits)?);
             results.entry(engine.name()).or_default().entry(threads).or_default().push(hits);
@@ -252,7 +263,7 @@ fn compare_hits(load: &Load, engines: &[Engine], callers: &[u64], rounds: usize,
 
 /// A new directory for an engine.
 fn fresh(parent: &Path, engine: Engine) -> Result<PathBuf> {
-    let dir = parent.join(engine.name());
+    let dir = std::path::absolute(parent)?.join(engine.name());
     if dir.exists() {
         std::fs::remove_dir_all(&dir)?;
     }
@@ -263,14 +274,14 @@ fn fresh(parent: &Path, engine: Engine) -> Result<PathBuf> {
 fn one_round(engine: Engine, load: &Load, read_back: bool) -> Result<Round> {
     let dir = fresh(&load.dir, engine)?;
     let mut child = spawn("child-fill", engine, &dir, load, &[])?;
-    let filled: Filled = answer(&mut child).with_context(|| format!("{} while it was filled", engine.name()))?;
-    child.kill()?;
-    child.wait()?;
+    let filled: Result<Filled> = answer(&mut child).with_context(|| format!("{} while it was filled", engine.name()));
+    restart::end(&mut child)?;
+    let filled = filled?;
     let verified: Option<Verified> = if read_back {
         let mut child = spawn("child-verify", engine, &dir, load, &[])?;
-        let verified = answer(&mut child).with_context(|| format!("{} after the kill", engine.name()))?;
-        child.wait()?;
-        Some(verified)
+        let verified = answer(&mut child).with_context(|| format!("{} after the kill", engine.name()));
+        restart::end(&mut child)?;
+        Some(verified?)
     } else {
         None
     };

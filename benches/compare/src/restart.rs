@@ -51,16 +51,25 @@ pub struct Curve {
 /// How long, and how much is asked.
 #[derive(Clone, Copy)]
 pub struct Plan {
+    pub fill_rate: u64,
     pub rate: u64,
     pub before: Duration,
     pub after: Duration,
 }
 
-/// Serves until it is killed. Fills first if it `is_first`.
-pub fn serve(engine: Engine, dir: &Path, size: Size, threads: u64, rate: u64, is_first: bool) -> Result<()> {
+/// Serves until it is killed. Fills first if it `is_first`, no faster than `fill_rate`: some engines drop what comes faster than they can store it.
+pub fn serve(engine: Engine, dir: &Path, size: Size, threads: u64, (fill_rate, rate): (u64, u64), is_first: bool) -> Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     let store = engine.open(dir, size)?;
     if is_first {
-        each_of(size.entries, threads, |n, buf| store.put(key(n), value(buf, n, 0, size.value_len)))?;
+        let start = Instant::now();
+        each_of(size.entries, threads, |n, buf| {
+            let early = (start + Duration::from_secs_f64(n as f64 / fill_rate as f64)).saturating_duration_since(Instant::now());
+            if !early.is_zero() {
+                std::thread::sleep(early);
+            }
+            store.put(key(n), value(buf, n, 0, size.value_len))
+        })?;
         std::thread::sleep(SETTLE);
     }
     let (gets, hits, wrong) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
@@ -70,14 +79,20 @@ pub fn serve(engine: Engine, dir: &Path, size: Size, threads: u64, rate: u64, is
         let callers: Vec<_> = (0..threads)
             .map(|thread| scope.spawn(move || caller(store, size, (thread, threads, rate), [gets, hits, wrong], over)))
             .collect();
-        while callers.iter().all(|caller| !caller.is_finished()) {
-            std::thread::sleep(WINDOW);
-            let window = Window { at: now_ms(), gets: gets.swap(0, Relaxed), hits: hits.swap(0, Relaxed), wrong: wrong.swap(0, Relaxed) };
-            println!("{}", serde_json::to_string(&window)?);
-            std::io::stdout().flush()?;
-        }
+        let report = || {
+            while callers.iter().all(|caller| !caller.is_finished()) {
+                std::thread::sleep(WINDOW);
+                let window =
+                    Window { at: now_ms(), gets: gets.swap(0, Relaxed), hits: hits.swap(0, Relaxed), wrong: wrong.swap(0, Relaxed) };
+                writeln!(std::io::stdout(), "{}", serde_json::to_string(&window)?)?;
+            }
+            Ok(())
+        };
+        let reported: Result<()> = report();
+        // Also if nobody listens any more.
         over.store(true, Relaxed);
-        callers.into_iter().try_for_each(|caller| caller.join().expect("a caller panicked"))
+        callers.into_iter().try_for_each(|caller| caller.join().expect("a caller panicked"))?;
+        reported
     })
 }
 
@@ -122,9 +137,13 @@ fn now_ms() -> u64 {
 pub fn measure(plan: Plan, mut spawn: impl FnMut(bool) -> Result<Child>) -> Result<Curve> {
     let (mut first, mut lines) = start(spawn(true)?)?;
     let mut windows = Vec::new();
-    windows.push(lines.next().context("it ended while it was filled")??);
-    collect(&mut lines, &mut windows, plan.before)?;
+    let mut begin = || {
+        windows.push(lines.next().context("it ended while it was filled")??);
+        collect(&mut lines, &mut windows, plan.before)
+    };
+    let outcome = begin();
     end(&mut first)?;
+    outcome?;
     let killed = now_ms();
     let (mut second, mut lines) = start(spawn(false)?)?;
     let outcome = collect(&mut lines, &mut windows, plan.after);
@@ -151,9 +170,13 @@ fn collect(lines: &mut Lines, windows: &mut Vec<Window>, time: Duration) -> Resu
 }
 
 /// Kills the child and whatever it started.
-fn end(child: &mut Child) -> Result<()> {
+pub fn end(child: &mut Child) -> Result<()> {
     let group = rustix::process::Pid::from_child(child);
-    rustix::process::kill_process_group(group, rustix::process::Signal::KILL)?;
+    match rustix::process::kill_process_group(group, rustix::process::Signal::KILL) {
+        // Nobody of it lives any more.
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(error) => return Err(error.into()),
+    }
     child.wait()?;
     Ok(())
 }
@@ -165,13 +188,19 @@ pub fn leads_a_group(command: &mut std::process::Command) -> &mut std::process::
 
 fn curve(plan: Plan, windows: &[Window], killed: u64) -> Curve {
     let since = |window: &Window| (window.at as f64 - killed as f64) / 1e3;
-    let due = plan.rate as f64 * WINDOW.as_secs_f64();
     let ratio = |of: &mut dyn Iterator<Item = &Window>| {
         let (gets, hits) = of.fold((0, 0), |(gets, hits), window| (gets + window.gets, hits + window.hits));
         hits as f64 / (gets as f64).max(1.0)
     };
     let answers = windows.iter().find(|window| window.at > killed && window.gets > 0).map(since);
-    let mut points: Vec<(f64, f64)> = windows.iter().map(|window| (since(window), (window.hits as f64 / due).min(1.0))).collect();
+    // A window is as long as it is since the last one, or as it should be if that was another process's.
+    let begins = windows.iter().map(|window| Some(since(window)));
+    let lens = windows.iter().zip(std::iter::once(None).chain(begins)).map(|(window, begin)| match begin {
+        Some(begin) if (begin <= 0.0) == (since(window) <= 0.0) => since(window) - begin,
+        _ => WINDOW.as_secs_f64(),
+    });
+    let mut points: Vec<(f64, f64)> =
+        windows.iter().zip(lens).map(|(window, len)| (since(window), window.hits as f64 / (plan.rate as f64 * len))).collect();
     if let Some(at) = points.iter().position(|(at, _)| *at > 0.0) {
         let back = points[at].0 - WINDOW.as_secs_f64();
         points.splice(at..at, [(0.0, 0.0), (back.max(0.0), 0.0)]);
