@@ -12,7 +12,7 @@ const ROWS: [&[&str]; 8] = [
     &["manifest"],
     &["wal", "segment", "index", "tier"],
     &["engine"],
-    &["inspect", "cache", "fuzzing"],
+    &["inspect", "cache", "fuzzing", "pieces"],
 ];
 
 fn row(module: &str) -> Option<usize> {

@@ -4,8 +4,6 @@ mod everwarm;
 mod fjall;
 mod foyer;
 mod memory;
-#[cfg(feature = "rocksdb")]
-mod rocksdb;
 mod servers;
 
 use std::path::Path;
@@ -55,8 +53,6 @@ pub enum Engine {
     Memcached,
     /// Redis with an append-only file.
     Redis,
-    /// RocksDB with BlobDB, if it was built with it.
-    Rocksdb,
     Moka,
 }
 
@@ -77,10 +73,6 @@ impl Engine {
             Self::QuickCache => Box::new(memory::quick_cache(size)),
             Self::Memcached => Box::new(servers::memcached(dir, size)?),
             Self::Redis => Box::new(servers::redis(dir)?),
-            #[cfg(feature = "rocksdb")]
-            Self::Rocksdb => Box::new(rocksdb::open(dir, size)?),
-            #[cfg(not(feature = "rocksdb"))]
-            Self::Rocksdb => anyhow::bail!("build with --features rocksdb, which needs a C++ compiler and libclang"),
             Self::Moka => Box::new(memory::moka(size)),
         })
     }
