@@ -63,7 +63,7 @@ pub fn memcached(dir: &Path, size: Size) -> Result<impl Store + use<>> {
     let bytes = size.entries * (size.value_len as u64 + 128);
     // Its hash table and items in DRAM take more for an entry than an index of ours.
     let memory = (size.memory + size.entries * 128) >> 20;
-    let file_mib = (bytes * 2 >> 20).max(256);
+    let file_mib = ((bytes * 2) >> 20).max(256);
     start(
         "memcached",
         &[
