@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use everwarm::{Ack, Activity, Cache, Cause, Condition, DeleteOptions, Error, Hint, Options, PutOptions, Tier, Wait};
+use everwarm::{Ack, Activity, Cache, Cause, Compression, Condition, DeleteOptions, Error, Hint, Options, PutOptions, Tier, Wait};
 
 fn open(dir: &tempfile::TempDir) -> Cache {
     Cache::open(Options::new(dir.path()).flash(8 << 20)).expect("a directory of this test")
@@ -264,4 +264,83 @@ fn values_that_users_keep_are_counted_until_they_let_go() {
         cache.stats().kept_value_bytes < 1 << 20
     });
     assert!(let_go, "{:?}", cache.stats());
+}
+
+/// Values that zstd makes much smaller, a little smaller, and not at all; and some that are too short to try.
+fn mixed_value(n: u64, version: u64) -> Vec<u8> {
+    let text = format!("{n}:{version}:");
+    let mut random = n.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ version;
+    let noise = std::iter::repeat_with(move || {
+        random = random.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(1);
+        (random >> 56) as u8
+    });
+    match n % 4 {
+        0 => text.repeat(300).into_bytes(),
+        1 => text.bytes().chain(noise).take(900).collect(),
+        2 => text.into_bytes(),
+        _ => text.repeat(20).bytes().chain(noise.take(500)).chain(std::iter::repeat_n(b'x', 3_000)).collect(),
+    }
+}
+
+#[test]
+fn compressed_values_come_back_as_they_were_and_take_less_flash() {
+    const KEYS: u64 = 4_000;
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let options = || Options::new(dir.path()).memory(2 << 20).flash(16 << 20).segment_size(256 << 10);
+    let compressed = || options().compression(Compression::Zstd(3));
+    let check = |cache: &Cache, version: u64| {
+        let keys: Vec<[u8; 8]> = (0..KEYS).map(u64::to_le_bytes).collect();
+        let together = cache.get_many(&keys).expect("open");
+        let mut tiers = HashMap::new();
+        for (n, many) in (0..KEYS).zip(together) {
+            let (expected, key) = (mixed_value(n, version), n.to_le_bytes());
+            let value = cache.get(key).expect("open").expect("it was put");
+            *tiers.entry(value.tier()).or_insert(0) += 1;
+            assert_eq!(value.as_ref(), expected, "{n}");
+            assert_eq!(many.as_deref(), Some(&expected[..]), "{n}, with others");
+            let part = expected.len() / 3..expected.len() / 2;
+            assert_eq!(cache.get_range(key, part.clone()).expect("open").as_deref(), Some(&expected[part]), "{n}, in part");
+            assert!(cache.may_contain(key), "{n}");
+        }
+        assert!(tiers.contains_key(&Tier::Flash), "{tiers:?}");
+        let live: HashMap<Vec<u8>, Vec<u8>> =
+            cache.entries().map(|entry| entry.expect("open")).map(|entry| (entry.key.to_vec(), entry.value.to_vec())).collect();
+        assert_eq!(live.len() as u64, KEYS);
+        assert!((0..KEYS).all(|n| live[&n.to_le_bytes()[..]] == mixed_value(n, version)));
+    };
+    let cache = Cache::open(compressed()).expect("an empty directory");
+    let mut plain_bytes = 0;
+    // Three versions, so that segments are emptied and what is live is moved as it is.
+    for (version, n) in (0..3).flat_map(|version| (0..KEYS).map(move |n| (version, n))) {
+        let value = mixed_value(n, version);
+        plain_bytes += value.len() as u64;
+        cache.put(n.to_le_bytes(), value).expect("room");
+    }
+    check(&cache, 2);
+    cache.persist(Ack::Host).expect("room");
+    let written = cache.stats().flash_bytes_written;
+    assert!(written < plain_bytes * 6 / 10, "{written} bytes for {plain_bytes}");
+    // As a kill would, and then in order; with compression, and without.
+    drop(cache);
+    let cache = Cache::open(compressed()).expect("nobody has it");
+    check(&cache, 2);
+    cache.close().expect("room");
+    let cache = Cache::open(options()).expect("nobody has it");
+    check(&cache, 2);
+    for n in 0..KEYS {
+        cache.put(n.to_le_bytes(), mixed_value(n, 3)).expect("room");
+    }
+    check(&cache, 3);
+}
+
+#[test]
+fn what_the_index_does_not_know_is_not_there() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let cache = open(&dir);
+    for n in 0..20_000u32 {
+        cache.put(n.to_le_bytes(), b"").expect("room");
+    }
+    assert!((0..20_000u32).all(|n| cache.may_contain(n.to_le_bytes())));
+    let wrong = (20_000..120_000u32).filter(|n| cache.may_contain(n.to_le_bytes())).count();
+    assert!(wrong < 10, "{wrong} of 100000 that are not there");
 }

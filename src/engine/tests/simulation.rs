@@ -2,6 +2,7 @@
 //! that keeps what was acknowledged, what is durable, and what is in doubt.
 
 use super::*;
+use crate::config::Compression;
 use crate::error::Error;
 use crate::id::Lsn;
 use crate::io::sim::FaultOp;
@@ -196,7 +197,9 @@ impl Simulation {
         let mut draw = Draw(seed, 0);
         let wal_values = draw.of(&[WalValues::Never, WalValues::Host, WalValues::Always]);
         let flash = draw.of(&[512 << 10, 768 << 10, 1 << 20, 4 << 20]);
-        let options = small().flash(flash).wal_values(wal_values);
+        // Values of these tests become much smaller, so not in every life.
+        let compression = if seed % 8 == 5 { Compression::Zstd(1) } else { Compression::None };
+        let options = small().flash(flash).wal_values(wal_values).compression(compression);
         Self { seed, draw, clock: Arc::new(SimClock::new(seed)), options, model: Model::default(), tally: Tally::default() }
     }
 
