@@ -4,6 +4,8 @@
 //! any operation and says what a crash would have left. Faults enter the engine only here.
 
 pub(crate) mod aligned;
+#[cfg(test)]
+mod conformance;
 pub(crate) mod posix;
 mod reactor;
 mod reading;

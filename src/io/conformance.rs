@@ -1,0 +1,120 @@
+//! What every disk does, whoever is behind it: the engine relies on this much, and is tested on one and used on another.
+
+use std::fs;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::aligned::AlignedBuf;
+use super::posix::PosixDisk;
+use super::sim::SimDisk;
+use super::*;
+use crate::config::Backend;
+
+const LEN: u64 = 8 * BLOCK as u64;
+
+fn filled(byte: u8) -> AlignedBuf {
+    let mut block = AlignedBuf::zeroed(BLOCK);
+    block.fill(byte);
+    block
+}
+
+fn bytes(file: &dyn File, offset: u64, len: usize) -> io::Result<AlignedBuf> {
+    let mut buf = AlignedBuf::zeroed(len);
+    file.read_at(offset, &mut buf).map(|()| buf)
+}
+
+fn is(file: &dyn File, offset: u64, len: usize, byte: u8) -> bool {
+    bytes(file, offset, len).unwrap().iter().all(|b| *b == byte)
+}
+
+fn files(disk: &dyn Disk) {
+    assert_eq!(disk.list().unwrap(), []);
+    for missing in [disk.open("a").unwrap_err(), disk.remove("a").unwrap_err()] {
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+    }
+    let file = disk.create("a", LEN).unwrap();
+    assert_eq!((file.len(), disk.list().unwrap()), (LEN, vec![("a".to_owned(), LEN)]));
+    assert!(is(&*file, 0, LEN as usize, 0), "what was never written is zero");
+    file.write_at(2 * BLOCK as u64, &filled(7)).unwrap();
+    file.sync().unwrap();
+    disk.sync_dir().unwrap();
+    let other = disk.open("a").unwrap();
+    assert!(is(&*other, 2 * BLOCK as u64 + SECTOR as u64, 3 * SECTOR, 7), "part of a block, through another handle");
+    assert!(is(&*other, 3 * BLOCK as u64 - SECTOR as u64, SECTOR, 7) && is(&*other, 3 * BLOCK as u64, SECTOR, 0));
+    assert!(bytes(&*file, LEN - SECTOR as u64, 2 * SECTOR).is_err(), "whole or not at all");
+    // Brought to another length.
+    assert_eq!(disk.create("a", 2 * LEN).unwrap().len(), 2 * LEN);
+    let longer = disk.open("a").unwrap();
+    assert!(is(&*longer, 2 * BLOCK as u64, BLOCK, 7) && is(&*longer, LEN, LEN as usize, 0), "it keeps what it held");
+    assert_eq!(disk.create("a", 3 * BLOCK as u64).unwrap().len(), 3 * BLOCK as u64);
+    assert!(is(&*disk.open("a").unwrap(), 2 * BLOCK as u64, BLOCK, 7));
+    // A handle outlives the name.
+    disk.create("b", LEN).unwrap();
+    disk.remove("a").unwrap();
+    assert_eq!(disk.list().unwrap(), [("b".to_owned(), LEN)]);
+    assert!(is(&*other, 2 * BLOCK as u64, BLOCK, 7));
+    assert!(is(&*disk.create("a", LEN).unwrap(), 0, LEN as usize, 0), "a new file of that name is another one");
+    disk.remove("a").unwrap();
+    disk.remove("b").unwrap();
+    disk.sync_dir().unwrap();
+}
+
+fn mappings(disk: &dyn Disk) {
+    let words = |mapping: &dyn Mapping| mapping.words().iter().map(|word| word.load(Relaxed)).collect::<Vec<u64>>();
+    let (view, lost) = disk.view("ring", LEN).unwrap();
+    assert!(lost && words(&*view).iter().all(|word| *word == 0), "nothing is there");
+    let (ring, fresh) = disk.map("ring", LEN).unwrap();
+    assert!(fresh && ring.words().len() as u64 * 8 == LEN && words(&*ring).iter().all(|word| *word == 0));
+    ring.words()[5].store(9, Relaxed);
+    let (again, fresh) = disk.map("ring", LEN).unwrap();
+    assert!(!fresh && again.words()[5].load(Relaxed) == 9, "stores are there at once");
+    let (view, lost) = disk.view("ring", LEN).unwrap();
+    assert!(!lost && view.words()[5].load(Relaxed) == 9);
+    drop((ring, again));
+    let (_, lost) = disk.view("ring", 2 * LEN).unwrap();
+    assert!(lost, "it has another length");
+    let (ring, fresh) = disk.map("ring", 2 * LEN).unwrap();
+    assert!(fresh && words(&*ring).iter().all(|word| *word == 0), "one of another length is made anew");
+    assert_eq!(disk.list().unwrap(), [("ring".to_owned(), 2 * LEN)]);
+    drop(ring);
+    disk.remove("ring").unwrap();
+}
+
+fn reads(disk: &dyn Disk) {
+    let file = disk.create("a", LEN).unwrap();
+    (0..8).for_each(|n| file.write_at(n * BLOCK as u64, &filled(n as u8 + 1)).unwrap());
+    let read = |n: u64| BatchRead { file: Arc::clone(&file), offset: n * BLOCK as u64, buf: AlignedBuf::zeroed(BLOCK), done: false };
+    let is_right = |n: u64, read: &BatchRead| read.done == (n < 8) && (!read.done || read.buf.iter().all(|byte| u64::from(*byte) == n + 1));
+    let mut batch: Vec<BatchRead> = (0..10).map(read).collect();
+    disk.read_batch(&mut batch);
+    assert!((0..).zip(&batch).all(|(n, read)| is_right(n, read)), "{batch:?}");
+    assert!((0..10).all(|n| is_right(n, &pollster::block_on(disk.start_read(read(n))))));
+    disk.remove("a").unwrap();
+}
+
+fn owners(disk: &dyn Disk) {
+    let lock = disk.lock().unwrap();
+    assert!(matches!(disk.lock(), Err(LockError::Held { pid }) if pid == std::process::id()));
+    drop(lock);
+    drop(disk.lock().unwrap());
+    assert_eq!(disk.boot_id(), disk.boot_id());
+}
+
+fn conforms(disk: &dyn Disk) {
+    files(disk);
+    mappings(disk);
+    reads(disk);
+    owners(disk);
+}
+
+#[test]
+fn the_simulated_disk_conforms() {
+    conforms(&SimDisk::new(1));
+}
+
+#[test]
+fn real_disks_conform() {
+    for backend in [Backend::Auto, Backend::Portable] {
+        let dir = tempfile::tempdir().unwrap();
+        conforms(&PosixDisk::new(dir.path(), fs::File::open(dir.path()).unwrap(), backend, 4, 2).unwrap());
+    }
+}
