@@ -119,10 +119,9 @@ fn fail_one(begun: &Begun, (op, kind): (FaultOp, ErrorKind), nth: u64, repeat: b
         (disk.after_power_cut(nth, PowerCut::LoseAll), durable),
         (disk.after_power_cut(nth, PowerCut::Random), durable),
     ];
-    // A next opening that power cuts off: somewhere, or everywhere if it may rely on what a failed sync left behind.
-    let somewhere = 1 + nth % 16;
-    let stops = if matches!(op, FaultOp::Sync | FaultOp::SyncDroppingPages) { 1..17 } else { somewhere..somewhere + 1 };
-    for stop in stops {
+    // A next opening that power cuts off: somewhere, or everywhere (in turns) if it may rely on what a failed sync left behind.
+    let step = if matches!(op, FaultOp::Sync | FaultOp::SyncDroppingPages) { 2 } else { 16 };
+    for stop in (1 + nth % step..17).step_by(step as usize) {
         let interrupted = disk.after_kill();
         interrupted.stop_at(stop);
         drop(reopen(options, &interrupted));
