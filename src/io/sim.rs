@@ -41,7 +41,11 @@ use crate::sync::{Event, lock};
 pub(crate) struct SimDisk {
     state: Arc<Mutex<State>>,
     released: Arc<Event>,
+    meanwhile: Arc<Mutex<Option<Meanwhile>>>,
 }
+
+/// What happens when a file of this name is written to.
+type Meanwhile = (String, Box<dyn FnOnce() + Send>);
 
 /// Which operations a planned fault counts and hits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +101,7 @@ impl SimDisk {
     }
 
     fn from_state(state: State) -> Self {
-        Self { state: Arc::new(Mutex::new(state)), released: Arc::default() }
+        Self { state: Arc::new(Mutex::new(state)), released: Arc::default(), meanwhile: Arc::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -153,6 +157,22 @@ impl SimDisk {
     pub(crate) fn release(&self) {
         self.state().stuck = None;
         self.released.signal();
+    }
+
+    /// Calls `work` just before the first write to the file of this name while `during` runs: what another thread may do at that moment, on the thread that writes.
+    pub(crate) fn meanwhile<T>(&self, name: &str, work: impl FnOnce() + Send + 'static, during: impl FnOnce() -> T) -> T {
+        *lock(&self.meanwhile) = Some((name.to_owned(), Box::new(work)));
+        let done = during();
+        *lock(&self.meanwhile) = None;
+        done
+    }
+
+    /// Does what was asked for at a write to this file.
+    fn before_write(&self, file: usize) {
+        let due = lock(&self.meanwhile).take_if(|(name, _)| self.state().find(name).is_ok_and(|named| named == file));
+        if let Some((_, work)) = due {
+            work();
+        }
     }
 
     /// Nothing fails from now on.
@@ -382,6 +402,7 @@ impl File for SimFile {
         assert!(offset.is_multiple_of(BLOCK as u64), "a write starts at a block: {offset}");
         assert!(buf.len().is_multiple_of(BLOCK), "a write is whole blocks: {}", buf.len());
         assert!(buf.as_ptr().addr().is_multiple_of(BLOCK), "a write's buffer starts at a block");
+        self.disk.before_write(self.file);
         let mut state = self.disk.unstuck(FaultOp::Write);
         state.running()?;
         if offset + buf.len() as u64 > state.files[self.file].len() {

@@ -1,11 +1,15 @@
 //! Many lives of one store, drawn from a seed: what an application does, what a disk and a clock do to it, and stops of every kind, also inside recovery; against a model
 //! that keeps what was acknowledged, what is durable, and what is in doubt.
 
+use std::sync::mpsc;
+
 use super::*;
 use crate::config::Compression;
+use crate::engine::files;
 use crate::error::Error;
 use crate::id::Lsn;
 use crate::io::sim::FaultOp;
+use crate::sync::lock;
 
 const KEYS: u64 = 40;
 /// Mutations that a life of the store may have at most.
@@ -285,7 +289,7 @@ impl Simulation {
     }
 
     /// One life, until its end.
-    fn live(&mut self, engine: &Engine, disk: &SimDisk) -> End {
+    fn live(&mut self, engine: &Arc<Engine>, disk: &SimDisk) -> End {
         for _ in 0..self.draw.below(3) {
             let op = self.draw.of(&[
                 FaultOp::Write,
@@ -331,7 +335,7 @@ impl Simulation {
     }
 
     /// One operation. An error if it failed: the mutation is in doubt.
-    fn operate(&mut self, engine: &Engine, disk: &SimDisk) -> Result<(), Error> {
+    fn operate(&mut self, engine: &Arc<Engine>, disk: &SimDisk) -> Result<(), Error> {
         let what = format!("seed {}, life {}, operation {}", self.seed, self.tally.lives, self.tally.operations);
         // What a stopped machine answers, nobody hears.
         let heard = |result: Result<(), Error>| if disk.has_stopped() { Err(Error::Closed) } else { result };
@@ -390,7 +394,10 @@ impl Simulation {
             }
             25 => drop(engine.step_flush()?),
             26 => drop(engine.step_prepare()?),
-            27 if self.draw.one_in(3) => drop(engine.step_checkpoint(true)?),
+            27 if self.draw.one_in(3) => match self.draw.one_in(2) {
+                true => drop(engine.step_checkpoint(true)?),
+                false => self.put_during_checkpoint(engine, disk)?,
+            },
             28 => {
                 engine.persist(Ack::Host)?;
                 heard(Ok(()))?;
@@ -400,6 +407,33 @@ impl Simulation {
             _ => engine.step_all()?,
         }
         heard(Ok(()))
+    }
+
+    /// A checkpoint, and puts when the index has been copied and nothing is written yet.
+    fn put_during_checkpoint(&mut self, engine: &Arc<Engine>, disk: &SimDisk) -> Result<(), Error> {
+        let keys: Vec<u64> = (0..1 + self.draw.below(20)).map(|_| self.draw.below(KEYS)).collect();
+        let (len, number) = (self.draw.below(9_000) as usize, self.model.next + 1);
+        let (answer, answered) = mpsc::channel();
+        let (writer, alive, those) = (Arc::clone(engine), disk.clone(), keys.clone());
+        let puts = move || {
+            for (key, number) in those.into_iter().zip(number..) {
+                let put =
+                    writer.namespace("").and_then(|s| writer.put(s.key(&key.to_le_bytes()), &value(key, number, len), &PutOptions::new()));
+                let put = if alive.has_stopped() { Err(Error::Closed) } else { put };
+                let failed = put.is_err();
+                let _heard = answer.send(put);
+                if failed {
+                    return;
+                }
+            }
+        };
+        let sequence = lock(&engine.manifest).checkpoint.map_or(0, |c| c.sequence) + 1;
+        let taken = disk.meanwhile(&files::checkpoint(sequence), puts, || engine.step_checkpoint(true));
+        for (put, key) in answered.into_iter().zip(keys) {
+            self.model.intend(Effect::Put { key, expires_ms: None });
+            self.model.returned(put?.unwrap(), Ack::Process);
+        }
+        taken.map(drop)
     }
 }
 
