@@ -3,13 +3,13 @@
 use std::fmt::Debug;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Where the engine gets time and entropy from.
 pub(crate) trait Clock: Send + Sync + Debug {
     /// Wall clock, milliseconds since 1970. May jump.
     fn wall_ms(&self) -> u64;
-    /// Time since some fixed moment. Never jumps.
+    /// Time since some fixed moment, that of a suspended machine included. Never jumps.
     fn monotonic(&self) -> Duration;
     /// 64 bits that differ from call to call and from process to process.
     fn entropy(&self) -> u64;
@@ -17,16 +17,7 @@ pub(crate) trait Clock: Send + Sync + Debug {
 
 /// The operating system's clocks.
 #[derive(Debug)]
-pub(crate) struct SystemClock {
-    started: Instant,
-}
-
-impl SystemClock {
-    #[expect(clippy::disallowed_methods, reason = "the one module that reads the clock")]
-    pub(crate) fn new() -> Self {
-        Self { started: Instant::now() }
-    }
-}
+pub(crate) struct SystemClock;
 
 impl Clock for SystemClock {
     #[expect(clippy::disallowed_methods, reason = "the one module that reads the clock")]
@@ -35,7 +26,9 @@ impl Clock for SystemClock {
     }
 
     fn monotonic(&self) -> Duration {
-        self.started.elapsed()
+        // Not `Instant`, which stands still while the machine is suspended: entries would outlive their time.
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
     }
 
     fn entropy(&self) -> u64 {

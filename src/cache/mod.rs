@@ -55,7 +55,7 @@ impl Cache {
     /// Each cause has its own: [`crate::Error::InvalidOption`], [`crate::Error::Locked`], [`crate::Error::NotAStore`], [`crate::Error::NotFound`],
     /// [`crate::Error::NewerVersion`], [`crate::Error::Corrupt`], [`crate::Error::Io`]. None of them changes what is stored.
     pub fn open(options: Options) -> Result<Self> {
-        let engine = engine::open(&options, None, Arc::new(SystemClock::new()), Mode::Threads)?;
+        let engine = engine::open(&options, None, Arc::new(SystemClock), Mode::Threads)?;
         let threads = Threads::start(&engine).map_err(crate::Error::io("start threads for", options.dir))?;
         let space = engine.namespace("")?;
         Ok(Self { running: Arc::new(Running { engine, threads: Mutex::new(Some(threads)) }), space })

@@ -143,7 +143,7 @@ impl Engine {
             if let Some(record) = format::decode_record(self.store, at, life.base_lsn, here)
                 && let Some(item) = self.item_of(*hash, here, &record)
             {
-                self.memory.insert_as(at, item, proved);
+                self.memory.insert(&item, proved, || self.names(*hash, entry, at));
             }
         }
     }

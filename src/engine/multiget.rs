@@ -72,10 +72,13 @@ impl Engine {
             return None;
         }
         let hash = self.hash(key);
+        if self.memory.holds(hash) {
+            return None;
+        }
         let entry = self.index.get(hash)?;
         let life = self.table.life(entry.location.segment)?;
         let at = life.base.plus(entry.location.offset.into());
-        if self.memory.holds(at) || self.segment_ring.may_hold(at.0) {
+        if self.segment_ring.may_hold(at.0) {
             return None;
         }
         let file = self.table.file(entry.location.segment).ok()?;
@@ -97,10 +100,9 @@ impl Engine {
         let found = Found { buf: read.buf, start, record, tier: Tier::Flash };
         let item = self.take_apart(want.hash, entry, found)?;
         // Read long after the index was asked: a mutation that returned meanwhile must be seen.
-        let still = self.index.get(want.hash).is_some_and(|now| now.location == entry.location) && self.position(entry) == Some(at);
-        if !still || !self.accept(key, entry, &item) {
+        if !self.names(want.hash, entry, at) || !self.accept(key, entry, &item) {
             return None;
         }
-        Some(self.serve(want.hash, entry, at, item, Tier::Flash, promote))
+        Some(self.serve(entry, at, item, Tier::Flash, promote))
     }
 }

@@ -181,7 +181,8 @@ impl Engine {
         manifest.time_ms = self.time.now_ms();
         let written = manifest.store()?;
         self.counters.manifest_bytes.fetch_add(written, Ordering::Relaxed);
-        self.wal.trim(wal_start.position)
+        self.wal.trim(wal_start.position);
+        Ok(())
     }
 }
 

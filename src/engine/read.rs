@@ -14,7 +14,7 @@ use crate::io::SECTOR;
 use crate::io::aligned::AlignedBuf;
 use crate::segment::format::{self, Kind, Life, Record};
 use crate::segment::table::State;
-use crate::tier::memory::Item;
+use crate::tier::item::{About, Item};
 
 /// A value that fills at least this much of its read buffer keeps the buffer; a smaller one is copied, so that a kept handle pins nothing else.
 const SHARE_LEN_MIN: usize = 16 << 10;
@@ -34,35 +34,29 @@ pub enum Tier {
 #[derive(Debug)]
 pub(super) struct Unread(io::Error);
 
-/// A value, its version and where it came from. Cheap to clone and to slice.
+/// A value, its version and where it came from. Cheap to clone; it may outlive the cache.
 #[derive(Clone, Debug)]
 pub struct Value {
-    bytes: Bytes,
-    version: Lsn,
+    item: Item,
     tier: Tier,
 }
 
 impl Value {
-    /// The value's bytes.
-    pub fn bytes(&self) -> &Bytes {
-        &self.bytes
-    }
-
     /// A part of the value, cut to its length, which shares it.
     pub(crate) fn into_range(self, range: Range<usize>) -> Bytes {
-        let len = self.bytes().len();
+        let len = self.len();
         let start = range.start.min(len);
         self.into_bytes().slice(start..range.end.clamp(start, len))
     }
 
-    /// The value's bytes, which may outlive the cache.
+    /// The value as shared bytes, without a copy.
     pub fn into_bytes(self) -> Bytes {
-        self.bytes
+        self.item.into_bytes()
     }
 
     /// The LSN of the put.
     pub fn version(&self) -> Lsn {
-        self.version
+        self.item.lsn()
     }
 
     /// Where it was found.
@@ -74,13 +68,13 @@ impl Value {
 impl Deref for Value {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.bytes
+        self.item.value()
     }
 }
 
 impl AsRef<[u8]> for Value {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes
+        self
     }
 }
 
@@ -104,12 +98,12 @@ impl Engine {
     /// Key and value of a verified record that starts at the front of `bytes`, copied. `None` for a tombstone or a note, and for what cannot be decompressed.
     pub(super) fn item_of(&self, hash: KeyHash, bytes: &[u8], record: &Record) -> Option<Item> {
         let Kind::Put { scope, key, value, raw_len, expires_ms } = &record.kind else { return None };
-        let both = match raw_len {
-            None => self.values.hold_copy([&bytes[key.clone()], &bytes[value.clone()]]),
-            Some(raw_len) => self.values.hold(unpack(&bytes[key.clone()], &bytes[value.clone()], *raw_len)?),
-        };
-        let (lsn, held) = (record.lsn, both.len());
-        Some(Item { hash, scope: *scope, lsn, expires_ms: *expires_ms, key_len: key.len(), held, bytes: both })
+        let about = About { hash, scope: *scope, lsn: record.lsn, expires_ms: *expires_ms };
+        let (key, value) = (&bytes[key.clone()], &bytes[value.clone()]);
+        Some(match raw_len {
+            None => Item::copied(about, key, value, &self.values),
+            Some(raw_len) => Item::copied(about, key, &unpack(value, *raw_len)?, &self.values),
+        })
     }
 
     /// The value of `key`, if it has one. `promote` says that it counts as a use.
@@ -142,10 +136,8 @@ impl Engine {
 
     fn look_up(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>, Unread> {
         let hash = self.hash(key);
-        if let Some((entry, at)) = self.index.get(hash).and_then(|entry| Some((entry, self.position(&entry)?)))
-            && let Some(item) = self.memory.get(at).filter(|item| item.is_of(key))
-        {
-            return Ok(self.accept(key, &entry, &item).then(|| Value { bytes: item.value(), version: item.lsn, tier: Tier::Memory }));
+        if let Some(item) = self.memory.get(hash, key) {
+            return Ok(self.lives(&item).then_some(Value { item, tier: Tier::Memory }));
         }
         let Some((entry, at, found)) = self.find(hash)? else { return Ok(None) };
         let tier = found.tier;
@@ -153,20 +145,24 @@ impl Engine {
         if !self.accept(key, &entry, &item) {
             return Ok(None);
         }
-        Ok(Some(self.serve(hash, &entry, at, item, tier, promote)))
+        Ok(Some(self.serve(&entry, at, item, tier, promote)))
     }
 
     /// Hands out a record that was read, and promotes it if it counts as used.
-    pub(super) fn serve(&self, hash: KeyHash, entry: &Entry, at: Position, item: Item, tier: Tier, promote: bool) -> Value {
-        let value = Value { bytes: item.value(), version: item.lsn, tier };
+    pub(super) fn serve(&self, entry: &Entry, at: Position, item: Item, tier: Tier, promote: bool) -> Value {
         if promote {
             if tier == Tier::Flash {
-                self.index.warm(hash, entry.location);
+                self.index.warm(item.hash(), entry.location);
             }
-            // Under its position: if a mutation came meanwhile, the index names another one, and nobody will ask for this.
-            self.memory.insert(at, item);
+            self.memory.insert(&item, false, || self.names(item.hash(), entry, at));
         }
-        value
+        Value { item, tier }
+    }
+
+    /// Whether the index names the record that was at `at` when it named `entry`.
+    pub(super) fn names(&self, hash: KeyHash, entry: &Entry, at: Position) -> bool {
+        // In this order: an entry leaves the index before its segment has another life.
+        self.index.get(hash).is_some_and(|now| now.location == entry.location) && self.position(entry) == Some(at)
     }
 
     /// The position of the record that an entry names now. `None` if its segment has no life.
@@ -177,7 +173,8 @@ impl Engine {
 
     /// Whether the index knows a key with this fingerprint.
     pub(crate) fn may_contain(&self, key: Key<'_>) -> bool {
-        self.index.get(self.hash(key)).is_some()
+        let hash = self.hash(key);
+        self.memory.holds(hash) || self.index.get(hash).is_some()
     }
 
     /// The record that the index names for `hash`, verified, and its position.
@@ -257,26 +254,43 @@ impl Engine {
             self.counters.collisions.fetch_add(1, Ordering::Relaxed);
             return false;
         }
-        let Some(at) = item.expires_ms.filter(|at| *at <= self.time.now_ms()) else { return true };
+        let Some(at) = self.expired_at(item) else { return true };
         // Before anybody hears of it.
         self.note_passed(at);
-        if self.index.remove_if_at(item.hash, entry.location) {
+        if self.index.remove_if_at(item.hash(), entry.location) {
             self.counters.expired.fetch_add(1, Ordering::Relaxed);
         }
         false
     }
 
+    /// Whether what the memory tier holds has not expired.
+    fn lives(&self, item: &Item) -> bool {
+        let Some(at) = self.expired_at(item) else { return true };
+        // Before anybody hears of it.
+        self.note_passed(at);
+        // As long as it is in the memory tier the index names no other version.
+        let forgotten = self.memory.forget(item, || self.index.remove(item.hash()));
+        if forgotten.flatten().is_some() {
+            self.counters.expired.fetch_add(1, Ordering::Relaxed);
+        }
+        false
+    }
+
+    fn expired_at(&self, item: &Item) -> Option<u64> {
+        item.expires_ms().filter(|at| *at <= self.time.now_ms())
+    }
+
     /// Key and value of a record, the value as the user gave it: in the read buffer itself if they fill most of it. `None` for a tombstone or a note, and for what cannot be decompressed.
     pub(super) fn take_apart(&self, hash: KeyHash, entry: &Entry, found: Found) -> Option<Item> {
         if let Kind::Put { scope, key, value, raw_len: None, expires_ms } = &found.record.kind
-            && value.end - key.start >= SHARE_LEN_MIN
-            && (value.end - key.start) * 4 >= found.buf.len() * 3
+            && value.len() >= SHARE_LEN_MIN
+            && value.len() * 4 >= found.buf.len() * 3
         {
-            let range = found.start + key.start..found.start + value.end;
-            let (scope, lsn, expires_ms, key_len) = (*scope, found.record.lsn, *expires_ms, key.len());
-            let held = found.buf.len();
-            let bytes = Bytes::from_owner(found.buf.counted_by(&self.values)).slice(range);
-            return Some(Item { hash, scope, lsn, expires_ms, key_len, held, bytes });
+            let about = About { hash, scope: *scope, lsn: found.record.lsn, expires_ms: *expires_ms };
+            let (range, held) = (found.start + value.start..found.start + value.end, found.buf.held());
+            let key: Box<[u8]> = found.bytes()[key.clone()].into();
+            let value = Bytes::from_owner(found.buf.counted_by(&self.values)).slice(range);
+            return Some(Item::sharing(about, &key, value, held, &self.values));
         }
         let item = self.item_of(hash, found.bytes(), &found.record);
         if item.is_none() && matches!(found.record.kind, Kind::Put { .. }) {
@@ -292,8 +306,7 @@ impl Engine {
     }
 }
 
-/// The key, and the value decompressed to `raw_len` bytes, in one piece.
-fn unpack(key: &[u8], packed: &[u8], raw_len: usize) -> Option<Box<[u8]>> {
-    let plain = zstd::bulk::decompress(packed, raw_len).ok().filter(|plain| plain.len() == raw_len)?;
-    Some([key, &plain].concat().into())
+/// The value decompressed to `raw_len` bytes.
+fn unpack(packed: &[u8], raw_len: usize) -> Option<Vec<u8>> {
+    zstd::bulk::decompress(packed, raw_len).ok().filter(|plain| plain.len() == raw_len)
 }

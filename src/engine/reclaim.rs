@@ -171,6 +171,9 @@ impl Engine {
     /// Forgets an entry that is still wanted. Says whether it was there.
     fn evict(&self, entry: &footer::Entry, location: Location) -> bool {
         let evicted = self.index.remove_if_at(entry.hash, location);
+        if evicted {
+            self.memory.supersede(entry.hash, None, || ());
+        }
         self.counters.evicted.fetch_add(u64::from(evicted), Ordering::Relaxed);
         evicted
     }
@@ -229,7 +232,7 @@ impl Engine {
 
     fn is_hot(&self, entry: &footer::Entry, location: Location) -> bool {
         let Some(current) = self.index.get(entry.hash).filter(|now| now.location == location) else { return false };
-        current.hot || self.position(&current).is_some_and(|at| self.memory.holds(at))
+        current.hot || self.memory.holds(entry.hash)
     }
 
     /// Appends a record again under its old version, unless the index no longer names it. Says whether it did.
@@ -252,9 +255,6 @@ impl Engine {
         };
         let placed = self.append(&what)?;
         self.index.insert(entry.hash, &placed.entry);
-        if let Some(moved_to) = self.position(&placed.entry) {
-            self.memory.rename(row.life.base.plus(entry.offset.into()), moved_to);
-        }
         self.counters.reinserted.fetch_add(1, Ordering::Relaxed);
         let appended = self.marks.appended_bytes.load(Ordering::Relaxed);
         self.table.change(row.life.id, &[State::Draining, State::Failed], |row| row.moved_until = appended);

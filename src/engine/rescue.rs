@@ -151,7 +151,7 @@ impl Engine {
                 version: None,
                 urgent: true,
             })?;
-            self.index.remove(entry.hash);
+            self.memory.supersede(entry.hash, None, || self.index.remove(entry.hash));
         }
         Ok(())
     }

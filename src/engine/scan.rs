@@ -10,7 +10,6 @@ use super::Engine;
 use crate::error::Result;
 use crate::id::{Key, Lsn, Scope};
 use crate::segment::format::{Kind, Life};
-use crate::tier::memory::Item;
 
 /// A live entry.
 #[derive(Clone, Debug)]
@@ -107,12 +106,12 @@ impl Engine {
         let Some(namespace) = scan.spaces.get(scope).filter(|name| self.scope_of(name) == Some(*scope)) else { return Live::No };
         let Some(item) = self.item_of(hash, found.bytes(), &found.record) else { return Live::No };
         let now = self.time.now_ms();
-        let Item { lsn: version, expires_ms, .. } = item;
+        let (version, expires_ms) = (item.lsn(), item.expires_ms());
         if let Some(at) = expires_ms.filter(|at| *at <= now) {
             self.note_passed(at);
             return Live::No;
         }
-        let (key, value) = (item.bytes.slice(..item.key_len), item.value());
+        let (key, value) = (Bytes::copy_from_slice(item.key()), item.into_bytes());
         Live::Entry(Entry { namespace: Arc::clone(namespace), key, value, version, expires_in_ms: expires_ms.map(|at| at - now) })
     }
 }

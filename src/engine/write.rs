@@ -13,7 +13,7 @@ use crate::io::ring::Ring;
 use crate::segment::format::{self, Content, Draft};
 use crate::segment::writer::record_len_max;
 use crate::sync::lock;
-use crate::tier::memory::Item;
+use crate::tier::item::{About, Item};
 
 /// Shortest value that is worth compressing.
 const COMPRESS_LEN_MIN: usize = 128;
@@ -358,23 +358,20 @@ impl Engine {
 
     /// Makes the index name the new record, and the memory tier forget the one before: if it was there, its successor takes its place.
     fn point_at(&self, request: &Request<'_>, placed: &Placed) {
-        let hash = request.hash;
-        let old = match request.put {
-            Some(_) => self.index.insert(hash, &placed.entry),
-            None => self.index.remove(hash),
-        };
-        let was_in_memory = old.and_then(|old| self.position(&old)).is_some_and(|at| self.memory.remove(at));
-        let belongs_there = match request.hint {
-            Hint::Auto => was_in_memory,
+        let Request { key, hash, put, hint, .. } = request;
+        let belongs_there = match hint {
+            Hint::Auto => self.memory.holds(*hash),
             Hint::Memory => true,
             Hint::Flash => false,
         };
-        if let (true, Some((value, expires_ms)), Some(at)) = (belongs_there, request.put, self.position(&placed.entry)) {
-            let Key { scope, bytes: key } = request.key;
-            let bytes = self.values.hold_copy([key, value]);
-            let held = bytes.len();
-            self.memory.insert(at, Item { hash, scope, lsn: placed.lsn, expires_ms, key_len: key.len(), bytes, held });
-        }
+        let successor = put.filter(|_| belongs_there).map(|(value, expires_ms)| {
+            let about = About { hash: *hash, scope: key.scope, lsn: placed.lsn, expires_ms };
+            Item::copied(about, key.bytes, value, &self.values)
+        });
+        self.memory.supersede(*hash, successor, || match put {
+            Some(_) => self.index.insert(*hash, &placed.entry),
+            None => self.index.remove(*hash),
+        });
     }
 
     /// The value compressed, if that is asked for and makes it smaller.

@@ -11,14 +11,13 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use bytes::Bytes;
 use crossbeam::queue::ArrayQueue;
 use memmap2::MmapMut;
 
 use super::BLOCK;
 
 /// A buffer of at least this many bytes is a mapping of its own.
-const MAPPED_LEN_MIN: usize = 128 << 10;
+pub(crate) const MAPPED_LEN_MIN: usize = 128 << 10;
 /// Buffers of this process that are mappings. A process may have 65,530 in all by default, and others want some.
 static MAPPED: AtomicUsize = AtomicUsize::new(0);
 const MAPPED_MAX: usize = 16 << 10;
@@ -34,50 +33,36 @@ impl Meter {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// `bytes`, counted until the last handle and slice of it is dropped.
-    pub(crate) fn hold(&self, bytes: Box<[u8]>) -> Bytes {
-        let counted = self.count(bytes.len());
-        Bytes::from_owner(Held { bytes, _counted: counted })
+    pub(crate) fn add(&self, len: usize) {
+        self.0.fetch_add(len as u64, Ordering::Relaxed);
     }
 
-    /// The concatenation of `parts`, counted likewise.
-    pub(crate) fn hold_copy(&self, parts: [&[u8]; 2]) -> Bytes {
-        let len = parts[0].len() + parts[1].len();
-        if len < MAPPED_LEN_MIN {
-            return self.hold(parts.concat().into());
-        }
-        let mut buf = AlignedBuf::counted(len, self);
-        buf[..parts[0].len()].copy_from_slice(parts[0]);
-        buf[parts[0].len()..].copy_from_slice(parts[1]);
-        Bytes::from_owner(buf)
+    pub(crate) fn subtract(&self, len: usize) {
+        self.0.fetch_sub(len as u64, Ordering::Relaxed);
+    }
+
+    /// A copy of `bytes`, counted as long as it lives.
+    pub(crate) fn copy(&self, bytes: &[u8]) -> AlignedBuf {
+        let mut buf = AlignedBuf::counted(bytes.len(), self);
+        buf.copy_from_slice(bytes);
+        buf
     }
 
     fn count(&self, len: usize) -> Counted {
-        self.0.fetch_add(len as u64, Ordering::Relaxed);
-        Counted { meter: Arc::clone(&self.0), len }
+        self.add(len);
+        Counted { meter: self.clone(), len }
     }
 }
 
 /// A part of what a meter shows.
 struct Counted {
-    meter: Arc<AtomicU64>,
+    meter: Meter,
     len: usize,
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.meter.fetch_sub(self.len as u64, Ordering::Relaxed);
-    }
-}
-
-struct Held {
-    bytes: Box<[u8]>,
-    _counted: Counted,
-}
-
-impl AsRef<[u8]> for Held {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
+        self.meter.subtract(self.len);
     }
 }
 
@@ -204,6 +189,11 @@ impl AlignedBuf {
         self
     }
 
+    /// Bytes that it takes.
+    pub(crate) fn held(&self) -> usize {
+        self.raw().len()
+    }
+
     fn raw(&self) -> &[u8] {
         self.raw.as_ref().expect("it is there until the buffer is dropped").bytes()
     }
@@ -247,6 +237,7 @@ impl fmt::Debug for AlignedBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
 
     #[test]
     fn buffers_of_every_size_are_aligned_and_zero_and_those_of_a_pool_come_back() {
@@ -276,16 +267,16 @@ mod tests {
     fn a_meter_shows_what_is_alive() {
         let (reads, values) = (Meter::default(), Meter::default());
         let buf = AlignedBuf::counted(3 * BLOCK, &reads);
-        let small = values.hold_copy([&[7; 60], &[8; 40]]);
-        assert_eq!((small[59], small[60]), (7, 8));
-        assert_eq!((reads.bytes(), values.bytes()), (3 * BLOCK as u64, 100));
+        let copy = values.copy(&[7; 100]);
+        assert_eq!((&copy[..], copy.held()), (&[7; 100][..], 100));
+        values.add(100);
+        assert_eq!((reads.bytes(), values.bytes()), (3 * BLOCK as u64, 200));
         let large = Bytes::from_owner(buf.counted_by(&values)).slice(10..20);
-        let clone = small.clone();
-        drop(small);
-        assert_eq!((reads.bytes(), values.bytes()), (0, 3 * BLOCK as u64 + 100));
+        let clone = large.clone();
         drop(large);
-        assert_eq!(values.bytes(), 100);
-        drop(clone);
+        assert_eq!((reads.bytes(), values.bytes()), (0, 3 * BLOCK as u64 + 200));
+        drop((clone, copy));
+        values.subtract(100);
         assert_eq!(values.bytes(), 0);
     }
 }

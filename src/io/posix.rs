@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::aligned::AlignedBuf;
@@ -110,7 +110,7 @@ impl PosixDisk {
 
 /// Allocates blocks for `[0, len)`, or writes zeros behind what is there where the file system cannot.
 fn allocate(file: &fs::File, len: u64) -> io::Result<()> {
-    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
+    match retry_on_intr(|| rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len)) {
         Ok(()) => Ok(()),
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => fill_with_zeros(file, len),
         Err(e) => Err(e.into()),
@@ -279,8 +279,11 @@ impl Disk for PosixDisk {
     }
 
     fn boot_id(&self) -> u64 {
-        let text = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        xxhash_rust::xxh3::xxh3_64(&text)
+        match fs::read("/proc/sys/kernel/random/boot_id") {
+            Ok(text) => xxhash_rust::xxh3::xxh3_64(&text),
+            // Another one each time: whatever stopped the last process may have been a power cut.
+            Err(_not_there) => crate::clock::Clock::entropy(&crate::clock::SystemClock),
+        }
     }
 }
 

@@ -1,80 +1,40 @@
 //! The memory tier: values of hot records in DRAM, bounded by bytes, S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP'23).
 //!
-//! It is keyed by stream position, not by key: a position names one version of one key for ever, so nothing here is ever stale. Whoever asks has asked the index
-//! first; an entry whose position the index no longer names is not asked for again and leaves with the others, or at once if its replacer says so.
+//! It is keyed by the key's hash, and asked before the index. What is here is what the index names, or nothing is: whoever changes what the index says of a key does it in
+//! [`MemoryTier::supersede`], which holds the key's shard from the moment that the version before is out until the index names the new one; and whoever brings in what was read
+//! says with [`MemoryTier::insert`] whether the index still names it, under the same lock. So a hit is the newest version. An entry that has left the index may stay here a while;
+//! that it was the newest version remains true until a mutation supersedes it.
 //!
-//! Hits take no lock: buckets are linked lists that are read under an epoch (Fraser, 2004), and a hit only raises the entry's frequency. Inserts and removals lock one
-//! shard. Per entry beyond key and value: a node of about 100 B and 8 B in a queue, plus the allocator's; a bucket of 8 B for each 512 B of the first budget.
-#![allow(unsafe_code, reason = "nodes are shared with readers that take no lock")]
+//! Hits take no lock: buckets are linked lists that are read under an epoch (Fraser, 2004), and a hit only raises the entry's frequency and counts a handle.
+#![allow(unsafe_code, reason = "items are shared with readers that take no lock")]
 
 use std::collections::{HashSet, VecDeque};
+use std::ptr::NonNull;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-use bytes::Bytes;
-use crossbeam::epoch::{self, Atomic, Guard, Owned, Shared};
+use crossbeam::epoch::{self, Guard};
 
-use crate::id::{Key, KeyHash, Lsn, Position, Scope};
+use super::item::{FREQUENCY_MAX, Item, NODE_LEN, Node};
+use super::queue::Queue;
+use crate::id::{Key, KeyHash};
 use crate::sync::lock;
 
 const SHARDS_MAX: usize = 16;
 /// A shard has at least this many bytes, so that large values find room.
 const SHARD_BYTES_MIN: u64 = 4 << 20;
 const BYTES_PER_BUCKET: u64 = 512;
-/// Frequencies saturate here.
-const FREQUENCY_MAX: u8 = 3;
 /// One in this many bytes of a shard is for entries that have not proved themselves.
 const SMALL_SHARE: u64 = 10;
 /// Entries are freed some time after they went, when no reader can have them any more. Beyond this many bytes of a shard it is asked whether that is so.
 const GARBAGE_MAX: u64 = 256 << 10;
-/// What an entry costs besides its bytes: node, the counted owner of its bytes, queue place, ghost place, two places in lists of what is hot, three allocations.
-const OVERHEAD: u64 = (size_of::<Node>() + 56 + 8 + 16 + 2 * 8 + 3 * 8) as u64;
-
-/// A record's key and value as the tier holds them.
-#[derive(Clone, Debug)]
-pub(crate) struct Item {
-    pub(crate) hash: KeyHash,
-    pub(crate) scope: Scope,
-    pub(crate) lsn: Lsn,
-    pub(crate) expires_ms: Option<u64>,
-    pub(crate) key_len: usize,
-    /// Key, then value.
-    pub(crate) bytes: Bytes,
-    /// Bytes of DRAM that `bytes` keeps: more than its length if it is part of a read buffer.
-    pub(crate) held: usize,
-}
-
-impl Item {
-    pub(crate) fn key(&self) -> &[u8] {
-        &self.bytes[..self.key_len]
-    }
-
-    /// Whether this is the record of `key`.
-    pub(crate) fn is_of(&self, key: Key<'_>) -> bool {
-        self.key() == key.bytes && self.scope == key.scope
-    }
-
-    pub(crate) fn value(&self) -> Bytes {
-        self.bytes.slice(self.key_len..)
-    }
-
-    fn charge(&self) -> u64 {
-        self.held as u64 + OVERHEAD
-    }
-}
-
-#[derive(Debug)]
-struct Node {
-    position: u64,
-    item: Item,
-    frequency: AtomicU8,
-    next: Atomic<Node>,
-}
+/// What an entry costs besides its bytes: node, what the allocator adds, ghost place, two places in lists of what is hot.
+const OVERHEAD: u64 = (NODE_LEN + 16 + 16 + 2 * 8) as u64;
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct MemoryTier {
-    buckets: Box<[Atomic<Node>]>,
+    buckets: Box<[AtomicPtr<Node>]>,
     shards: Box<[Mutex<Shard>]>,
     /// For each shard.
     budget: AtomicU64,
@@ -86,8 +46,8 @@ pub(crate) struct MemoryTier {
 
 #[derive(Debug, Default)]
 struct Shard {
-    small: VecDeque<u64>,
-    main: VecDeque<u64>,
+    small: Queue,
+    main: Queue,
     ghosts: VecDeque<u32>,
     ghost_set: HashSet<u32>,
     small_bytes: u64,
@@ -103,7 +63,7 @@ impl MemoryTier {
         let buckets = (budget / BYTES_PER_BUCKET).next_power_of_two().max(64) as usize;
         let shards = ((budget / SHARD_BYTES_MIN).max(1) as usize).next_power_of_two().min(SHARDS_MAX);
         let tier = Self {
-            buckets: (0..buckets).map(|_| Atomic::null()).collect(),
+            buckets: (0..buckets).map(|_| AtomicPtr::default()).collect(),
             shards: (0..shards).map(|_| Mutex::default()).collect(),
             budget: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
@@ -121,7 +81,7 @@ impl MemoryTier {
     }
 
     fn buckets_len(&self) -> u64 {
-        (self.buckets.len() * size_of::<Atomic<Node>>()) as u64
+        (self.buckets.len() * size_of::<AtomicPtr<Node>>()) as u64
     }
 
     /// Bytes of DRAM held.
@@ -147,164 +107,159 @@ impl MemoryTier {
         self.inserts.load(Ordering::Relaxed)
     }
 
-    fn bucket(&self, position: u64) -> usize {
-        // Fibonacci hashing (Knuth, TAOCP 3, 6.4): positions are multiples of 8 and close together.
-        (position.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & (self.buckets.len() - 1)
+    fn bucket(&self, hash: KeyHash) -> usize {
+        hash.0 as usize & (self.buckets.len() - 1)
     }
 
-    fn shard(&self, bucket: usize) -> &Mutex<Shard> {
-        &self.shards[bucket & (self.shards.len() - 1)]
+    fn shard(&self, hash: KeyHash) -> &Mutex<Shard> {
+        &self.shards[hash.0 as usize & (self.shards.len() - 1)]
     }
 
-    /// The node at `position`, as long as `guard` lives.
-    fn find<'g>(&self, bucket: usize, position: u64, guard: &'g Guard) -> Option<&'g Node> {
-        let mut at = self.buckets[bucket].load(Ordering::Acquire, guard);
-        // SAFETY: nodes are destroyed only after they were unlinked and the epoch of every guard that could reach them has ended.
-        while let Some(node) = unsafe { at.as_ref() } {
-            if node.position == position {
+    /// The node of the entry for `hash`, which lives as long as the guard.
+    fn find(&self, hash: KeyHash, _guard: &Guard) -> Option<NonNull<Node>> {
+        let mut at = self.buckets[self.bucket(hash)].load(Ordering::Acquire);
+        while let Some(node) = NonNull::new(at) {
+            // SAFETY: the tier's handle to a node is dropped only after it was unlinked and the epoch of every guard that could reach it has ended.
+            let Node { about, next, .. } = unsafe { node.as_ref() };
+            if about.hash == hash {
                 return Some(node);
             }
-            at = node.next.load(Ordering::Acquire, guard);
+            at = next.load(Ordering::Acquire);
         }
         None
     }
 
-    /// The record at `position`, if it is here. Counts as a use.
-    pub(crate) fn get(&self, position: Position) -> Option<Item> {
+    /// The record of `key`, whose hash is `hash`, if it is here. Counts as a use.
+    pub(crate) fn get(&self, hash: KeyHash, key: Key<'_>) -> Option<Item> {
         let guard = epoch::pin();
-        let node = self.find(self.bucket(position.0), position.0, &guard)?;
-        let frequency = node.frequency.load(Ordering::Relaxed);
-        if frequency < FREQUENCY_MAX {
-            node.frequency.store(frequency + 1, Ordering::Relaxed);
+        let node = self.find(hash, &guard)?;
+        // SAFETY: as in `find`, the tier's handle is there until the guard is dropped.
+        let item = unsafe { Item::of(node) };
+        // SAFETY: the handle keeps it.
+        let frequency = unsafe { &node.as_ref().frequency };
+        let uses = frequency.load(Ordering::Relaxed);
+        if uses < FREQUENCY_MAX {
+            frequency.store(uses + 1, Ordering::Relaxed);
         }
-        Some(node.item.clone())
+        item.is_of(key).then_some(item)
     }
 
-    /// Whether the record at `position` is here.
-    pub(crate) fn holds(&self, position: Position) -> bool {
-        self.find(self.bucket(position.0), position.0, &epoch::pin()).is_some()
+    /// Whether a record with this hash is here.
+    pub(crate) fn holds(&self, hash: KeyHash) -> bool {
+        self.find(hash, &epoch::pin()).is_some()
     }
 
-    /// Takes in the record at `position`, and evicts others until it fits. False if it is too large for that.
-    pub(crate) fn insert(&self, position: Position, item: Item) -> bool {
-        self.insert_as(position, item, false)
-    }
-
-    /// As [`MemoryTier::insert`]. `proved` says that it was used often before.
-    pub(crate) fn insert_as(&self, position: Position, item: Item, proved: bool) -> bool {
-        let budget = self.budget.load(Ordering::Relaxed);
-        let charge = item.charge();
-        if charge > budget / 4 {
-            return false;
-        }
-        let (bucket, hash) = (self.bucket(position.0), item.hash);
-        let guard = epoch::pin();
-        let mut shard = lock(self.shard(bucket));
-        if self.find(bucket, position.0, &guard).is_some() {
+    /// Takes in a record that was read, if it `is_current`, and evicts others until it fits. `proved` says that it was used often before. False if it is superseded or too large.
+    pub(crate) fn insert(&self, item: &Item, proved: bool, is_current: impl FnOnce() -> bool) -> bool {
+        let (hash, guard) = (item.hash(), epoch::pin());
+        let Some(budget) = self.budget_for(item) else { return false };
+        let mut shard = lock(self.shard(hash));
+        if self.find(hash, &guard).is_some() {
             return true;
         }
-        let head = self.buckets[bucket].load(Ordering::Relaxed, &guard);
-        let node = Owned::new(Node { position: position.0, item, frequency: AtomicU8::new(0), next: Atomic::null() });
-        node.next.store(head, Ordering::Relaxed);
-        // Pairs with the acquire loads in `find`.
-        self.buckets[bucket].store(node, Ordering::Release);
-        shard.enter(position.0, hash, charge, proved);
-        self.bytes.fetch_add(charge, Ordering::Relaxed);
-        self.entries.fetch_add(1, Ordering::Relaxed);
-        self.inserts.fetch_add(1, Ordering::Relaxed);
+        if !is_current() {
+            return false;
+        }
+        let node = self.link(item.clone());
+        shard.enter(node, proved);
         self.shrink(&mut shard, budget, &guard);
         true
     }
 
-    /// Forgets the record at `position`: it was replaced or deleted. Says whether it was here.
-    pub(crate) fn remove(&self, position: Position) -> bool {
+    /// Does what makes the index name another version of the key with this hash, or none, and puts `successor`, if there is one, in the place of the version before.
+    pub(crate) fn supersede<T>(&self, hash: KeyHash, successor: Option<Item>, change: impl FnOnce() -> T) -> T {
         let guard = epoch::pin();
-        let bucket = self.bucket(position.0);
-        if self.find(bucket, position.0, &guard).is_none() {
-            return false;
+        let mut shard = lock(self.shard(hash));
+        let old = self.find(hash, &guard);
+        if let Some(old) = old {
+            self.unlink(old);
         }
-        let mut shard = lock(self.shard(bucket));
-        let removed = self.unlink(position.0, &guard);
-        if let Some(node) = removed {
-            // Its place in a queue is found empty later; whether that was the small one is not known here.
-            shard.leave(node.item.charge(), &guard);
-            if shard.small.len() + shard.main.len() > 2 * shard.entries + 64 {
-                self.drop_empty_places(&mut shard, &guard);
-            }
+        let changed = change();
+        let budget = successor.as_ref().and_then(|item| self.budget_for(item));
+        match (old, successor.filter(|_| budget.is_some())) {
+            (None, None) => {}
+            (Some(old), None) => shard.leave(old, &guard),
+            (None, Some(item)) => shard.enter(self.link(item), false),
+            (Some(old), Some(item)) => shard.replace(old, self.link(item), &guard),
         }
-        removed.is_some()
+        if let Some(budget) = budget {
+            self.shrink(&mut shard, budget, &guard);
+        }
+        changed
     }
 
-    /// The record at `old` lies at `new` now.
-    pub(crate) fn rename(&self, old: Position, new: Position) {
-        if let Some(item) = self.get(old)
-            && self.remove(old)
-        {
-            self.insert(new, item);
-        }
+    /// Forgets `item` if it is here, and then does what makes the index forget it.
+    pub(crate) fn forget<T>(&self, item: &Item, change: impl FnOnce() -> T) -> Option<T> {
+        let (hash, guard) = (item.hash(), epoch::pin());
+        let mut shard = lock(self.shard(hash));
+        let node = self.find(hash, &guard).filter(|node| *node == item.node())?;
+        self.unlink(node);
+        shard.leave(node, &guard);
+        Some(change())
     }
 
-    /// Takes the node at `position` out of its bucket. The caller has the shard.
-    fn unlink<'g>(&self, position: u64, guard: &'g Guard) -> Option<&'g Node> {
-        let mut link = &self.buckets[self.bucket(position)];
-        loop {
-            let at: Shared<'g, Node> = link.load(Ordering::Acquire, guard);
-            // SAFETY: as in `find`.
-            let node = unsafe { at.as_ref() }?;
-            if node.position == position {
+    /// What a shard may take, unless this item is too large for it.
+    fn budget_for(&self, item: &Item) -> Option<u64> {
+        let budget = self.budget.load(Ordering::Relaxed);
+        // SAFETY: the item is a handle to its node.
+        let charge = charge(unsafe { item.node().as_ref() });
+        (charge <= budget / 4).then_some(budget)
+    }
+
+    /// Makes an item the first of its bucket. The caller has the shard.
+    fn link(&self, item: Item) -> NonNull<Node> {
+        let bucket = &self.buckets[self.bucket(item.hash())];
+        let at = item.into_node();
+        // SAFETY: its handle is the tier's now, and stays until it is unlinked.
+        let node = unsafe { at.as_ref() };
+        node.next.store(bucket.load(Ordering::Relaxed), Ordering::Relaxed);
+        // Pairs with the acquire loads in `find`.
+        bucket.store(at.as_ptr(), Ordering::Release);
+        self.bytes.fetch_add(charge(node), Ordering::Relaxed);
+        self.entries.fetch_add(1, Ordering::Relaxed);
+        self.inserts.fetch_add(1, Ordering::Relaxed);
+        at
+    }
+
+    /// Takes a node that is here out of its bucket. The caller has the shard, and gives the node to [`Shard::leave`] or [`Shard::replace`].
+    fn unlink(&self, node: NonNull<Node>) {
+        // SAFETY: what is linked has the tier's handle, and the caller's lock keeps others from unlinking.
+        let get = |node: NonNull<Node>| unsafe { node.as_ref() };
+        let (about, next) = (get(node).about, get(node).next.load(Ordering::Relaxed));
+        let mut link = &self.buckets[self.bucket(about.hash)];
+        while let Some(at) = NonNull::new(link.load(Ordering::Relaxed)) {
+            if at == node {
                 // Pairs with the acquire loads in `find`.
-                link.store(node.next.load(Ordering::Relaxed, guard), Ordering::Release);
-                // SAFETY: it was linked once, is unlinked now, and the shard lock makes this the only unlinking.
-                unsafe { guard.defer_destroy(at) };
-                self.bytes.fetch_sub(node.item.charge(), Ordering::Relaxed);
+                link.store(next, Ordering::Release);
+                self.bytes.fetch_sub(charge(get(node)), Ordering::Relaxed);
                 self.entries.fetch_sub(1, Ordering::Relaxed);
-                return Some(node);
+                return;
             }
-            link = &node.next;
+            link = &get(at).next;
         }
     }
 
     /// Evicts until the shard is within its budget.
     fn shrink(&self, shard: &mut Shard, budget: u64, guard: &Guard) {
         while shard.bytes > budget {
-            let from_small = shard.small_bytes > budget / SMALL_SHARE || shard.main.is_empty();
-            let popped = if from_small { shard.small.pop_front() } else { shard.main.pop_front() };
-            let Some(position) = popped else {
-                if from_small {
-                    shard.small_bytes = 0;
-                }
-                if shard.small.is_empty() && shard.main.is_empty() {
-                    return;
-                }
-                continue;
-            };
-            let Some(node) = self.find(self.bucket(position), position, guard) else { continue };
-            let charge = node.item.charge();
-            if from_small {
-                shard.small_bytes = shard.small_bytes.saturating_sub(charge);
-            }
-            let frequency = node.frequency.load(Ordering::Relaxed);
-            if frequency > 0 {
+            let from_small = shard.small_bytes > budget / SMALL_SHARE || shard.main.oldest().is_none();
+            let oldest = if from_small { shard.small.oldest() } else { shard.main.oldest() };
+            let Some(at) = oldest else { return };
+            // SAFETY: what is in a queue is linked, and has the tier's handle.
+            let node = unsafe { at.as_ref() };
+            let uses = node.frequency.load(Ordering::Relaxed);
+            if uses > 0 {
                 // Used since it came in, or since it was last looked at: it stays, one use poorer.
-                node.frequency.store(if from_small { 0 } else { frequency - 1 }, Ordering::Relaxed);
-                shard.main.push_back(position);
+                node.frequency.store(if from_small { 0 } else { uses - 1 }, Ordering::Relaxed);
+                shard.promote(at);
                 continue;
             }
-            self.unlink(position, guard);
-            shard.leave(charge, guard);
+            self.unlink(at);
             if from_small {
-                shard.haunt(node.item.hash);
+                shard.haunt(node.about.hash);
             }
+            shard.leave(at, guard);
         }
-    }
-
-    /// Drops queue places whose entries were removed.
-    fn drop_empty_places(&self, shard: &mut Shard, guard: &Guard) {
-        let charge = |p: u64| self.find(self.bucket(p), p, guard).map(|node| node.item.charge());
-        shard.main.retain(|p| charge(*p).is_some());
-        let mut small_bytes = 0;
-        shard.small.retain(|p| charge(*p).inspect(|n| small_bytes += n).is_some());
-        shard.small_bytes = small_bytes;
     }
 
     /// Hashes of what is here, hottest first and at most `most`, and how many of them have proved themselves.
@@ -312,11 +267,10 @@ impl MemoryTier {
         // One list for each degree of heat, coldest first: what has proved itself comes after what has not.
         let mut degrees = [const { Vec::new() }; 2 * (FREQUENCY_MAX as usize + 1)];
         for shard in &self.shards {
-            // Pinned anew for each, so that what is evicted meanwhile is freed.
-            let (guard, shard) = (epoch::pin(), lock(shard));
+            let shard = lock(shard);
             for (queue, first) in [(&shard.small, 0), (&shard.main, degrees.len() / 2)] {
-                for node in queue.iter().filter_map(|p| self.find(self.bucket(*p), *p, &guard)) {
-                    degrees[first + usize::from(node.frequency.load(Ordering::Relaxed).min(FREQUENCY_MAX))].push(node.item.hash);
+                for node in queue.iter() {
+                    degrees[first + usize::from(node.frequency.load(Ordering::Relaxed).min(FREQUENCY_MAX))].push(node.about.hash);
                 }
             }
         }
@@ -343,31 +297,89 @@ impl MemoryTier {
 impl Drop for MemoryTier {
     fn drop(&mut self) {
         for bucket in &mut self.buckets {
-            let mut at = std::mem::replace(bucket, Atomic::null());
-            // SAFETY: `&mut self` says that no reader is left, and each node is owned by the one link that is taken here.
-            while let Some(node) = unsafe { at.try_into_owned() } {
-                at = std::mem::replace(&mut node.into_box().next, Atomic::null());
+            let mut at = *bucket.get_mut();
+            while let Some(node) = NonNull::new(at) {
+                // SAFETY: `&mut self` says that no reader is left, and what is linked has the tier's handle.
+                let item = unsafe { Item::from_node(node) };
+                // SAFETY: the handle keeps it.
+                at = unsafe { node.as_ref() }.next.load(Ordering::Relaxed);
+                drop(item);
             }
         }
     }
 }
 
+fn charge(node: &Node) -> u64 {
+    node.held() + OVERHEAD
+}
+
 impl Shard {
-    fn enter(&mut self, position: u64, hash: KeyHash, charge: u64, proved: bool) {
-        self.bytes += charge;
+    /// A node was linked.
+    fn enter(&mut self, at: NonNull<Node>, proved: bool) {
+        // SAFETY: what is linked has the tier's handle.
+        let node = unsafe { at.as_ref() };
+        self.bytes += charge(node);
         self.entries += 1;
-        if proved || self.ghost_set.contains(&ghost(hash)) {
-            self.main.push_back(position);
+        if proved || self.ghost_set.contains(&ghost(node.about.hash)) {
+            node.in_main.store(true, Ordering::Relaxed);
+            self.main.push(at);
         } else {
-            self.small.push_back(position);
-            self.small_bytes += charge;
+            self.small.push(at);
+            self.small_bytes += charge(node);
         }
     }
 
-    /// An entry was unlinked under `guard`.
-    fn leave(&mut self, charge: u64, guard: &Guard) {
-        self.bytes -= charge;
+    /// The oldest of the small queue, or of the main one, becomes the newest of the main one.
+    fn promote(&mut self, at: NonNull<Node>) {
+        self.withdraw(at);
+        // SAFETY: what is in a queue has the tier's handle.
+        unsafe { at.as_ref() }.in_main.store(true, Ordering::Relaxed);
+        self.main.push(at);
+    }
+
+    /// Takes a node out of its queue.
+    fn withdraw(&mut self, at: NonNull<Node>) {
+        // SAFETY: what is in a queue has the tier's handle.
+        let node = unsafe { at.as_ref() };
+        if node.in_main.load(Ordering::Relaxed) {
+            self.main.remove(at);
+        } else {
+            self.small.remove(at);
+            self.small_bytes -= charge(node);
+        }
+    }
+
+    /// A node was unlinked under `guard`.
+    fn leave(&mut self, at: NonNull<Node>, guard: &Guard) {
+        self.withdraw(at);
         self.entries -= 1;
+        self.retire(at, guard);
+    }
+
+    /// A node was unlinked under `guard`, and another one linked that takes its place and inherits its uses.
+    fn replace(&mut self, old: NonNull<Node>, new: NonNull<Node>, guard: &Guard) {
+        // SAFETY: one is linked, and the other one's handle is there until `retire`.
+        let (before, after) = unsafe { (old.as_ref(), new.as_ref()) };
+        after.frequency.store(before.frequency.load(Ordering::Relaxed), Ordering::Relaxed);
+        after.in_main.store(before.in_main.load(Ordering::Relaxed), Ordering::Relaxed);
+        if before.in_main.load(Ordering::Relaxed) {
+            self.main.replace(old, new);
+        } else {
+            self.small.replace(old, new);
+            self.small_bytes = self.small_bytes - charge(before) + charge(after);
+        }
+        self.bytes += charge(after);
+        self.retire(old, guard);
+    }
+
+    /// Drops the tier's handle once no reader can come from a bucket.
+    fn retire(&mut self, at: NonNull<Node>, guard: &Guard) {
+        // SAFETY: it was linked, so it has the tier's handle, which is taken back here alone.
+        let item = unsafe { Item::from_node(at) };
+        // SAFETY: the handle keeps it.
+        let charge = charge(unsafe { at.as_ref() });
+        guard.defer(move || drop(item));
+        self.bytes -= charge;
         self.garbage += charge;
         if self.garbage > GARBAGE_MAX {
             // Else it would lie in this thread's list until that is full: of large values, many bytes.
@@ -396,32 +408,78 @@ fn ghost(hash: KeyHash) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::{Lsn, Scope};
+    use crate::io::aligned::Meter;
+    use crate::tier::item::About;
 
-    fn item(n: u64, len: usize) -> Item {
-        let hash = KeyHash(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let mut bytes = n.to_le_bytes().to_vec();
-        bytes.resize(8 + len, n as u8);
-        Item { hash, scope: Scope::FIRST, lsn: Lsn(n), expires_ms: None, key_len: 8, held: bytes.len(), bytes: bytes.into() }
+    fn hash(n: u64) -> KeyHash {
+        KeyHash(n.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
-    fn at(n: u64) -> Position {
-        Position(n * 8)
+    fn item(n: u64, len: usize) -> Item {
+        version(n, n, len)
+    }
+
+    fn version(n: u64, lsn: u64, len: usize) -> Item {
+        let about = About { hash: hash(n), scope: Scope::FIRST, lsn: Lsn(lsn), expires_ms: None };
+        Item::copied(about, &n.to_le_bytes(), &vec![lsn as u8; len], &Meter::default())
+    }
+
+    fn insert(tier: &MemoryTier, n: u64, len: usize) -> bool {
+        tier.insert(&item(n, len), false, || true)
+    }
+
+    fn get(tier: &MemoryTier, n: u64) -> Option<Item> {
+        tier.get(hash(n), (&n.to_le_bytes()).into())
+    }
+
+    fn remove(tier: &MemoryTier, n: u64) -> bool {
+        let was_here = tier.holds(hash(n));
+        tier.supersede(hash(n), None, || ());
+        was_here
+    }
+
+    /// Items in all queues.
+    fn queued(tier: &MemoryTier) -> usize {
+        let of_shard = |shard: &Mutex<Shard>| {
+            let shard = lock(shard);
+            shard.small.iter().chain(shard.main.iter()).count()
+        };
+        tier.shards.iter().map(of_shard).sum()
     }
 
     #[test]
     fn what_was_inserted_is_found_until_removed() {
         let tier = MemoryTier::new(1 << 20);
         for n in 0..100 {
-            assert!(tier.insert(at(n), item(n, 100)));
+            assert!(insert(&tier, n, 100));
         }
         for n in 0..100 {
-            let found = tier.get(at(n)).unwrap();
-            assert_eq!((found.key(), found.lsn), (&n.to_le_bytes()[..], Lsn(n)));
+            let found = get(&tier, n).unwrap();
+            assert_eq!((found.key(), found.lsn()), (&n.to_le_bytes()[..], Lsn(n)));
             assert_eq!(found.value(), vec![n as u8; 100]);
         }
-        assert!(tier.remove(at(7)) && !tier.remove(at(7)));
-        assert!(tier.get(at(7)).is_none());
-        assert_eq!(tier.entries(), 99);
+        assert!(tier.get(hash(7), (b"another").into()).is_none(), "two keys of one hash are told apart");
+        assert!(remove(&tier, 7) && !remove(&tier, 7));
+        assert!(get(&tier, 7).is_none());
+        assert_eq!((tier.entries(), queued(&tier)), (99, 99));
+    }
+
+    #[test]
+    fn a_successor_takes_the_place_of_the_version_before_and_what_is_not_current_does_not() {
+        let tier = MemoryTier::new(1 << 20);
+        insert(&tier, 1, 100);
+        let old = get(&tier, 1).unwrap();
+        tier.supersede(hash(1), Some(version(1, 2, 50)), || {
+            assert!(get(&tier, 1).is_none(), "the old version is out before the index changes")
+        });
+        assert_eq!(get(&tier, 1).map(|found| found.lsn()), Some(Lsn(2)));
+        assert_eq!((old.value(), tier.entries(), queued(&tier)), (&[1; 100][..], 1, 1));
+        assert_eq!(tier.forget(&old, || ()), None, "another version is here");
+        let new = get(&tier, 1).unwrap();
+        assert_eq!(tier.forget(&new, || 5), Some(5));
+        assert!(!tier.insert(&old, false, || false));
+        assert_eq!((tier.entries(), queued(&tier), tier.bytes()), (0, 0, 0));
     }
 
     #[test]
@@ -429,85 +487,83 @@ mod tests {
         let tier = MemoryTier::new(1 << 20);
         for n in 0..50_000u64 {
             let len = [10, 100, 1000, 100_000, 300_000][(n % 5) as usize];
-            let fits = tier.insert(at(n), item(n, len));
-            assert_eq!(fits, len < 262_000);
+            assert_eq!(insert(&tier, n, len), len < 262_000);
             if n % 3 == 0 {
-                tier.remove(at(n));
+                remove(&tier, n);
+            }
+            if n % 7 == 0 {
+                tier.supersede(hash(n - n % 2), Some(item(n - n % 2, len / 3)), || ());
             }
             assert!(tier.allocated() <= 1 << 20, "{} at {n}", tier.allocated());
         }
+        assert_eq!(queued(&tier), tier.entries() as usize);
         tier.set_budget(256 << 10);
-        tier.insert(at(1 << 40), item(1, 10));
+        insert(&tier, 1 << 40, 10);
         assert!(tier.allocated() <= 256 << 10);
-        let queued = places(&tier);
-        assert!(queued <= 2 * tier.entries() as usize + 64, "{queued} places for {} entries", tier.entries());
-    }
-
-    /// Places in all queues, also those whose entries are gone.
-    fn places(tier: &MemoryTier) -> usize {
         let of_shard = |shard: &Mutex<Shard>| {
             let shard = lock(shard);
-            shard.small.len() + shard.main.len()
+            shard.small.iter().chain(shard.main.iter()).map(charge).sum::<u64>()
         };
-        tier.shards.iter().map(of_shard).sum()
-    }
-
-    #[test]
-    fn replacing_the_same_few_keys_for_ever_keeps_the_queues_short() {
-        let tier = MemoryTier::new(1 << 20);
-        for n in 0..100_000u64 {
-            tier.insert(at(n), item(n % 10, 100));
-            if n >= 10 {
-                assert!(tier.remove(at(n - 10)));
-            }
-        }
-        let queued = places(&tier);
-        assert!(queued < 200, "{queued}");
-        assert_eq!(tier.entries(), 10);
+        let kept: u64 = tier.shards.iter().map(of_shard).sum();
+        assert_eq!(kept, tier.bytes());
     }
 
     #[test]
     fn a_scan_does_not_push_out_what_is_used() {
         let tier = MemoryTier::new(1 << 20);
         for n in 0..500 {
-            tier.insert(at(n), item(n, 500));
-            tier.get(at(n));
+            insert(&tier, n, 500);
+            get(&tier, n);
         }
         for n in 1_000..50_000 {
-            tier.insert(at(n), item(n, 500));
+            insert(&tier, n, 500);
             if n % 100 == 0 {
-                (0..500).for_each(|hot| drop(tier.get(at(hot))));
+                (0..500).for_each(|hot| drop(get(&tier, hot)));
             }
         }
-        let kept = (0..500).filter(|n| tier.holds(at(*n))).count();
+        let kept = (0..500).filter(|n| tier.holds(hash(*n))).count();
         assert!(kept > 450, "{kept}");
         let (hottest, proved) = tier.hottest(usize::MAX);
         let (first, proved_of_them) = tier.hottest(10);
         assert_eq!((&first[..], proved_of_them), (&hottest[..10], 10));
-        let hot: HashSet<KeyHash> = (0..500).map(|n| item(n, 0).hash).collect();
+        let hot: HashSet<KeyHash> = (0..500).map(hash).collect();
         assert!(proved >= kept, "{proved} proved");
         assert!(hottest[..400].iter().filter(|h| hot.contains(h)).count() > 380);
     }
 
     #[test]
-    fn readers_are_safe_while_entries_come_and_go() {
+    fn readers_see_no_older_version_while_entries_come_and_go() {
+        const KEYS: u64 = 500;
+        const ROUNDS: u64 = if cfg!(miri) { 2 } else { 120 };
         let tier = MemoryTier::new(64 << 10);
+        // What the index would name, and what has been superseded for certain.
+        let [named, newest] = [(); 2].map(|()| (0..KEYS).map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
         std::thread::scope(|s| {
-            let writer = s.spawn(|| {
-                for n in 0..if cfg!(miri) { 600 } else { 30_000u64 } {
-                    tier.insert(at(n % 500), item(n % 500, 200));
-                    if n % 7 == 0 {
-                        tier.remove(at(n % 400));
+            s.spawn(|| {
+                for round in 1..=ROUNDS {
+                    for n in 0..KEYS {
+                        let successor = (n % 3 != 0).then(|| version(n, round, 200));
+                        tier.supersede(hash(n), successor, || named[n as usize].store(round, Ordering::Release));
+                        newest[n as usize].store(round, Ordering::Release);
                     }
                 }
             });
-            let mut n = 0;
-            while !writer.is_finished() {
-                n = (n + 1) % 500;
-                if let Some(found) = tier.get(at(n)) {
-                    assert_eq!(found.value(), vec![n as u8; 200]);
+            let read = || {
+                let mut n = 0;
+                while newest[KEYS as usize - 1].load(Ordering::Acquire) < ROUNDS {
+                    n = (n + 1) % KEYS;
+                    let least = newest[n as usize].load(Ordering::Acquire);
+                    if let Some(found) = get(&tier, n) {
+                        assert!(found.lsn().0 >= least, "{:?} of {least}", found.lsn());
+                        assert_eq!(found.value(), vec![found.lsn().0 as u8; 200]);
+                    }
+                    let now = || named[n as usize].load(Ordering::Acquire);
+                    let seen = now();
+                    tier.insert(&version(n, seen, 200), false, || now() == seen);
                 }
-            }
+            };
+            s.spawn(read);
+            read();
         });
     }
 }

@@ -106,8 +106,10 @@ pub(crate) struct Replay {
     end_lost: bool,
     /// Parts of the WAL that no file holds.
     absent: BTreeSet<u64>,
-    /// File number and offset of what could not be read last.
-    unread: Option<(u64, u64)>,
+    /// File number and offset of every block that could not be read.
+    unread: BTreeSet<(u64, u64)>,
+    /// The highest durable LSN that a mark after the first gap states, once that was looked for.
+    stated: Option<Lsn>,
     payload: u64,
     ring: Arc<dyn Mapping>,
     window: AlignedBuf,
@@ -145,7 +147,8 @@ impl Replay {
             headers_unread,
             end_lost: false,
             absent,
-            unread: None,
+            unread: BTreeSet::new(),
+            stated: None,
             payload,
             ring,
             window: AlignedBuf::zeroed(WINDOW),
@@ -185,10 +188,11 @@ impl Replay {
                     self.end_at(&mut summary, page_cache_whole, visitor)?;
                     break;
                 };
-                // A mark found later may say that the lost bytes had been synced.
-                let durable = summary.durable.max(self.last_durable(next, summary.last)?);
                 let lost = summary.last.next();
-                if !page_cache_whole && lost > durable && !self.is_unread(summary.end) {
+                if !page_cache_whole
+                    && !self.is_unread_from(summary.end)
+                    && lost > summary.durable.max(self.stated_after(next, summary.last)?)
+                {
                     summary.torn_bytes += next - summary.end;
                     self.look_beyond(&mut summary, page_cache_whole, visitor)?;
                     break;
@@ -222,15 +226,24 @@ impl Replay {
     }
 
     /// Whether something at `at` or later could not be read: nobody knows what it said, nor what it said was durable.
-    fn is_unread(&self, at: u64) -> bool {
+    fn is_unread_from(&self, at: u64) -> bool {
         let number = at / self.payload;
-        let unread = self.unread.is_some_and(|(n, _)| n >= number);
+        let unread = self.unread.last().is_some_and(|(n, _)| *n >= number);
         self.end_lost || unread || (self.headers_unread && !self.files.contains_key(&number))
+    }
+
+    /// Whether a frame at `at` could not be read. Frames follow each other, so if none is there, none follows, whatever else cannot be read.
+    fn is_unread_at(&mut self, at: u64) -> io::Result<bool> {
+        let mut head = [0; 8];
+        let len = if self.copy(false, at, &mut head)? { format::frame_len(&head).unwrap_or(head.len()) } else { head.len() };
+        let block = |at: u64| (at / self.payload, round_down(BLOCK as u64 + at % self.payload, BLOCK as u64));
+        let unread = self.unread.range(block(at)..=block(at + len as u64 - 1)).next().is_some();
+        Ok(self.end_lost || unread || (self.headers_unread && !self.files.contains_key(&(at / self.payload))))
     }
 
     /// Nothing follows `summary.end`. Either nothing ever did, or what did and was synced is lost: a hole without an end.
     fn end_at(&mut self, summary: &mut Summary, page_cache_whole: bool, visitor: &mut impl Visitor) -> io::Result<()> {
-        let unread = self.is_unread(summary.end);
+        let unread = self.is_unread_at(summary.end)?;
         if summary.last >= summary.durable && !unread {
             return self.look_beyond(summary, page_cache_whole, visitor);
         }
@@ -316,16 +329,23 @@ impl Replay {
         Ok(None)
     }
 
-    /// The highest durable LSN that a mark states at or after `at`.
-    fn last_durable(&mut self, mut at: u64, last: Lsn) -> io::Result<Lsn> {
-        let mut durable = Lsn::ZERO;
-        let mut bytes = Vec::new();
-        while self.frame_at(at, last, &mut bytes)? {
-            if let Some((Frame::Mark { durable: stated, .. }, _)) = format::decode_frame(self.store, at, &bytes) {
-                durable = durable.max(stated);
-            }
-            at += bytes.len() as u64;
+    /// The highest durable LSN that a mark states at `at` or anywhere after it, which is the end of the first gap or follows it: the lost bytes may have been synced.
+    fn stated_after(&mut self, at: u64, last: Lsn) -> io::Result<Lsn> {
+        if let Some(stated) = self.stated {
+            return Ok(stated);
         }
+        let (mut next, mut durable, mut bytes) = (Some(at), Lsn::ZERO, Vec::new());
+        while let Some(mut at) = next {
+            while self.frame_at(at, last, &mut bytes)? {
+                if let Some((Frame::Mark { durable: stated, .. }, _)) = format::decode_frame(self.store, at, &bytes) {
+                    durable = durable.max(stated);
+                }
+                at += bytes.len() as u64;
+            }
+            // Other gaps may lie before it.
+            next = self.frame_after(at, last, &mut bytes)?;
+        }
+        self.stated = Some(durable);
         Ok(durable)
     }
 
@@ -376,17 +396,19 @@ impl Replay {
         let holds = |(n, start, len): (u64, u64, usize)| n == number && (start..start + len as u64).contains(&offset);
         if !self.held.is_some_and(holds) {
             let Some(file) = self.files.get(&number).cloned().or_else(|| self.adopt(number)) else { return Ok(None) };
-            if self.unread.is_some_and(|(n, from)| n == number && offset >= from) {
-                return Ok(None);
-            }
-            let start = round_down(offset, SECTOR as u64);
-            let end = round_up((start + WINDOW as u64).min(file.len()), SECTOR as u64);
+            let start = round_down(offset, BLOCK as u64);
+            let end = round_up((start + WINDOW as u64).min(file.len()), BLOCK as u64);
             let len = (end - start) as usize;
             self.held = None;
             if read(file.as_ref(), start, &mut self.window[..len]).is_err() {
-                // As if the frames were damaged: the ring may have them, or they are a hole.
-                self.unread = self.unread.max(Some((number, start)));
-                return Ok(None);
+                // What cannot be read is as if the frames were damaged: the ring may have them, or they are a hole.
+                for (block, buf) in self.window[..len].chunks_mut(BLOCK).enumerate() {
+                    let at = start + (block * BLOCK) as u64;
+                    if read(file.as_ref(), at, buf).is_err() {
+                        buf.fill(0);
+                        self.unread.insert((number, at));
+                    }
+                }
             }
             self.held = Some((number, start, len));
         }

@@ -150,16 +150,16 @@ impl Wal {
     }
 
     /// Gives up everything below `start`, which the durable manifest no longer needs.
-    pub(crate) fn trim(&self, start: u64) -> io::Result<()> {
+    pub(crate) fn trim(&self, start: u64) {
         let mut files = lock(&self.files);
         while files.active.front().is_some_and(|f| (f.number + 1) * self.payload <= start) {
             let Some(old) = files.active.pop_front() else { break };
             if files.spare.len() < SPARE_MAX {
                 files.spare.push((old.name, old.file));
-            } else {
-                self.disk.remove(&old.name)?;
+            } else if let Err(error) = self.disk.remove(&old.name) {
+                tracing::warn!(old.name, %error, "a file that the WAL does not need any more cannot be removed");
+                files.taken.push(old.name);
             }
         }
-        Ok(())
     }
 }

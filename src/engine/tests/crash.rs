@@ -1,5 +1,7 @@
 //! Every place where a machine can stop in a scenario, several damages each; then recovery, the oracle, and stops inside recovery.
 
+use std::collections::HashSet;
+
 use super::*;
 use crate::engine::Stats;
 use crate::error::Error;
@@ -72,6 +74,10 @@ pub(super) struct History {
     now_ms: u64,
     /// In order; the last one may be in doubt.
     mutations: Vec<Mutation>,
+    /// Of those that returned.
+    lsns: Vec<Lsn>,
+    /// Which of them were found to have expired.
+    seen_expired: HashSet<usize>,
     /// How many of them returned.
     pub(super) returned: usize,
     /// How many of them a power cut must not take away.
@@ -93,33 +99,37 @@ impl History {
                 self.mutations.push(Mutation::Put { key, expires_ms: ms.map(|ms| self.now_ms + ms) });
                 let space = engine.namespace("")?;
                 let options = ms.map_or_else(PutOptions::new, |ms| PutOptions::new().ttl(Duration::from_millis(ms))).ack(ack);
-                engine.put(space.key(&[key]), &value(key.into(), n, len), &options)?;
+                let lsn = engine.put(space.key(&[key]), &value(key.into(), n, len), &options)?.unwrap();
                 heard()?;
-                self.mutation_returned(ack);
+                self.mutation_returned(lsn, ack);
             }
             Step::Delete(key, ack) => {
                 self.mutations.push(Mutation::Delete(key));
                 let space = engine.namespace("")?;
-                engine.delete(space.key(&[key]), &DeleteOptions::new().ack(ack))?;
+                let lsn = engine.delete(space.key(&[key]), &DeleteOptions::new().ack(ack))?.unwrap();
                 heard()?;
-                self.mutation_returned(ack);
+                self.mutation_returned(lsn, ack);
             }
             Step::Clear(ack) => {
                 self.mutations.push(Mutation::Clear);
                 let space = engine.namespace("")?;
-                engine.clear(&space, Some(ack))?;
+                let lsn = engine.clear(&space, Some(ack))?;
                 heard()?;
-                self.mutation_returned(ack);
+                self.mutation_returned(lsn, ack);
             }
             Step::Token(ack) => {
                 self.mutations.push(Mutation::Token);
-                engine.set_resume_token("stream", &n.to_le_bytes(), Some(ack))?;
+                let lsn = engine.set_resume_token("stream", &n.to_le_bytes(), Some(ack))?;
                 heard()?;
-                self.mutation_returned(ack);
+                self.mutation_returned(lsn, ack);
             }
             Step::Get(key) => {
                 let space = engine.namespace("")?;
-                drop(engine.get(space.key(&[key]), true)?);
+                let found = engine.get(space.key(&[key]), true)?;
+                let newest = self.mutations.iter().rposition(|m| m.of_key(key).is_some());
+                if found.is_none() && heard().is_ok() {
+                    self.seen_expired.extend(newest.filter(|i| self.mutations[*i].has_expired(self.now_ms)));
+                }
             }
             Step::Checkpoint => drop(engine.step_checkpoint(true)?),
             Step::Sync => {
@@ -135,7 +145,8 @@ impl History {
         heard()
     }
 
-    fn mutation_returned(&mut self, ack: Ack) {
+    fn mutation_returned(&mut self, lsn: Lsn, ack: Ack) {
+        self.lsns.push(lsn);
         self.returned = self.mutations.len();
         if ack == Ack::Host {
             self.synced();
@@ -150,7 +161,8 @@ impl History {
 
     /// Checks that what `engine` serves is the outcome of some prefix of the history that is at least `floor` long. Nothing may miss that had to survive, unless it was evicted.
     pub(super) fn check(&self, engine: &Engine, floor: usize, what: &str) {
-        let may_be_evicted = !self.keeps_all && engine.stats().reclaimed > Lsn::ZERO;
+        let reclaimed = engine.stats().reclaimed;
+        let may_be_evicted = |i: u64| !self.keeps_all && self.lsns[i as usize] <= reclaimed;
         let now_ms = engine.time.now_ms();
         let (mut low, mut high) = (floor, self.mutations.len());
         let tokens = || self.mutations.iter().enumerate().filter(|(_, m)| matches!(m, Mutation::Token)).map(|(i, _)| i);
@@ -173,7 +185,7 @@ impl History {
                 let superseded_later = of_key.iter().any(|(i, _)| *i >= floor);
                 let has_expired = must.is_some_and(|i| self.mutations[i as usize].has_expired(now_ms.max(self.now_ms)));
                 assert!(
-                    must.is_none() || superseded_later || has_expired || may_be_evicted || self.may_miss,
+                    must.is_none() || superseded_later || has_expired || must.is_some_and(may_be_evicted) || self.may_miss,
                     "{what}: key {key} is lost: {of_key:?}, floor {floor}, {:?}",
                     engine.report
                 );
@@ -185,6 +197,7 @@ impl History {
             assert_eq!(&found[..], value(key.into(), version, len), "{what}: key {key} is torn");
             let at = of_key.iter().position(|(_, v)| *v == Some(version));
             let at = at.unwrap_or_else(|| panic!("{what}: key {key} has version {version} of nobody"));
+            assert!(!self.seen_expired.contains(&(version as usize)), "{what}: key {key} at version {version} had been found expired");
             assert!(!self.mutations[version as usize].has_expired(now_ms), "{what}: key {key} at version {version} has expired");
             low = low.max(of_key[at].0 + 1);
             high = high.min(of_key.get(at + 1).map_or(self.mutations.len(), |(next, _)| *next));
@@ -317,7 +330,7 @@ fn explore(options: &Options, steps: &[Step]) -> (usize, Vec<Stats>) {
     let mut whole = Machine::new(options, u64::MAX);
     whole.run(steps).unwrap();
     let keeps_all = whole.ended.iter().all(|stats| stats.evicted == 0);
-    let mut images = std::collections::HashSet::new();
+    let mut images = HashSet::new();
     let mut stop = 1;
     loop {
         let mut machine = Machine::new(options, stop);
@@ -555,7 +568,9 @@ fn run_with_faults(options: &Options, steps: &[Step], seed: u64, stop: u64) -> u
     assert!(finished || engine.persist(Ack::Host).is_err() || engine.durable() == engine.appended(), "whoever waits is told");
     let closed = finished && !disk.has_stopped();
     let faults = disk.faults_injected();
-    history.may_miss = faults > 0;
+    // What nobody heard of takes nothing away.
+    let heard_of = !finished || !all || has_noticed(&engine);
+    history.may_miss = faults > 0 && heard_of;
     let what = format!("seed {seed}, stop {stop}, all {all}, closed {closed}, faults {faults}");
     let floor = if closed { history.returned } else { history.durable };
     drop(engine);

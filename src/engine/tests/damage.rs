@@ -73,6 +73,69 @@ fn a_hole_in_the_wal_whose_records_are_damaged_too_is_reported_and_nothing_older
     assert_eq!(get(&again, b"c").as_deref(), Some(&b"4"[..]));
 }
 
+/// A store of which the medium has nothing but the WAL, after a power cut: two old values in one synced batch, four newer ones in the next, and one more in a third.
+fn only_in_the_wal() -> SimDisk {
+    let store = Store::new(small().wal_values(WalValues::Always));
+    let batch = |keys: &[&[u8]], value: &[u8]| {
+        keys.iter().for_each(|key| store.put(key, value));
+        store.engine().persist(Ack::Host).unwrap();
+    };
+    batch(&[b"a", b"c"], b"old");
+    batch(&[b"a", b"b", b"c", b"d"], b"new");
+    batch(&[b"e"], b"new");
+    store.disk.after_power_cut(1, PowerCut::LoseAll)
+}
+
+#[test]
+fn damage_in_two_places_of_a_synced_batch_is_not_taken_for_the_end_of_the_log() {
+    let image = only_in_the_wal();
+    let frames = frames(&image);
+    let is_put = |(name, at): &(String, u64)| image.content(name)[*at as usize + 8..][..2].iter().all(|byte| byte % 2 == 1);
+    let puts: Vec<_> = frames.iter().filter(|places| is_put(&places[0])).collect();
+    assert_eq!(puts.len(), 7, "{frames:?}");
+    for number in [2, 4] {
+        puts[number].iter().for_each(|(name, at)| image.corrupt(name, at + 20, 1));
+    }
+    let engine = reopen(&image).unwrap();
+    assert_eq!((get(&engine, b"a"), get(&engine, b"c")), (None, None), "neither the lost values nor those before: {:?}", engine.report);
+    assert_eq!(get(&engine, b"d").as_deref(), Some(&b"new"[..]), "{:?}", engine.report);
+    assert_eq!(get(&engine, b"e").as_deref(), Some(&b"new"[..]), "{:?}", engine.report);
+    assert_eq!(engine.report.damaged.len(), 2, "{:?}", engine.report);
+}
+
+#[test]
+fn a_block_of_the_wal_that_cannot_be_read_costs_what_it_held_and_brings_nothing_older_back() {
+    // Each key twice, so that what lies before the block may not be served where it was superseded in it.
+    let store = Store::new(small().wal_values(WalValues::Always));
+    for round in 0..2 {
+        for key in 0..40u64 {
+            store.put(&key.to_le_bytes(), &value(key, round, 300));
+        }
+        store.engine().persist(Ack::Host).unwrap();
+    }
+    store.put(b"the last", b"value");
+    store.engine().persist(Ack::Host).unwrap();
+    let disk = store.disk.after_power_cut(1, PowerCut::LoseAll);
+    let wal: Vec<(String, u64)> = disk.files().into_iter().filter(|(name, _)| name.starts_with("wal.")).collect();
+    let (mut costs, end) = (0, frames(&disk).last().unwrap()[0].1);
+    for (name, len) in &wal {
+        for block in (BLOCK as u64..*len).step_by(BLOCK) {
+            let image = disk.after_kill();
+            image.fail_reads_of(name, block);
+            let engine = reopen(&image).unwrap();
+            let found = |key: u64| get(&engine, &key.to_le_bytes());
+            (0..40)
+                .for_each(|key| assert!(found(key).is_none_or(|found| found == value(key, 1, 300)), "{name}, {block}: key {key} is stale"));
+            let missing = (0..40).filter(|key| found(*key).is_none()).count();
+            assert!(missing == 0 || !engine.report.damaged.is_empty(), "{name}, {block}: {missing} are missing without a word");
+            costs += usize::from(missing > 0);
+            assert!(missing == 0 || block <= end, "{name}, {block}: {missing} are missing, and nothing was there");
+            assert!(get(&engine, b"the last").is_some() || block + BLOCK as u64 > end, "{name}, {block}: what follows is lost too");
+        }
+    }
+    assert!(costs > 3, "{costs}");
+}
+
 #[test]
 fn damage_at_the_end_of_the_wal_of_a_dead_process_costs_nothing_as_long_as_the_records_are_there() {
     for damaged in 1..4 {

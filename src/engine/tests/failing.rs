@@ -90,7 +90,7 @@ fn a_full_disk_is_back_pressure_and_service_returns_with_space() {
 fn whoever_waits_for_room_on_a_full_disk_does_not_make_the_background_spin() {
     let disk = SimDisk::new(1);
     let options = small().memory(2 << 20);
-    let engine = open(&options, Some(Arc::new(disk.clone())), Arc::new(SystemClock::new()), Mode::Threads).unwrap();
+    let engine = open(&options, Some(Arc::new(disk.clone())), Arc::new(SystemClock), Mode::Threads).unwrap();
     let threads = Threads::start(&engine).unwrap();
     let used: u64 = disk.files().iter().map(|(_, len)| len).sum();
     disk.capacity(used + (400 << 10));
@@ -132,7 +132,7 @@ fn a_disk_that_hangs_holds_back_what_needs_it_and_nothing_else() {
     for op in [FaultOp::Write, FaultOp::Sync, FaultOp::Read] {
         let disk = SimDisk::new(1);
         let options = small().flash(16 << 20).memory(2 << 20).sync_bytes(64 << 10);
-        let engine = open(&options, Some(Arc::new(disk.clone())), Arc::new(SystemClock::new()), Mode::Threads).unwrap();
+        let engine = open(&options, Some(Arc::new(disk.clone())), Arc::new(SystemClock), Mode::Threads).unwrap();
         let threads = Threads::start(&engine).unwrap();
         let key = |n: u64| n.to_le_bytes();
         let get = |engine: &Engine, n: u64| engine.get((&key(n)).into(), true).unwrap().map(|v| v.to_vec());
@@ -165,7 +165,7 @@ fn a_disk_that_hangs_holds_back_what_needs_it_and_nothing_else() {
             assert!(reader.is_none_or(|reader| reader.join().unwrap() == Some(value(0, 0, 2_000))));
             image
         });
-        let survivor = open(&options, Some(Arc::new(image)), Arc::new(SystemClock::new()), Mode::Inline).unwrap();
+        let survivor = open(&options, Some(Arc::new(image)), Arc::new(SystemClock), Mode::Inline).unwrap();
         assert!(survivor.report.damaged.is_empty(), "{op:?}: {:?}", survivor.report);
         for engine in [&survivor, &engine] {
             engine.put(b"more".into(), b"value", &PutOptions::new().ack(Ack::Host)).unwrap();

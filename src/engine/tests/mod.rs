@@ -89,6 +89,13 @@ fn value(key: u64, version: u64, len: usize) -> Vec<u8> {
     out
 }
 
+/// Whether an engine has counted, reported or said that something is wrong with its disk.
+fn has_noticed(engine: &Engine) -> bool {
+    let (report, stats) = (&engine.report, engine.stats());
+    let counted = stats.write_errors + stats.read_errors + stats.disk_full + stats.damaged > 0;
+    counted || engine.failure.get().is_some() || !report.damaged.is_empty() || report.manifest_repaired
+}
+
 /// The seeds that `EVERWARM_<name>_FIRST` and `EVERWARM_<name>_SEEDS` (how many) say.
 fn seeds(name: &str, first: u64, count: u64) -> Range<u64> {
     let from_env =

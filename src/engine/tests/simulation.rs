@@ -70,6 +70,8 @@ struct Model {
     durable: usize,
     /// Entries put before this place in the log may miss: the disk failed, or a restart showed that they were gone.
     excused: HashMap<u64, usize>,
+    /// Puts that were found to have expired, and whether a power cut may take that away.
+    seen_expired: HashMap<u64, bool>,
     /// Tokens set before this place in the log may be forgotten, but not go back.
     tokens_excused: usize,
     /// Entries up to this version may have been evicted: some were, in a life that has ended.
@@ -87,8 +89,14 @@ impl Model {
         self.log.last_mut().unwrap().lsn = Some(lsn);
         self.returned = self.log.len();
         if ack == Ack::Host {
-            self.durable = self.returned;
+            self.synced();
         }
+    }
+
+    /// Everything that has returned is synced.
+    fn synced(&mut self) {
+        self.durable = self.returned;
+        self.seen_expired.values_mut().for_each(|may_go| *may_go = false);
     }
 
     fn excuse_all(&mut self) {
@@ -125,15 +133,23 @@ impl Model {
         let at = at.unwrap_or_else(|| panic!("{what}: key {key} has version {number}, which never happened or was undone"));
         let Effect::Put { expires_ms, .. } = self.log[at].effect else { panic!("{what}: key {key} has a version that is no put") };
         assert!(expires_ms.is_none_or(|at| at > engine.time.now_ms()), "{what}: key {key} has expired");
+        assert!(!self.seen_expired.contains_key(&number), "{what}: key {key} had been found expired");
         at
     }
 
     /// While the engine lives and nothing is in doubt, what is found is the newest.
-    fn check_live(&self, engine: &Engine, key: u64, found: Option<&[u8]>, what: &str) {
+    fn check_live(&mut self, engine: &Engine, key: u64, found: Option<&[u8]>, what: &str) {
         let newest = self.log.iter().rposition(|m| m.touches(key));
         match found {
             Some(found) => assert_eq!(Some(self.place_of(engine, key, found, what)), newest, "{what}: key {key} is stale"),
-            None => assert!(self.may_miss(engine, key, self.log.len()), "{what}: key {key} is lost: {newest:?} of {:?}", self.log.len()),
+            None => {
+                assert!(self.may_miss(engine, key, self.log.len()), "{what}: key {key} is lost: {newest:?} of {:?}", self.log.len());
+                if let Some(Mutation { number, effect: Effect::Put { expires_ms: Some(at), .. }, .. }) = newest.map(|at| self.log[at])
+                    && at <= engine.time.now_ms()
+                {
+                    self.seen_expired.entry(number).or_insert(true);
+                }
+            }
         }
     }
 
@@ -165,7 +181,8 @@ impl Model {
         let doubted = (0..KEYS).filter(in_doubt).collect();
         self.log.truncate(low);
         // What is served once is durable.
-        (self.returned, self.durable) = (low, low);
+        self.returned = low;
+        self.synced();
         self.excused.extend(missing.into_iter().map(|key| (key, low)));
         doubted
     }
@@ -219,7 +236,10 @@ impl Simulation {
             let (floor, image) = match end {
                 End::Close => (self.model.returned, disk.after_kill()),
                 End::Kill => (self.model.returned, disk.after_kill()),
-                End::PowerCut(damage) => (self.model.durable, disk.after_power_cut(self.draw.below(1 << 20), damage)),
+                End::PowerCut(damage) => {
+                    self.model.seen_expired.retain(|_, may_go| !*may_go);
+                    (self.model.durable, disk.after_power_cut(self.draw.below(1 << 20), damage))
+                }
             };
             drop(engine);
             self.model.returned = floor;
@@ -256,9 +276,9 @@ impl Simulation {
                 disk.fail(op, 1 + self.draw.below(8), std::io::ErrorKind::Other, repeat);
             }
             // Whatever comes of it, it is another life that ends at once.
-            drop(self.open(&disk));
-            if disk.faults_injected() > 0 {
-                self.tally.faults += disk.faults_injected();
+            let noticed = self.open(&disk).map_or(true, |engine| has_noticed(&engine));
+            self.tally.faults += disk.faults_injected();
+            if disk.faults_injected() > 0 && noticed {
                 self.model.excuse_all();
             }
             disk = match self.draw.below(3) {
@@ -310,7 +330,7 @@ impl Simulation {
         for _ in 0..self.draw.below(LIFE) {
             self.tally.operations += 1;
             let done = self.operate(engine, disk);
-            if disk.faults_injected() > 0 {
+            if disk.faults_injected() > 0 && (done.is_err() || has_noticed(engine)) {
                 self.model.excuse_all();
             }
             if disk.has_stopped() || done.is_err() {
@@ -321,7 +341,7 @@ impl Simulation {
         if !failed && self.draw.one_in(4) {
             engine.begin_close();
             if engine.finish().is_ok() && !disk.has_stopped() {
-                self.model.durable = self.model.returned;
+                self.model.synced();
                 return match self.draw.one_in(2) {
                     true => End::Close,
                     false => End::PowerCut(self.draw_damage()),
@@ -376,7 +396,7 @@ impl Simulation {
             17..24 => {
                 let found = engine.get(space.key(&bytes), true)?;
                 heard(Ok(()))?;
-                if disk.faults_injected() > 0 {
+                if disk.faults_injected() > 0 && has_noticed(engine) {
                     self.model.excuse_all();
                 }
                 self.model.check_live(engine, key, found.as_deref(), &what);
@@ -385,7 +405,7 @@ impl Simulation {
                 let keys: Vec<[u8; 8]> = (0..6).map(|_| self.draw.below(KEYS).to_le_bytes()).collect();
                 let found = engine.get_many(&keys.iter().map(|key| space.key(key)).collect::<Vec<_>>())?;
                 heard(Ok(()))?;
-                if disk.faults_injected() > 0 {
+                if disk.faults_injected() > 0 && has_noticed(engine) {
                     self.model.excuse_all();
                 }
                 for (key, found) in keys.iter().zip(&found) {
@@ -401,7 +421,7 @@ impl Simulation {
             28 => {
                 engine.persist(Ack::Host)?;
                 heard(Ok(()))?;
-                self.model.durable = self.model.returned;
+                self.model.synced();
             }
             29 => self.clock.advance(Duration::from_millis(self.draw.below(300))),
             _ => engine.step_all()?,
