@@ -535,6 +535,53 @@ fn stops_of_drawn_scenarios() {
     assert!(count < 18 || reached.iter().all(|(_, times)| *times > 0), "{reached:?}");
 }
 
+/// What kills leave between two of the words that a mutation stores: those of its record in order, then those of its frame.
+fn stored_in_part(before: &SimDisk, after: &SimDisk) -> Vec<SimDisk> {
+    let mut words = Vec::new();
+    for ring in ["ring.segments.", "ring.wal."] {
+        let (name, _) = after.files().into_iter().find(|(name, _)| name.starts_with(ring)).unwrap();
+        let (old, new) = (before.content(&name), after.content(&name));
+        let changed = |(_, (old, new)): &(u64, (&[u8], &[u8]))| old != new;
+        let pairs = (0..).step_by(8).zip(old.chunks(8).zip(new.chunks(8)));
+        words.push(pairs.filter(changed).map(|(at, (_, new))| (name.clone(), at, new.to_vec())).collect::<Vec<_>>());
+    }
+    let (record, all) = (words[0].len(), words.concat());
+    let cuts = [1, record / 2, record.saturating_sub(1), record, record + 1, (record + all.len()) / 2, all.len().saturating_sub(1)];
+    let up_to = |cut: usize| {
+        let image = before.after_kill();
+        all[..cut.min(all.len())].iter().for_each(|(name, at, word)| image.overwrite(name, *at, word));
+        image
+    };
+    cuts.into_iter().map(up_to).collect()
+}
+
+#[test]
+fn kills_between_the_stores_of_a_mutation() {
+    let mut images = 0;
+    for (seed, wal_values) in [(21, WalValues::Never), (22, WalValues::Host), (23, WalValues::Always)] {
+        let (options, disk, mut history) = (small().wal_values(wal_values), SimDisk::new(seed), History::default());
+        let engine = reopen(&options, &disk).unwrap();
+        for step in mixed(seed, 160, 900, 4) {
+            let (before, operations, floor) = (disk.after_kill(), disk.operations(), history.returned);
+            history.apply(&engine, step, &disk).unwrap();
+            if history.returned == floor || disk.operations() > operations {
+                // Nothing stored, or the rings were written out meanwhile.
+                continue;
+            }
+            for (number, image) in stored_in_part(&before, &disk.after_kill()).into_iter().enumerate() {
+                let what = format!("{wal_values:?}, mutation {floor}, cut {number}");
+                let engine = reopen(&options, &image).unwrap_or_else(|e| panic!("{what}: {e}"));
+                assert!(engine.report.damaged.is_empty(), "{what}: {:?}", engine.report);
+                history.check(&engine, floor, &what);
+                drop(engine);
+                go_on_and_lose_power(&options, &image, 1, &what);
+                images += 1;
+            }
+        }
+    }
+    assert!(images > 1_000, "{images}");
+}
+
 #[test]
 fn stops_between_many_checkpoints() {
     let with_checkpoints = |step| if matches!(step, Step::Put(..) | Step::Delete(..)) { vec![step, Step::Checkpoint] } else { vec![step] };
