@@ -32,6 +32,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use rustix::io::Errno;
+
 use super::{BLOCK, Disk, DiskLock, File, InMemory, LockError, Mapping, SECTOR};
 use crate::clock::Clock;
 use crate::sync::{Event, lock};
@@ -66,6 +68,29 @@ pub(crate) enum FaultOp {
     Create,
     Remove,
     SyncDir,
+}
+
+/// How an operation fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    Kind(io::ErrorKind),
+    /// What has no kind of its own.
+    Errno(Errno),
+}
+
+impl From<io::ErrorKind> for Failure {
+    fn from(kind: io::ErrorKind) -> Self {
+        Self::Kind(kind)
+    }
+}
+
+impl From<Failure> for io::Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Kind(kind) => kind.into(),
+            Failure::Errno(errno) => errno.into(),
+        }
+    }
 }
 
 /// What a power cut does to unsynced changes.
@@ -137,8 +162,8 @@ impl SimDisk {
     }
 
     /// Lets the `nth` operation of this kind from now (1 is the next one) fail: once, or with all that follow.
-    pub(crate) fn fail(&self, op: FaultOp, nth: u64, kind: io::ErrorKind, repeat: bool) {
-        self.state().faults.push(Fault { op, nth, kind, repeat });
+    pub(crate) fn fail(&self, op: FaultOp, nth: u64, how: impl Into<Failure>, repeat: bool) {
+        self.state().faults.push(Fault { op, nth, how: how.into(), repeat });
     }
 
     /// Reads of a file fail from now on if they touch the block at `offset`.
@@ -460,7 +485,7 @@ impl Operation {
 struct Fault {
     op: FaultOp,
     nth: u64,
-    kind: io::ErrorKind,
+    how: Failure,
     repeat: bool,
 }
 
@@ -526,7 +551,7 @@ impl State {
     /// Admits an operation that changes nothing.
     fn observe(&mut self, site: FaultOp) -> io::Result<()> {
         self.running()?;
-        self.due_fault(site).map_or(Ok(()), |fault| Err(fault.kind.into()))
+        self.due_fault(site).map_or(Ok(()), |fault| Err(fault.how.into()))
     }
 
     /// Does an operation, unless the machine stops at it or it is planned to fail.
@@ -547,7 +572,7 @@ impl State {
             }
             (Some(fault), op) => {
                 self.fail(&op, &fault);
-                Err(fault.kind.into())
+                Err(fault.how.into())
             }
             (None, op) => self.apply(&op),
         }

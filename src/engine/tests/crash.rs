@@ -382,7 +382,7 @@ pub(super) fn mixed(seed: u64, count: u64, len_max: u64, host_every: u64) -> Vec
 }
 
 /// Some entries are put once and stay while others are overwritten again and again, so that they are moved each time that their segment is emptied.
-fn with_moves(seed: u64, count: u64) -> Vec<Step> {
+pub(super) fn with_moves(seed: u64, count: u64) -> Vec<Step> {
     let mut steps: Vec<Step> = (0..6).map(|key| Step::Put(key, 4_000, Ack::Process)).collect();
     for n in 0..count {
         let r = xxhash_rust::xxh3::xxh3_64_with_seed(&n.to_le_bytes(), seed);

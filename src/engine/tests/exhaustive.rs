@@ -1,32 +1,39 @@
 //! Every operation of a scenario fails in turn, once, and from then on: nothing that was acknowledged is undone, and nothing lies. Each scenario begins with a store that was
 //! killed in the middle of it.
 
-use super::crash::{History, Step, mixed, reopen};
+use super::crash::{History, Step, mixed, reopen, with_moves};
 use super::*;
-use crate::io::sim::FaultOp;
+use crate::io::sim::{Failure, FaultOp};
 
-use std::io::ErrorKind::{self, Other, QuotaExceeded, StorageFull};
+use rustix::io::Errno;
+use std::io::ErrorKind;
 
-const FAULTS: [(FaultOp, ErrorKind); 14] = [
-    (FaultOp::Open, Other),
-    // Stands for every shortage, a lack of descriptors too.
-    (FaultOp::Open, QuotaExceeded),
-    (FaultOp::Read, Other),
-    (FaultOp::Write, Other),
-    (FaultOp::Write, StorageFull),
-    (FaultOp::WriteLost, Other),
-    (FaultOp::WriteMisdirected, Other),
-    (FaultOp::Sync, Other),
-    (FaultOp::SyncDroppingPages, StorageFull),
-    (FaultOp::SyncDroppingPages, Other),
-    (FaultOp::Create, Other),
-    (FaultOp::Create, StorageFull),
-    (FaultOp::Remove, Other),
-    (FaultOp::SyncDir, Other),
+const OTHER: Failure = Failure::Kind(ErrorKind::Other);
+const STORAGE_FULL: Failure = Failure::Kind(ErrorKind::StorageFull);
+
+const FAULTS: [(FaultOp, Failure); 14] = [
+    (FaultOp::Open, OTHER),
+    (FaultOp::Open, Failure::Errno(Errno::MFILE)),
+    (FaultOp::Read, OTHER),
+    (FaultOp::Write, OTHER),
+    (FaultOp::Write, STORAGE_FULL),
+    (FaultOp::WriteLost, OTHER),
+    (FaultOp::WriteMisdirected, OTHER),
+    (FaultOp::Sync, OTHER),
+    (FaultOp::SyncDroppingPages, STORAGE_FULL),
+    (FaultOp::SyncDroppingPages, OTHER),
+    (FaultOp::Create, OTHER),
+    (FaultOp::Create, STORAGE_FULL),
+    (FaultOp::Remove, OTHER),
+    (FaultOp::SyncDir, OTHER),
 ];
 
 /// The scenario whose store is opened with less flash, and more memory, after the kill: segments and rings are removed.
 const SHRINKS: &str = "a store that becomes smaller";
+
+/// The scenario that begins with an empty directory.
+const CREATES: &str = "a new store";
+const MOVES: &str = "what stays is moved";
 
 /// Nobody is told of such a fault.
 fn is_silent(op: FaultOp) -> bool {
@@ -42,6 +49,8 @@ fn scenarios() -> Vec<(&'static str, Options, Vec<Step>)> {
         ("values in the WAL", small().wal_values(WalValues::Always), mixed(13, 90, 3_000, 5)),
         ("everything at host", small().ack(Ack::Host).wal_values(WalValues::Never), mixed(14, 60, 3_000, 1)),
         (SHRINKS, small().wal_values(WalValues::Always), mixed(15, 150, 6_000, 20)),
+        (CREATES, small(), mixed(18, 40, 900, 5)),
+        (MOVES, small().flash(768 << 10), with_moves(17, 70)),
         ("checkpoints", small(), mixed(16, 60, 900, 4).into_iter().flat_map(|step| [step, Step::Checkpoint]).collect()),
     ]
 }
@@ -60,6 +69,8 @@ struct Begun {
     name: &'static str,
     options: Options,
     rest: Vec<Step>,
+    /// It ends in order, or tries to.
+    closes: bool,
     history: History,
     image: SimDisk,
 }
@@ -68,26 +79,36 @@ impl Begun {
     fn new((name, options, mut steps): (&'static str, Options, Vec<Step>)) -> Self {
         let disk = SimDisk::new(1);
         let mut history = History::default();
+        if name == CREATES {
+            return Self { name, options, rest: steps, closes: true, history, image: disk };
+        }
         let rest = steps.split_off(steps.len() / 2);
         let engine = reopen(&options, &disk).unwrap();
         steps.iter().for_each(|step| history.apply(&engine, *step, &disk).unwrap());
         drop(engine);
         let options = if name == SHRINKS { options.flash(512 << 10).memory(2 << 20) } else { options };
-        Self { name, options, rest, history, image: disk.after_kill() }
+        let closes = matches!(name, CREATES | MOVES);
+        Self { name, options, rest, closes, history, image: disk.after_kill() }
     }
 }
 
 /// Lets the `nth` operation of this kind fail, from the opening on. False if there are not so many.
-fn fail_one(begun: &Begun, (op, kind): (FaultOp, ErrorKind), nth: u64, repeat: bool, found: &mut Found) -> bool {
-    let Begun { name, options, rest, history, image } = begun;
-    let what = format!("{name}: {op:?} {nth} fails{} ({kind})", if repeat { " from then on" } else { "" });
+fn fail_one(begun: &Begun, (op, kind): (FaultOp, Failure), nth: u64, repeat: bool, found: &mut Found) -> bool {
+    let Begun { name, options, rest, closes, history, image } = begun;
+    let what = format!("{name}: {op:?} {nth} fails{} ({kind:?})", if repeat { " from then on" } else { "" });
     let (disk, mut history) = (image.after_kill(), history.clone());
     disk.fail(op, nth, kind, repeat);
     let opened = reopen(options, &disk);
     let mut heard_of = opened.is_err();
+    let mut closed = false;
     if let Ok(engine) = &opened {
         heard_of |=
             !(0u8..).zip(rest).all(|(n, step)| engine.get((&[n % 24]).into(), true).is_ok() && history.apply(engine, *step, &disk).is_ok());
+        if *closes {
+            engine.begin_close();
+            closed = engine.finish().is_ok();
+            heard_of |= !closed;
+        }
         heard_of |= has_noticed(engine);
     }
     let injected = disk.faults_injected();
@@ -99,13 +120,17 @@ fn fail_one(begun: &Begun, (op, kind): (FaultOp, ErrorKind), nth: u64, repeat: b
     found.refused += u64::from(opened.is_err());
     disk.heal();
     // Neither a shortage nor what nobody heard of takes anything away, unless nobody can have heard.
-    history.may_miss = is_silent(op) || (heard_of && (kind == Other || !matches!(op, FaultOp::Open | FaultOp::Create)));
-    if let Ok(engine) = opened {
-        // Reads go on also in a store that takes no more mutations.
-        history.check(&engine, history.returned, &format!("{what}, at once"));
-        if engine.failure.get().is_none() && engine.persist(Ack::Host).is_ok() {
-            history.synced();
+    history.may_miss = is_silent(op) || (heard_of && (kind == OTHER || !matches!(op, FaultOp::Open | FaultOp::Create)));
+    match opened {
+        Ok(engine) if !closes => {
+            // Reads go on also in a store that takes no more mutations.
+            history.check(&engine, history.returned, &format!("{what}, at once"));
+            if engine.failure.get().is_none() && engine.persist(Ack::Host).is_ok() {
+                history.synced();
+            }
         }
+        Ok(_) if closed => history.synced(),
+        _ => {}
     }
     // A read is tried twice where much hangs on it, and names that could not be removed or synced are seen to later.
     let may_pass = is_silent(op) || matches!(op, FaultOp::Open | FaultOp::Remove | FaultOp::SyncDir) || (op == FaultOp::Read && !repeat);
@@ -153,7 +178,7 @@ fn every_operation_fails_once_and_from_then_on() {
         let (fault, repeat) = (FAULTS[kind / 2], kind % 2 == 1);
         let mut found = Found::default();
         // A disk that stays full holds writers back for ever: `failing.rs` has that. One that loses every write is an older one.
-        let is_hopeless = repeat && (fault.1 != Other || is_silent(fault.0));
+        let is_hopeless = repeat && (fault.1 != OTHER || is_silent(fault.0));
         for nth in 1.. {
             if is_hopeless || !fail_one(&scenarios[scenario], fault, nth, repeat, &mut found) {
                 break;

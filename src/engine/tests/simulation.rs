@@ -89,14 +89,8 @@ impl Model {
         self.log.last_mut().unwrap().lsn = Some(lsn);
         self.returned = self.log.len();
         if ack == Ack::Host {
-            self.synced();
+            self.durable = self.returned;
         }
-    }
-
-    /// Everything that has returned is synced.
-    fn synced(&mut self) {
-        self.durable = self.returned;
-        self.seen_expired.values_mut().for_each(|may_go| *may_go = false);
     }
 
     fn excuse_all(&mut self) {
@@ -181,8 +175,8 @@ impl Model {
         let doubted = (0..KEYS).filter(in_doubt).collect();
         self.log.truncate(low);
         // What is served once is durable.
-        self.returned = low;
-        self.synced();
+        (self.returned, self.durable) = (low, low);
+        self.seen_expired.values_mut().for_each(|may_go| *may_go = false);
         self.excused.extend(missing.into_iter().map(|key| (key, low)));
         doubted
     }
@@ -202,6 +196,9 @@ struct Tally {
     faults: u64,
     lives: u64,
     clock_jumps: u64,
+    /// Bytes that rotted, and openings or gets that noticed one.
+    rotten: u64,
+    noticed: u64,
 }
 
 struct Simulation {
@@ -226,10 +223,11 @@ impl Simulation {
 
     fn run(mut self, operations: u64, faults: u64) -> Tally {
         let mut disk = SimDisk::new(self.seed);
+        let mut end = End::Close;
         while self.tally.operations < operations || self.tally.faults < faults {
-            let (engine, after) = self.come_back(disk);
+            let (engine, after) = self.come_back(disk, end);
             disk = after;
-            let end = self.live(&engine, &disk);
+            end = self.live(&engine, &disk);
             self.tally.faults += disk.faults_injected();
             self.tally.lives += 1;
             self.model.evicted = self.model.evicted.max(Model::evicted_by(&engine));
@@ -258,7 +256,8 @@ impl Simulation {
     }
 
     /// Opens the store, perhaps after openings that were stopped or met a failing disk, and resolves what is in doubt.
-    fn come_back(&mut self, mut disk: SimDisk) -> (Arc<Engine>, SimDisk) {
+    fn come_back(&mut self, mut disk: SimDisk, end: End) -> (Arc<Engine>, SimDisk) {
+        let mut page_cache_whole = !matches!(end, End::PowerCut(_));
         while self.tally.lives > 0 && self.draw.one_in(3) {
             if self.draw.one_in(2) {
                 disk.stop_at(1 + self.draw.below(20));
@@ -283,7 +282,11 @@ impl Simulation {
             }
             disk = match self.draw.below(3) {
                 // What only the rings held is now where a power cut leaves it, or it is not and counts as before.
-                0 if self.model.returned == self.model.durable => disk.after_power_cut(self.draw.below(1 << 20), self.draw_damage()),
+                0 if self.model.returned == self.model.durable => {
+                    page_cache_whole = false;
+                    self.model.seen_expired.retain(|_, may_go| !*may_go);
+                    disk.after_power_cut(self.draw.below(1 << 20), self.draw_damage())
+                }
                 _ => disk.after_kill(),
             };
         }
@@ -293,7 +296,16 @@ impl Simulation {
             self.options = self.options.clone().flash(flash).segment_size(segment_size);
         }
         let what = format!("seed {}, life {}", self.seed, self.tally.lives);
+        // A power cut's last batch may be torn or rotten, which nobody can tell.
+        if page_cache_whole && self.tally.lives > 0 && self.draw.one_in(4) {
+            self.rot(&disk);
+        }
         let engine = self.open(&disk).unwrap_or_else(|e| panic!("{what}: {e}"));
+        if self.tally.rotten > 0 {
+            let space = engine.namespace("").unwrap();
+            (0..KEYS).for_each(|key| drop(engine.get(space.key(&key.to_le_bytes()), false).unwrap()));
+            self.excuse_what_was_noticed(&engine);
+        }
         let doubted = self.model.settle(&engine, self.model.returned, &what);
         let space = engine.namespace("").unwrap();
         for key in doubted {
@@ -302,6 +314,24 @@ impl Simulation {
             self.model.returned(lsn, Ack::Host);
         }
         (engine, disk)
+    }
+
+    /// Flips a bit of some file.
+    fn rot(&mut self, disk: &SimDisk) {
+        let files: Vec<_> = disk.files().into_iter().filter(|(_, len)| *len > 0).collect();
+        let (name, len) = &files[self.draw.below(files.len() as u64) as usize];
+        disk.corrupt(name, self.draw.below(*len), 1 << self.draw.below(8));
+        self.tally.rotten += 1;
+    }
+
+    /// What has rotted may miss once somebody has heard of it.
+    fn excuse_what_was_noticed(&mut self, engine: &Engine) {
+        if has_noticed(engine) {
+            self.tally.noticed += 1;
+            self.model.excuse_all();
+            // What was known of the time may have rotted too, and then a clock that goes back is believed.
+            self.model.seen_expired.clear();
+        }
     }
 
     fn draw_damage(&mut self) -> PowerCut {
@@ -330,7 +360,7 @@ impl Simulation {
         for _ in 0..self.draw.below(LIFE) {
             self.tally.operations += 1;
             let done = self.operate(engine, disk);
-            if disk.faults_injected() > 0 && (done.is_err() || has_noticed(engine)) {
+            if (disk.faults_injected() > 0 && done.is_err()) || self.may_notice(disk) && has_noticed(engine) {
                 self.model.excuse_all();
             }
             if disk.has_stopped() || done.is_err() {
@@ -341,7 +371,7 @@ impl Simulation {
         if !failed && self.draw.one_in(4) {
             engine.begin_close();
             if engine.finish().is_ok() && !disk.has_stopped() {
-                self.model.synced();
+                self.model.durable = self.model.returned;
                 return match self.draw.one_in(2) {
                     true => End::Close,
                     false => End::PowerCut(self.draw_damage()),
@@ -352,6 +382,11 @@ impl Simulation {
             true => End::Kill,
             false => End::PowerCut(self.draw_damage()),
         }
+    }
+
+    /// Whether something is wrong that the engine may have counted.
+    fn may_notice(&self, disk: &SimDisk) -> bool {
+        disk.faults_injected() + self.tally.rotten > 0
     }
 
     /// One operation. An error if it failed: the mutation is in doubt.
@@ -396,7 +431,7 @@ impl Simulation {
             17..24 => {
                 let found = engine.get(space.key(&bytes), true)?;
                 heard(Ok(()))?;
-                if disk.faults_injected() > 0 && has_noticed(engine) {
+                if self.may_notice(disk) && has_noticed(engine) {
                     self.model.excuse_all();
                 }
                 self.model.check_live(engine, key, found.as_deref(), &what);
@@ -405,7 +440,7 @@ impl Simulation {
                 let keys: Vec<[u8; 8]> = (0..6).map(|_| self.draw.below(KEYS).to_le_bytes()).collect();
                 let found = engine.get_many(&keys.iter().map(|key| space.key(key)).collect::<Vec<_>>())?;
                 heard(Ok(()))?;
-                if disk.faults_injected() > 0 && has_noticed(engine) {
+                if self.may_notice(disk) && has_noticed(engine) {
                     self.model.excuse_all();
                 }
                 for (key, found) in keys.iter().zip(&found) {
@@ -421,7 +456,7 @@ impl Simulation {
             28 => {
                 engine.persist(Ack::Host)?;
                 heard(Ok(()))?;
-                self.model.synced();
+                self.model.durable = self.model.returned;
             }
             29 => self.clock.advance(Duration::from_millis(self.draw.below(300))),
             _ => engine.step_all()?,
@@ -463,11 +498,13 @@ fn every_life_shows_what_was_acknowledged_and_nothing_older() {
     let tally = each_seed(seeds("SIM", 1, 40), "SIM", "every_life_shows", |seed| Simulation::new(seed).run(2_000, 3));
     let sum = |of: fn(&Tally) -> u64| tally.iter().map(of).sum::<u64>();
     println!(
-        "{} seeds: {} operations, {} faults, {} lives, {} jumps of the clock",
+        "{} seeds: {} operations, {} faults, {} lives, {} jumps of the clock, {} rotten bytes, noticed {} times",
         tally.len(),
         sum(|t| t.operations),
         sum(|t| t.faults),
         sum(|t| t.lives),
-        sum(|t| t.clock_jumps)
+        sum(|t| t.clock_jumps),
+        sum(|t| t.rotten),
+        sum(|t| t.noticed),
     );
 }
