@@ -146,7 +146,7 @@ impl Visitor for Tail<'_, '_> {
     fn go_on(&mut self, last: Lsn) -> io::Result<Beyond> {
         let (mut next, mut records) = (last.next(), 0);
         let mut is_torn = self.read_on(Position(u64::MAX), &mut next, |_| true, &mut records)?;
-        if self.kind == Start::Process && (is_torn || self.is_followed()?) {
+        if self.kind == Start::Process && (is_torn || self.is_followed(next)?) {
             is_torn = true;
             // One that was set by what is lost would be newer.
             self.recovery.catalog.tokens.clear();
@@ -190,9 +190,11 @@ impl Tail<'_, '_> {
         Ok(false)
     }
 
-    /// Whether a record lies a little beyond the last one that is known: no position is used twice, so one that verifies there came later.
-    fn is_followed(&mut self) -> io::Result<bool> {
+    /// Whether a record lies a little beyond the last one that is known: no position is used twice, so one that verifies there came later. Of so many places that are looked at,
+    /// one may verify by chance; so its version must be one that could come `next` or soon, or another record must follow it.
+    fn is_followed(&mut self, next: Lsn) -> io::Result<bool> {
         let mut left = LOOK_AHEAD.min(self.ring.words().len() as u64 * 8);
+        let soon = next.0..next.0 + left / UNIT as u64;
         let mut bytes = Vec::new();
         for row in self.unsealed.iter().map(|u| u.row).collect::<Vec<_>>() {
             let from = self.end.max(row.life.base.plus(DATA_START.into()));
@@ -202,8 +204,11 @@ impl Tail<'_, '_> {
                 continue;
             }
             let store = self.recovery.store;
+            let record = |bytes: &[u8], offset: usize| {
+                bytes.get(offset..).and_then(|bytes| format::decode_record(store, from.plus(offset as u64), row.life.base_lsn, bytes))
+            };
             let is_record = |bytes: &[u8], offset: usize| {
-                format::decode_record(store, from.plus(offset as u64), row.life.base_lsn, &bytes[offset..]).is_some()
+                record(bytes, offset).is_some_and(|found| soon.contains(&found.lsn.0) || record(bytes, offset + found.len).is_some())
             };
             bytes.resize(len as usize, 0);
             crate::io::ring::copy(self.ring.words(), from.0, &mut bytes);
