@@ -1,7 +1,5 @@
 //! Many gets at once: what DRAM does not hold is read from flash together.
 
-use std::sync::atomic::Ordering;
-
 use super::Engine;
 use super::read::{Found, Tier, Value};
 use crate::codec::round_down;
@@ -48,7 +46,7 @@ impl Engine {
             for (want, read) in wanted.drain(..).zip(reads.drain(..)) {
                 match self.take_read(keys[want.number], &want, read, true) {
                     Some(value) => {
-                        self.counters.hits_flash.fetch_add(1, Ordering::Relaxed);
+                        self.counters.hits_flash.add();
                         values[want.number] = Some(value);
                     }
                     None => rest.push(want.number),

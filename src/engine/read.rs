@@ -117,7 +117,7 @@ impl Engine {
                 Some(Tier::Flash) => &self.counters.hits_flash,
                 None => &self.counters.misses,
             };
-            counter.fetch_add(1, Ordering::Relaxed);
+            counter.add();
         }
         Ok(value)
     }

@@ -30,7 +30,7 @@ impl Engine {
         let read = self.disk.start_read(read).await;
         let value = self.take_read(key, &want, read, promote)?;
         if promote {
-            self.counters.hits_flash.fetch_add(1, Ordering::Relaxed);
+            self.counters.hits_flash.add();
         }
         Some(value)
     }
@@ -53,7 +53,7 @@ impl Engine {
                 let number = want.number;
                 values[number] = self.take_read(keys[number], &want, reading.await, true);
                 match values[number] {
-                    Some(_) => drop(self.counters.hits_flash.fetch_add(1, Ordering::Relaxed)),
+                    Some(_) => self.counters.hits_flash.add(),
                     None => rest.push(number),
                 }
             }

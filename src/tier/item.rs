@@ -6,6 +6,7 @@
 use std::alloc::{self, Layout};
 use std::fmt;
 use std::ptr::{self, NonNull};
+use std::slice;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering, fence};
 
 use bytes::Bytes;
@@ -94,12 +95,13 @@ impl Item {
         // SAFETY: the layout is that of a node and more, so not empty.
         let Some(at) = NonNull::new(unsafe { alloc::alloc(layout) }) else { alloc::handle_alloc_error(layout) };
         let at = at.cast::<Node>();
-        // SAFETY: the allocation is aligned for a node and has room for it and what follows, which nobody else knows of yet.
-        unsafe {
-            at.write(node);
-            let bytes = at.add(1).cast::<u8>();
-            bytes.copy_from_nonoverlapping(NonNull::from(key).cast(), key.len());
-            bytes.add(key.len()).copy_from_nonoverlapping(NonNull::from(inline).cast(), inline.len());
+        // SAFETY: the allocation is aligned for a node and has room for it; nobody else knows of it yet.
+        unsafe { at.write(node) };
+        let mut to = following(at);
+        for part in [key, inline] {
+            // SAFETY: the layout has room for both behind the node.
+            unsafe { to.copy_from_nonoverlapping(part.as_ptr(), part.len()) };
+            to = to.wrapping_add(part.len());
         }
         Self(at)
     }
@@ -175,7 +177,7 @@ impl Item {
     fn following(&self) -> &[u8] {
         let len = self.get().following_len();
         // SAFETY: so many bytes follow the node, written by `new` before there was a handle and never changed.
-        unsafe { NonNull::slice_from_raw_parts(self.0.add(1).cast::<u8>(), len).as_ref() }
+        unsafe { slice::from_raw_parts(following(self.0), len) }
     }
 }
 
@@ -202,6 +204,18 @@ impl Node {
     }
 }
 
+/// A node that the memory tier has a handle to, as it does to each that is linked, and to one that was unlinked until it is retired. The tier's code keeps to that: whoever looks at a
+/// node holds the lock of its shard, under which it is unlinked, or a guard of the epoch, which keeps the handle.
+pub(super) fn node<'a>(at: NonNull<Node>) -> &'a Node {
+    // SAFETY: the handle keeps it.
+    unsafe { at.as_ref() }
+}
+
+/// Where the bytes are that follow a node in its allocation.
+fn following(node: NonNull<Node>) -> *mut u8 {
+    node.as_ptr().wrapping_add(1).cast()
+}
+
 impl Clone for Item {
     fn clone(&self) -> Self {
         self.get().share();
@@ -218,11 +232,10 @@ impl Drop for Item {
         fence(Ordering::Acquire);
         let layout = self.get().layout();
         self.get().meter.subtract(self.get().following_len());
-        // SAFETY: this was the last handle, so nobody else has the node; the layout is the one that it was allocated with.
-        unsafe {
-            ptr::drop_in_place(self.0.as_ptr());
-            alloc::dealloc(self.0.as_ptr().cast(), layout);
-        }
+        // SAFETY: this was the last handle, so nobody else has the node.
+        unsafe { ptr::drop_in_place(self.0.as_ptr()) };
+        // SAFETY: it was allocated with this layout.
+        unsafe { alloc::dealloc(self.0.as_ptr().cast(), layout) };
     }
 }
 

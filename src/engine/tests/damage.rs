@@ -437,7 +437,8 @@ fn numbers(seed: u64) -> impl FnMut(u64) -> u64 {
 
 /// Every frame of a store's WAL: the places in files and rings where its bytes lie. In the order of their LSNs, those of marks being what they state.
 fn frames(disk: &SimDisk) -> Vec<Vec<(String, u64)>> {
-    let mut places: HashMap<(u64, [u8; 8]), Vec<(String, u64)>> = HashMap::new();
+    type Places = Vec<(String, u64)>;
+    let mut places: HashMap<(u64, [u8; 8]), Places> = HashMap::new();
     for (name, _) in disk.files().into_iter().filter(|(name, _)| name.starts_with("wal.") || name == WAL_RING) {
         let bytes = disk.content(&name);
         for at in (0..bytes.len().saturating_sub(8)).step_by(8) {

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use bytes::Bytes;
-use everwarm::{Ack, Cache, Options, WalValues};
+use everwarm::{Ack, Cache, Options, Value, WalValues};
 
 use super::{Key, Size, Store};
 
@@ -25,7 +25,7 @@ impl Store for Cache {
     }
 
     fn get(&self, key: Key) -> Result<Option<Bytes>> {
-        Ok(Cache::get(self, key)?.map(|value| value.bytes().clone()))
+        Ok(Cache::get(self, key)?.map(Value::into_bytes))
     }
 
     fn settle(&self) -> Result<()> {
