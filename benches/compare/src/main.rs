@@ -142,7 +142,7 @@ struct Load {
 
 impl Load {
     fn size(&self) -> Size {
-        Size { entries: self.entries, value_len: self.value_len, memory: self.memory_mib << 20 }
+        Size { entries: self.entries, value_len: self.value_len, memory: self.memory_mib << 20, flash_times: 1 }
     }
 }
 

@@ -13,7 +13,7 @@ const RECORD: u64 = 64;
 
 pub fn open(dir: &Path, size: Size, ack: Ack, wal_values: bool) -> Result<impl Store + use<>> {
     let bytes = size.entries * (size.value_len as u64 + RECORD);
-    let flash = (bytes + bytes / 8).next_multiple_of(64 << 20).max(256 << 20);
+    let flash = (bytes * size.flash_times + bytes / 8).next_multiple_of(64 << 20).max(256 << 20);
     let wal = if wal_values { WalValues::Always } else { WalValues::Never };
     Ok(Cache::open(Options::new(dir).memory(size.entries * INDEX + size.memory).flash(flash).wal_values(wal).ack(ack))?)
 }
@@ -26,6 +26,10 @@ impl Store for Cache {
 
     fn get(&self, key: Key) -> Result<Option<Bytes>> {
         Ok(Cache::get(self, key)?.map(Value::into_bytes))
+    }
+
+    fn look(&self, key: Key, seen: &mut dyn FnMut(&[u8])) -> Result<bool> {
+        Ok(Cache::get(self, key)?.map(|value| seen(&value)).is_some())
     }
 
     fn settle(&self) -> Result<()> {

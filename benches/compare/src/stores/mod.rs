@@ -22,12 +22,18 @@ pub struct Size {
     pub value_len: usize,
     /// DRAM beyond the index.
     pub memory: u64,
+    /// How many times the entries' bytes flash has, beside a small part for what is being filled.
+    pub flash_times: u64,
 }
 
 pub trait Store: Send + Sync {
     /// Returns once the store has accepted the entry.
     fn put(&self, key: Key, value: Bytes) -> Result<()>;
     fn get(&self, key: Key) -> Result<Option<Bytes>>;
+    /// Calls `seen` with the value, if there is one, by the handle that the engine gives its users. Whether there is one.
+    fn look(&self, key: Key, seen: &mut dyn FnMut(&[u8])) -> Result<bool> {
+        Ok(self.get(key)?.map(|value| seen(&value)).is_some())
+    }
     /// Returns once flash holds what was accepted, as far as the engine has a way to ask for it.
     fn settle(&self) -> Result<()>;
 }
