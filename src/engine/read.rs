@@ -137,7 +137,11 @@ impl Engine {
     fn look_up(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>, Unread> {
         let hash = self.hash(key);
         if let Some(item) = self.memory.get(hash, key) {
-            return Ok(self.lives(&item).then_some(Value { item, tier: Tier::Memory }));
+            if self.expired_at(&item).is_none() {
+                return Ok(Some(Value { item, tier: Tier::Memory }));
+            }
+            // What comes next finds it expired too, and makes the index forget it.
+            self.memory.forget(&item);
         }
         let Some((entry, at, found)) = self.find(hash)? else { return Ok(None) };
         let tier = found.tier;
@@ -258,19 +262,6 @@ impl Engine {
         // Before anybody hears of it.
         self.note_passed(at);
         if self.index.remove_if_at(item.hash(), entry.location) {
-            self.counters.expired.fetch_add(1, Ordering::Relaxed);
-        }
-        false
-    }
-
-    /// Whether what the memory tier holds has not expired.
-    fn lives(&self, item: &Item) -> bool {
-        let Some(at) = self.expired_at(item) else { return true };
-        // Before anybody hears of it.
-        self.note_passed(at);
-        // As long as it is in the memory tier the index names no other version.
-        let forgotten = self.memory.forget(item, || self.index.remove(item.hash()));
-        if forgotten.flatten().is_some() {
             self.counters.expired.fetch_add(1, Ordering::Relaxed);
         }
         false

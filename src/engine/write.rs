@@ -340,6 +340,10 @@ impl Engine {
             if current.as_ref().and_then(|entry| self.position(entry)) != observed.at {
                 return Ok(Tried::Overtaken);
             }
+            // What the index has forgotten may be in the memory tier, where no position tells versions apart.
+            if current.is_none() && self.memory.get(hash, request.key).map(|item| item.lsn()) != observed.version {
+                return Ok(Tried::Overtaken);
+            }
             if !request.condition.holds(observed.version) {
                 return Ok(Tried::Refused);
             }

@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use crate::codec::{self, Put, Reader, varint_len};
+use crate::config::KEY_LEN_MAX;
 use crate::id::{Key, KeyHash, Lsn, Position, Scope, SegmentId, StoreId, UNIT};
 use crate::io::{BLOCK, SECTOR};
 
@@ -269,7 +270,7 @@ impl Head {
         if flags & !KNOWN_FLAGS != 0 {
             return None;
         }
-        let key_len = usize::try_from(r.varint()?).ok()?;
+        let key_len = usize::try_from(r.varint()?).ok().filter(|len| *len <= KEY_LEN_MAX)?;
         let value_len = usize::try_from(r.varint()?).ok()?;
         let raw_len = match flags & COMPRESSED {
             0 => None,

@@ -35,6 +35,7 @@ impl Queue {
     }
 
     /// From oldest to newest.
+    #[cfg(test)]
     pub(super) fn iter(&self) -> impl Iterator<Item = &Node> {
         std::iter::successors(self.oldest(), |at| NonNull::new(node(*at).newer.load(Relaxed))).map(node)
     }

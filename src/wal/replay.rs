@@ -189,9 +189,10 @@ impl Replay {
                     break;
                 };
                 let lost = summary.last.next();
+                // In this order: what is looked for may be what cannot be read.
                 if !page_cache_whole
-                    && !self.is_unread_from(summary.end)
                     && lost > summary.durable.max(self.stated_after(next, summary.last)?)
+                    && !self.is_unread_from(summary.end)
                 {
                     summary.torn_bytes += next - summary.end;
                     self.look_beyond(&mut summary, page_cache_whole, visitor)?;
@@ -227,18 +228,27 @@ impl Replay {
 
     /// Whether something at `at` or later could not be read: nobody knows what it said, nor what it said was durable.
     fn is_unread_from(&self, at: u64) -> bool {
-        let number = at / self.payload;
-        let unread = self.unread.last().is_some_and(|(n, _)| *n >= number);
-        self.end_lost || unread || (self.headers_unread && !self.files.contains_key(&number))
+        let unread = self.unread.last().is_some_and(|last| *last >= self.block(at));
+        self.end_lost || unread || self.is_headless(at)
     }
 
     /// Whether a frame at `at` could not be read. Frames follow each other, so if none is there, none follows, whatever else cannot be read.
     fn is_unread_at(&mut self, at: u64) -> io::Result<bool> {
         let mut head = [0; 8];
         let len = if self.copy(false, at, &mut head)? { format::frame_len(&head).unwrap_or(head.len()) } else { head.len() };
-        let block = |at: u64| (at / self.payload, round_down(BLOCK as u64 + at % self.payload, BLOCK as u64));
-        let unread = self.unread.range(block(at)..=block(at + len as u64 - 1)).next().is_some();
-        Ok(self.end_lost || unread || (self.headers_unread && !self.files.contains_key(&(at / self.payload))))
+        let end = at + len as u64 - 1;
+        let unread = self.unread.range(self.block(at)..=self.block(end)).next().is_some();
+        Ok(self.end_lost || unread || self.is_headless(at) || self.is_headless(end))
+    }
+
+    /// The block that holds a place: its file's number, and its offset there.
+    fn block(&self, at: u64) -> (u64, u64) {
+        (at / self.payload, round_down(BLOCK as u64 + at % self.payload, BLOCK as u64))
+    }
+
+    /// Whether the file that holds a place may be one whose header cannot be read.
+    fn is_headless(&self, at: u64) -> bool {
+        self.headers_unread && !self.files.contains_key(&(at / self.payload))
     }
 
     /// Nothing follows `summary.end`. Either nothing ever did, or what did and was synced is lost: a hole without an end.

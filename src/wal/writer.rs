@@ -152,6 +152,8 @@ impl Wal {
     /// Gives up everything below `start`, which the durable manifest no longer needs.
     pub(crate) fn trim(&self, start: u64) {
         let mut files = lock(&self.files);
+        let is_there = |name: &String| self.disk.remove(name).is_err_and(|error| error.kind() != io::ErrorKind::NotFound);
+        files.taken.retain(is_there);
         while files.active.front().is_some_and(|f| (f.number + 1) * self.payload <= start) {
             let Some(old) = files.active.pop_front() else { break };
             if files.spare.len() < SPARE_MAX {

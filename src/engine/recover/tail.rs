@@ -194,7 +194,7 @@ impl Tail<'_, '_> {
     /// one may verify by chance; so its version must be one that could come `next` or soon, or another record must follow it.
     fn is_followed(&mut self, next: Lsn) -> io::Result<bool> {
         let mut left = LOOK_AHEAD.min(self.ring.words().len() as u64 * 8);
-        let soon = next.0..next.0 + left / UNIT as u64;
+        let soon = next.0..next.0.saturating_add(left / UNIT as u64);
         let mut bytes = Vec::new();
         for row in self.unsealed.iter().map(|u| u.row).collect::<Vec<_>>() {
             let from = self.end.max(row.life.base.plus(DATA_START.into()));

@@ -92,8 +92,14 @@ fn value(key: u64, version: u64, len: usize) -> Vec<u8> {
 /// Whether an engine has counted, reported or said that something is wrong with its disk.
 fn has_noticed(engine: &Engine) -> bool {
     let (report, stats) = (&engine.report, engine.stats());
-    let counted = stats.write_errors + stats.read_errors + stats.disk_full + stats.damaged > 0;
-    counted || engine.failure.get().is_some() || !report.damaged.is_empty() || report.manifest_repaired
+    stats.disk_full > 0 || report.manifest_repaired || has_lost(engine)
+}
+
+/// The same, if entries may be missing for it.
+fn has_lost(engine: &Engine) -> bool {
+    let (report, stats) = (&engine.report, engine.stats());
+    let counted = stats.write_errors + stats.read_errors + stats.damaged > 0;
+    counted || engine.failure.get().is_some() || !report.damaged.is_empty()
 }
 
 /// The seeds that `EVERWARM_<name>_FIRST` and `EVERWARM_<name>_SEEDS` (how many) say.

@@ -56,7 +56,7 @@ pub(crate) struct Report {
     footprint: u64,
     memory: u64,
     flash: u64,
-    pub(crate) kills: usize,
+    kills: usize,
     stale: u64,
     resurrected: u64,
     wrong: u64,
