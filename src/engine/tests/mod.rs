@@ -16,6 +16,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::driver::Mode;
+use super::write::{Condition, Observed, Tried};
 use super::{DeleteOptions, Engine, PutOptions, Start, Wait, open};
 use crate::config::{Ack, OnHostCrash, Options, WalValues};
 use crate::engine::open::fit_index;
@@ -144,6 +145,24 @@ fn what_was_put_is_there_and_what_was_deleted_is_not() {
     store.engine().delete((b"b").into(), &DeleteOptions::new()).unwrap();
     assert_eq!(store.get(b"a").as_deref(), Some(&b"2"[..]));
     assert_eq!(store.get(b"b"), None);
+}
+
+#[test]
+fn a_condition_on_what_only_the_memory_tier_has_sees_a_delete_that_comes_in_between() {
+    let store = Store::new(small());
+    let engine = store.engine();
+    store.put(b"a", b"1");
+    let version = engine.get(b"a".into(), true).unwrap().unwrap().version();
+    // As when a segment cannot be read while it is emptied.
+    assert!(engine.index.remove(engine.hash(b"a".into())).is_some());
+    assert_eq!(store.get(b"a").as_deref(), Some(&b"1"[..]));
+    let options = PutOptions::new().condition(Condition::IfVersion(version));
+    let request = engine.put_request(b"a".into(), b"2", None, &options).unwrap();
+    let seen = Observed { at: None, version: Some(version) };
+    engine.delete(b"a".into(), &DeleteOptions::new()).unwrap();
+    assert!(matches!(engine.attempt(&request, Some(&seen), None), Ok(Tried::Overtaken)));
+    assert_eq!(engine.put(b"a".into(), b"2", &options).unwrap(), None);
+    assert_eq!(store.get(b"a"), None);
 }
 
 #[test]
