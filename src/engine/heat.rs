@@ -11,7 +11,7 @@ use crate::id::StoreId;
 use crate::id::{KeyHash, SegmentId};
 use crate::index::geometry::Entry;
 use crate::io::aligned::AlignedBuf;
-use crate::io::{Disk, SECTOR};
+use crate::io::{Disk, SECTOR, is_shortage};
 use crate::segment::format;
 use crate::sync::lock;
 use crate::tier::heat::{Heat, KEYS_MAX};
@@ -69,7 +69,11 @@ impl Engine {
                 state.sequence += 1;
                 state.recorded_inserts = inserts;
             }
-            Err(error) => tracing::warn!(dir = %self.dir.display(), %error, "what is hot was not recorded"),
+            Err(error) => {
+                let counter = if is_shortage(&error) { &self.counters.disk_full } else { &self.counters.write_errors };
+                counter.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(dir = %self.dir.display(), %error, "what is hot was not recorded");
+            }
         }
         Ok(false)
     }

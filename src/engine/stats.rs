@@ -111,9 +111,9 @@ stats! {
     damaged: u64 = |e: &Engine| count(&e.counters.damaged),
     /// Reads that the disk refused.
     read_errors: u64 = |e: &Engine| count(&e.counters.read_errors),
-    /// Segments and checkpoints that a write or a sync failed for.
+    /// Segments, checkpoints and lists of what is hot that a write or a sync failed for.
     write_errors: u64 = |e: &Engine| count(&e.counters.write_errors),
-    /// Times that a segment or checkpoint found no room on the disk.
+    /// Times that a segment, a checkpoint or a list of what is hot found no room on the disk.
     disk_full: u64 = |e: &Engine| count(&e.counters.disk_full),
     /// Segments in the table.
     segments_total: u64 = |e: &Engine| e.table.len() as u64,

@@ -341,6 +341,8 @@ fn explore(options: &Options, steps: &[Step]) -> (usize, Vec<Stats>) {
         if images.insert(killed.image_hash()) {
             recover_and_check(&options, (images.len(), &killed), &history, history.returned, false, &format!("stop {stop}, kill"));
         }
+        // That something was seen to have expired is nothing that a caller was told is durable.
+        history.seen_expired.clear();
         for (seed, damage) in [(0, PowerCut::LoseAll), (0, PowerCut::KeepAll), (1, PowerCut::Random), (2, PowerCut::Random)] {
             let cut = disk.after_power_cut(seed, damage);
             if images.insert(cut.image_hash()) {

@@ -154,7 +154,7 @@ fn fail_one(begun: &Begun, (op, kind): (FaultOp, Failure), nth: u64, repeat: boo
     for (number, (image, floor)) in images.into_iter().enumerate() {
         let engine = reopen(options, &image).unwrap_or_else(|e| panic!("{what}, then: {e}"));
         history.check(&engine, floor, &format!("{what}, then"));
-        if number == 0 && is_silent(op) && !has_noticed(&engine) {
+        if number == 0 && is_silent(op) && !heard_of && !has_noticed(&engine) {
             // What a kill leaves misses nothing then.
             let mut strict = history.clone();
             strict.may_miss = false;

@@ -323,9 +323,9 @@ impl Simulation {
         (engine, disk)
     }
 
-    /// Flips a bit of some file.
+    /// Flips a bit of some file. Not of a manifest, whose other copy may be the one that a stop interrupted.
     fn rot(&mut self, disk: &SimDisk) {
-        let files: Vec<_> = disk.files().into_iter().filter(|(_, len)| *len > 0).collect();
+        let files: Vec<_> = disk.files().into_iter().filter(|(name, len)| *len > 0 && !name.starts_with("manifest.")).collect();
         let (name, len) = &files[self.draw.below(files.len() as u64) as usize];
         disk.corrupt(name, self.draw.below(*len), 1 << self.draw.below(8));
         self.tally.rotten += 1;
