@@ -1,13 +1,16 @@
-//! What a process may not have: `io_uring`. The same answers come without it.
-#![allow(unsafe_code, reason = "a system call filter is installed between fork and exec")]
+//! What a process may not have: `io_uring`, locked memory, file descriptors. The same answers come without.
+#![allow(unsafe_code, reason = "a system call filter and limits are set between fork and exec")]
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::time::Duration;
 
-use everwarm::{Backend, Cache, Error, Options};
+use everwarm::{Backend, Cache, Error, Options, PutOptions, Wait};
 
 /// Says to a process of this test that `io_uring` is forbidden, and where it works.
 const FORBIDDEN: &str = "EVERWARM_FORBIDDEN";
+/// The same for locked memory and descriptors.
+const SCARCE: &str = "EVERWARM_SCARCE";
 const KEYS: u32 = 600;
 
 fn options(dir: &std::path::Path) -> Options {
@@ -72,4 +75,61 @@ fn where_io_uring_is_absent_or_forbidden_threads_read() {
         let output = command.output().expect("it runs");
         assert!(output.status.success(), "errno {errno}: {}", String::from_utf8_lossy(&output.stdout));
     }
+}
+
+/// Lets this process have `soft` of something, as long as it does not ask for more.
+fn limit(what: libc::__rlimit_resource_t, soft: impl FnOnce(libc::rlim_t) -> libc::rlim_t) -> std::io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: it is written to, and lives longer than the call.
+    let known = unsafe { libc::getrlimit(what, &raw mut limit) };
+    limit.rlim_cur = soft(limit.rlim_max);
+    // SAFETY: it is read, and lives longer than the call.
+    let set = unsafe { libc::setrlimit(what, &raw const limit) };
+    if known == 0 && set == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+/// Not a test of its own: what the process does that may lock no memory, and has no descriptors left after a while.
+#[test]
+fn with_little() {
+    let Some(dir) = std::env::var_os(SCARCE) else { return };
+    let dir = std::path::Path::new(&dir);
+    let cache = Cache::open(options(dir)).expect("nothing is locked");
+    let get_all = |cache: &Cache, keys: &[u32]| {
+        let found = cache.get_many(&keys.iter().map(|key| key.to_le_bytes()).collect::<Vec<_>>()).expect("open");
+        keys.iter().zip(found).filter(|(key, found)| found.as_deref() == Some(&value(**key)[..])).count()
+    };
+    let patient = PutOptions::new().wait(Wait::UpTo(Duration::from_millis(300)));
+    let mut acknowledged = Vec::new();
+    let put = |cache: &Cache, keys: std::ops::Range<u32>, acknowledged: &mut Vec<u32>| {
+        for key in keys {
+            match cache.put_with(key.to_le_bytes(), value(key), &patient) {
+                Ok(_) => acknowledged.push(key),
+                Err(Error::TimedOut) => return,
+                Err(error) => panic!("{key}: {error}"),
+            }
+        }
+    };
+    put(&cache, 0..KEYS / 2, &mut acknowledged);
+    // One of them is the directory that is read.
+    let open = std::fs::read_dir("/proc/self/fd").expect("procfs").count() as libc::rlim_t - 1;
+    limit(libc::RLIMIT_NOFILE, |_| open).expect("less than it was");
+    put(&cache, KEYS / 2..KEYS, &mut acknowledged);
+    assert_eq!(get_all(&cache, &acknowledged), acknowledged.len(), "what is acknowledged is served");
+    limit(libc::RLIMIT_NOFILE, |most| most).expect("as much as there is");
+    put(&cache, KEYS..2 * KEYS, &mut acknowledged);
+    assert!(acknowledged.len() as u32 >= KEYS + KEYS / 2, "service returns: {}", acknowledged.len());
+    cache.close().expect("in order");
+    let cache = Cache::open(options(dir)).expect("it was closed");
+    assert_eq!(get_all(&cache, &acknowledged), acknowledged.len(), "{:?}", cache.recovery());
+}
+
+#[test]
+fn where_locked_memory_and_descriptors_run_out_nothing_is_lost() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut command = Command::new(std::env::current_exe().expect("a program"));
+    command.args(["with_little", "--exact"]).env(SCARCE, dir.path());
+    // SAFETY: the closure makes two system calls and allocates nothing.
+    unsafe { command.pre_exec(|| limit(libc::RLIMIT_MEMLOCK, |_| 0)) };
+    let output = command.output().expect("it runs");
+    assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
 }

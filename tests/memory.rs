@@ -58,7 +58,7 @@ fn descriptors() -> usize {
 #[test]
 fn memory_and_descriptors_stay_within_their_bounds() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let puts: u64 = std::env::var("EVERWARM_MEMORY_PUTS").ok().and_then(|n| n.parse().ok()).unwrap_or(300_000);
+    let puts: u64 = std::env::var("EVERWARM_MEMORY_PUTS").ok().and_then(|n| n.parse().ok()).unwrap_or(1_000_000);
     let before = resident();
     let cache = Cache::open(Options::new(dir.path()).flash(256 << 20).memory(MEMORY)).expect("room");
     let mut most_allocated = 0;
