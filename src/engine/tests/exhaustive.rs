@@ -87,7 +87,7 @@ impl Begun {
         steps.iter().for_each(|step| history.apply(&engine, *step, &disk).unwrap());
         drop(engine);
         let options = if name == SHRINKS { options.flash(512 << 10).memory(2 << 20) } else { options };
-        let closes = matches!(name, CREATES | MOVES);
+        let closes = name == MOVES;
         Self { name, options, rest, closes, history, image: disk.after_kill() }
     }
 }

@@ -465,7 +465,7 @@ impl Simulation {
     fn put_during_checkpoint(&mut self, engine: &Arc<Engine>, disk: &SimDisk) -> Result<(), Error> {
         let keys: Vec<u64> = (0..1 + self.draw.below(20)).map(|_| self.draw.below(KEYS)).collect();
         let (len, number) = (self.draw.below(9_000) as usize, self.model.next + 1);
-        let (answer, answered) = mpsc::channel();
+        let (answer, answered) = mpsc::sync_channel(keys.len());
         let (writer, alive, those) = (Arc::clone(engine), disk.clone(), keys.clone());
         let puts = move || {
             for (key, number) in those.into_iter().zip(number..) {
