@@ -251,6 +251,7 @@ fn inspect_segments(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) 
             SegmentState::Free | SegmentState::Open => "open",
             SegmentState::Sealed => "sealed",
             SegmentState::Quarantined => "quarantined",
+            SegmentState::Failed => "failed",
         };
         let mut found =
             SegmentInspection { id: id.0, state, base: segment.base.0, size: segment.size, puts: 0, tombstones: 0, data_bytes: 0, lost: 0 };

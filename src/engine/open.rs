@@ -95,7 +95,7 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
             let geometry = recover::geometry(&manifest, &settings);
             let settings = fit_geometry(settings, options, &geometry)?;
             descriptors = check_machine(is_real, &settings)?;
-            recover::recover(disk.as_ref(), &settings, manifest, damaged).map(|r| (settings, r))
+            recover::recover(&disk, &settings, manifest, damaged).map(|r| (settings, r))
         }
     };
     let (mut settings, mut recovered) = recovered.map_err(io_error)?;
@@ -300,13 +300,14 @@ fn make_rings(disk: &dyn Disk, names: &[String; 2], settings: &Settings, before:
     Ok(())
 }
 
-/// Removes the files of segments that a store which has become smaller does not use any more, and of all rings but those.
+/// Removes the files of segments that a store which has become smaller does not use any more, of all rings but those, and what an interrupted opening left.
 fn remove_unused(disk: &dyn Disk, manifest: &Manifest, rings: &[String]) -> std::io::Result<()> {
     let segments = manifest.flash / manifest.segment_size;
     let is_free = |id: u32| manifest.segments.get(id as usize).is_none_or(|s| s.state == SegmentState::Free);
     let is_beyond = |name: &str| numbered(name, table::FILE_PREFIX).is_some_and(|id| u64::from(id) >= segments && is_free(id));
     for (name, _) in disk.list()? {
-        if (is_beyond(&name) || (files::is_ring(&name) && !rings.contains(&name)))
+        let is_left = numbered(&name, table::RENEWED_PREFIX).is_some();
+        if (is_left || is_beyond(&name) || (files::is_ring(&name) && !rings.contains(&name)))
             && let Err(error) = disk.remove(&name)
         {
             tracing::warn!(name, %error, "a file that is not used any more cannot be removed");
@@ -436,7 +437,9 @@ impl Engine {
         self.step_flush()?;
         self.step_sync()?;
         if self.durable() < self.appended() || self.segments(State::Failed) > 0 {
-            // The next opening replays the WAL, as after a kill.
+            // The next opening replays the WAL, as after a kill. It must know which files failed.
+            let mut manifest = crate::sync::lock(&self.manifest);
+            self.write_manifest(&mut manifest).map_err(|e| self.fail("writing the manifest", &e))?;
             return Err(self.fail("closing", &std::io::Error::other("not everything could be written")));
         }
         self.step_checkpoint(true)?;

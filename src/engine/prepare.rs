@@ -74,6 +74,7 @@ impl Engine {
             }
             Err(e) => {
                 self.quarantine(id, State::Free, &e)?;
+                self.write_manifest(manifest).map_err(|e| self.fail("writing the manifest", &e))?;
                 return Ok(true);
             }
         }

@@ -13,7 +13,7 @@ use super::flush::Dirty;
 use crate::error::Result;
 use crate::id::{Location, SegmentId};
 use crate::io::aligned::AlignedBuf;
-use crate::manifest::Kept;
+use crate::manifest::{Kept, SegmentState};
 use crate::segment::footer;
 use crate::segment::format::{self, Draft, Record};
 use crate::segment::table::{Row, State};
@@ -97,6 +97,11 @@ impl Engine {
         let all: Vec<Arc<Failed>> = lock(&self.log).failed.iter().cloned().collect();
         if all.is_empty() {
             return Ok((false, false));
+        }
+        let is_stated = |failed: &Arc<Failed>| manifest.segments[failed.row.life.id.index()].state == SegmentState::Failed;
+        if !all.iter().all(is_stated) {
+            // For a next process, which could not know.
+            self.write_manifest(manifest).map_err(|e| self.fail("writing the manifest", &e))?;
         }
         let done = || all.iter().map(|failed| failed.done.load(Ordering::Relaxed)).sum::<usize>();
         let before = done();

@@ -53,8 +53,16 @@ fn files(disk: &dyn Disk) {
     assert_eq!(disk.list().unwrap(), [("b".to_owned(), LEN)]);
     assert!(is(&*other, 2 * BLOCK as u64, BLOCK, 7));
     assert!(is(&*disk.create("a", LEN).unwrap(), 0, LEN as usize, 0), "a new file of that name is another one");
+    // A name that is given to another file.
+    let new = disk.create("b", LEN).unwrap();
+    new.write_at(0, &filled(9)).unwrap();
+    assert_eq!(disk.rename("absent", "a").unwrap_err().kind(), io::ErrorKind::NotFound);
+    disk.rename("b", "a").unwrap();
+    assert_eq!(disk.list().unwrap(), [("a".to_owned(), LEN)]);
+    new.write_at(BLOCK as u64, &filled(8)).unwrap();
+    let renamed = disk.open("a").unwrap();
+    assert!(is(&*renamed, 0, BLOCK, 9) && is(&*renamed, BLOCK as u64, BLOCK, 8), "handles go on");
     disk.remove("a").unwrap();
-    disk.remove("b").unwrap();
     disk.sync_dir().unwrap();
 }
 

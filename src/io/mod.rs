@@ -56,7 +56,10 @@ pub(crate) trait Disk: Send + Sync + Debug {
     /// Removes a file's name. Durable after [`Disk::sync_dir`].
     fn remove(&self, name: &str) -> io::Result<()>;
 
-    /// Makes creations and removals durable.
+    /// Gives a file another name, at once; what had that name loses it. Durable after [`Disk::sync_dir`].
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Makes creations, removals and new names durable.
     fn sync_dir(&self) -> io::Result<()>;
 
     /// Takes the directory for this cache until the guard is dropped. `WouldBlock` with the holder's pid if it is taken.

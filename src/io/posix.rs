@@ -227,6 +227,10 @@ impl Disk for PosixDisk {
         fs::remove_file(self.dir.join(name))
     }
 
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.dir.join(from), self.dir.join(to))
+    }
+
     fn sync_dir(&self) -> io::Result<()> {
         match &self.handle {
             Some(dir) => dir.sync_all(),

@@ -3,7 +3,7 @@
 //! # What is modelled
 //!
 //! *Live and durable.* A file is what running programs read (live) and what the medium holds (durable). Between them lies, in order, every change
-//! since the last sync: sectors of 512 B and lengths. The directory likewise: names made and removed. [`File::sync`] makes the changes of one file
+//! since the last sync: sectors of 512 B and lengths. The directory likewise: names made, removed and given to another file. [`File::sync`] makes the changes of one file
 //! durable, [`Disk::sync_dir`] those of the directory, and the lengths of the files it makes findable. Neither promises anything about the other.
 //!
 //! *Kill.* The process dies, the operating system lives: everything that was written or stored into a mapping is there. The operation that was under
@@ -18,13 +18,13 @@
 //! write succeeds, and its bytes are nowhere, or elsewhere. What is stuck does not end until it is released. A full disk refuses creation only,
 //! because files are allocated whole.
 //!
-//! *Points.* Each state-changing operation (write, sync, create, a mapping that is made, remove, directory sync) is one point, counted from 1. A
+//! *Points.* Each state-changing operation (write, sync, create, a mapping that is made, remove, rename, directory sync) is one point, counted from 1. A
 //! machine stopped at point n fails everything from then on, and stores into its mappings no longer count. A store is not a point: whoever wants a
 //! kill between two stores takes [`SimDisk::after_kill`] there.
 //!
 //! Breaking the alignment rules of [`File`] is a bug of ours and panics. The lock has no file here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::mem;
@@ -67,6 +67,7 @@ pub(crate) enum FaultOp {
     /// [`Disk::create`], and [`Disk::map`] that makes the file.
     Create,
     Remove,
+    Rename,
     SyncDir,
 }
 
@@ -122,6 +123,8 @@ impl SimDisk {
             faults_injected: 0,
             stuck: None,
             unreadable: Vec::new(),
+            failed: BTreeSet::new(),
+            reused: BTreeSet::new(),
         })
     }
 
@@ -208,6 +211,12 @@ impl SimDisk {
     /// How many operations failed as planned by [`SimDisk::fail`].
     pub(crate) fn faults_injected(&self) -> u64 {
         self.state().faults_injected
+    }
+
+    /// Names of files that were written or synced again after that had failed, by whatever process.
+    pub(crate) fn reused(&self) -> Vec<String> {
+        let state = self.state();
+        state.names.iter().filter(|(_, file)| state.reused.contains(file)).map(|(name, _)| name.clone()).collect()
     }
 
     /// Limits the sum of all file lengths.
@@ -365,6 +374,13 @@ impl Disk for SimDisk {
         state.change(Operation::Remove { name: name.to_owned() })
     }
 
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut state = self.state();
+        state.running()?;
+        state.find(from)?;
+        state.change(Operation::Rename { from: from.to_owned(), to: to.to_owned() })
+    }
+
     fn sync_dir(&self) -> io::Result<()> {
         self.state().change(Operation::SyncDir)
     }
@@ -465,6 +481,10 @@ enum Operation {
     Remove {
         name: String,
     },
+    Rename {
+        from: String,
+        to: String,
+    },
     SyncDir,
 }
 
@@ -475,6 +495,7 @@ impl Operation {
             Self::Sync { .. } => FaultOp::Sync,
             Self::Create { .. } => FaultOp::Create,
             Self::Remove { .. } => FaultOp::Remove,
+            Self::Rename { .. } => FaultOp::Rename,
             Self::SyncDir => FaultOp::SyncDir,
         }
     }
@@ -499,15 +520,20 @@ impl Fault {
     }
 }
 
-/// A name made (with its file) or removed (without), not yet synced.
+/// A name made (with its file), removed (without), or taken over from another one, not yet synced.
 #[derive(Clone)]
 struct Entry {
     name: String,
     file: Option<usize>,
+    /// The name that the file had, and loses at the same moment.
+    before: Option<String>,
 }
 
 impl Entry {
     fn enter(&self, names: &mut BTreeMap<String, usize>) {
+        if let Some(before) = &self.before {
+            names.remove(before);
+        }
         match self.file {
             Some(file) => names.insert(self.name.clone(), file),
             None => names.remove(&self.name),
@@ -538,6 +564,10 @@ struct State {
     stuck: Option<FaultOp>,
     /// File and offset of blocks that have gone bad.
     unreadable: Vec<(usize, u64)>,
+    /// Files that a write or a sync failed for, other than for want of room.
+    failed: BTreeSet<usize>,
+    /// Those of them that were written or synced again.
+    reused: BTreeSet<usize>,
 }
 
 impl State {
@@ -563,6 +593,11 @@ impl State {
             self.stopped = true;
             self.in_flight = Some(op);
             return self.running();
+        }
+        if let Operation::Write { file, .. } | Operation::Sync { file } = &op
+            && self.failed.contains(file)
+        {
+            self.reused.insert(*file);
         }
         match (self.due_fault(op.site()), op) {
             (Some(Fault { op: FaultOp::WriteLost, .. }), _) => Ok(()),
@@ -603,7 +638,11 @@ impl State {
             }
             Operation::Sync { file } => self.files[*file].sync(),
             Operation::Create { name, len, emptied } => return self.create(name, *len, *emptied),
-            Operation::Remove { name } => self.enter(Entry { name: name.clone(), file: None }),
+            Operation::Remove { name } => self.enter(Entry { name: name.clone(), file: None, before: None }),
+            Operation::Rename { from, to } => {
+                let file = Some(self.find(from)?);
+                self.enter(Entry { name: to.clone(), file, before: Some(from.clone()) });
+            }
             Operation::SyncDir => self.sync_dir(),
         }
         Ok(())
@@ -621,13 +660,18 @@ impl State {
 
     /// What a planned failure leaves.
     fn fail(&mut self, op: &Operation, fault: &Fault) {
+        if let Operation::Write { file, .. } | Operation::Sync { file } = op
+            && !super::is_shortage(&fault.how.into())
+        {
+            self.failed.insert(*file);
+        }
         match op {
             Operation::Write { file, offset, bytes } => self.write_part(*file, *offset, bytes),
             Operation::Create { name, .. } => drop(self.find_or_enter(name)),
             Operation::Sync { file } if fault.op == FaultOp::SyncDroppingPages => {
                 self.files[*file].forget_sectors();
             }
-            Operation::Sync { .. } | Operation::Remove { .. } | Operation::SyncDir => {}
+            Operation::Sync { .. } | Operation::Remove { .. } | Operation::Rename { .. } | Operation::SyncDir => {}
         }
     }
 
@@ -693,7 +737,7 @@ impl State {
         self.find(name).unwrap_or_else(|_| {
             let file = self.files.len();
             self.files.push(Inode::default());
-            self.enter(Entry { name: name.to_owned(), file: Some(file) });
+            self.enter(Entry { name: name.to_owned(), file: Some(file), before: None });
             file
         })
     }
@@ -1032,7 +1076,6 @@ impl Clock for SimClock {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
 
     use super::*;
     use crate::io::aligned::AlignedBuf;
@@ -1155,6 +1198,36 @@ mod tests {
         assert_eq!(names(&disk.after_power_cut(0, PowerCut::LoseAll)), [NAME]);
         disk.sync_dir().unwrap();
         assert!(names(&disk.after_power_cut(0, PowerCut::LoseAll)).is_empty());
+    }
+
+    #[test]
+    fn a_file_has_its_old_name_or_its_new_one_until_a_directory_sync() {
+        let (disk, _file) = prepared(0);
+        write(&*disk.create("new", LEN).unwrap(), 0, 7).unwrap();
+        disk.open("new").unwrap().sync().unwrap();
+        disk.sync_dir().unwrap();
+        assert_eq!(disk.rename("absent", NAME).unwrap_err().kind(), io::ErrorKind::NotFound);
+        disk.rename("new", NAME).unwrap();
+        assert_eq!((names(&disk), sectors(&disk)), (vec![NAME.to_owned()], vec![7; SECTORS]));
+        let found: BTreeSet<_> = power_cuts(&disk).map(|image| (names(&image).len(), sectors(&image))).collect();
+        assert_eq!(found, BTreeSet::from([(1, vec![7; SECTORS]), (2, vec![0; SECTORS])]));
+        disk.sync_dir().unwrap();
+        assert_eq!(sectors(&disk.after_power_cut(0, PowerCut::LoseAll)), [7; SECTORS]);
+    }
+
+    #[test]
+    fn what_is_written_again_after_a_failure_is_told() {
+        let (disk, file) = prepared(0);
+        disk.fail(FaultOp::Write, 1, io::ErrorKind::StorageFull, false);
+        write(&*file, 0, 7).unwrap_err();
+        file.sync().unwrap();
+        assert!(disk.reused().is_empty(), "for want of room it was not written");
+        disk.fail(FaultOp::Sync, 1, io::ErrorKind::Other, false);
+        file.sync().unwrap_err();
+        let next = disk.after_kill();
+        assert!(next.reused().is_empty());
+        next.open(NAME).unwrap().sync().unwrap();
+        assert_eq!((next.reused(), disk.reused()), (vec![NAME.to_owned()], vec![]));
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub(crate) enum SegmentState {
     Sealed,
     /// A write to it failed; it is not used again.
     Quarantined,
+    /// As open, but a write to it, or a sync, failed: its file is not written again.
+    Failed,
 }
 
 /// One row of the segment table.
@@ -216,6 +218,7 @@ fn decode_segment(r: &mut Reader<'_>) -> Option<Segment> {
         1 => SegmentState::Open,
         2 => SegmentState::Sealed,
         3 => SegmentState::Quarantined,
+        4 => SegmentState::Failed,
         _ => return None,
     };
     Some(Segment { state, size, base, base_lsn, last_lsn })
@@ -228,7 +231,8 @@ mod tests {
 
     fn sample() -> Manifest {
         let segment = |i: u64| Segment {
-            state: [SegmentState::Free, SegmentState::Open, SegmentState::Sealed, SegmentState::Quarantined][i as usize % 4],
+            state: [SegmentState::Free, SegmentState::Open, SegmentState::Sealed, SegmentState::Quarantined, SegmentState::Failed]
+                [i as usize % 5],
             size: 1 << (16 + i % 3),
             base: Position(i << 20),
             base_lsn: Lsn(i * 100),

@@ -29,6 +29,13 @@ pub(crate) fn file_name(id: SegmentId) -> String {
     format!("{FILE_PREFIX}{id}")
 }
 
+/// Names of files that are to take the place of a segment's begin with this; its number follows.
+pub(crate) const RENEWED_PREFIX: &str = "renewed.";
+
+pub(crate) fn renewed_name(id: SegmentId) -> String {
+    format!("{RENEWED_PREFIX}{id}")
+}
+
 /// Where a segment is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
@@ -91,6 +98,7 @@ pub(crate) fn rows_of(segments: &[manifest::Segment]) -> Vec<Row> {
             SegmentState::Open => State::Full,
             SegmentState::Sealed => State::Sealed,
             SegmentState::Quarantined => State::Quarantined,
+            SegmentState::Failed => State::Failed,
         },
         size: s.size,
         life: Life { id: SegmentId(i as u32), base: s.base, base_lsn: s.base_lsn },
@@ -129,9 +137,10 @@ impl Table {
             state: match r.state {
                 State::Free => SegmentState::Free,
                 State::Sealed | State::Draining if r.life.base > failed => SegmentState::Open,
-                State::Ready | State::Open | State::Full | State::Failed => SegmentState::Open,
+                State::Ready | State::Open | State::Full => SegmentState::Open,
                 State::Sealed | State::Draining => SegmentState::Sealed,
                 State::Quarantined => SegmentState::Quarantined,
+                State::Failed => SegmentState::Failed,
             },
             size: r.size,
             base: r.life.base,

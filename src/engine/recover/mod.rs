@@ -1,7 +1,8 @@
 //! Bringing a store back: checkpoint, footers, WAL, and what only the rings hold.
 //!
 //! Nothing that is read here is changed, but for segment files that were not sealed: they get the records that the dead process had not written out, and their
-//! footers. Both would be written again, with the same bytes, if recovery is killed: the next manifest alone ends it.
+//! footers. Both would be written again, with the same bytes, if recovery is killed: the next manifest alone ends it. A file that a write or a sync failed for, then or now, is
+//! not written again: a copy of what can be read of it takes its place.
 
 mod patch;
 mod sealed;
@@ -22,7 +23,7 @@ use crate::index::geometry::{Entry, Geometry};
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, Disk, File};
 use crate::manifest::catalog::Catalog;
-use crate::manifest::{Manifest, Segment, SegmentState};
+use crate::manifest::{Kept, Manifest, Segment, SegmentState};
 use crate::segment::footer;
 use crate::segment::table::{self, Row, State};
 use crate::wal::replay::{Replay, Unheard};
@@ -64,6 +65,8 @@ pub struct RecoveryReport {
     pub torn_bytes: u64,
     /// Whether one copy of the manifest was missing or not whole: its writing was interrupted, or it rotted. The other copy says everything.
     pub manifest_repaired: bool,
+    /// Segments that a write or a sync had failed for: what verifies of them is in new files.
+    pub segments_renewed: u64,
     /// What was found damaged, one line each.
     pub damaged: Vec<String>,
     /// The host went down: mutations after this LSN may be missing, since they were not synced. Everything up to it is there.
@@ -96,6 +99,8 @@ struct Recovery<'a> {
     report: RecoveryReport,
     floor: Position,
     files: HashMap<SegmentId, Arc<dyn File>>,
+    /// Segments whose file failed now, for the first time.
+    failed: Vec<SegmentId>,
 }
 
 /// How many entries the checkpoint that counts says it has; 0 without one.
@@ -109,7 +114,26 @@ pub(super) fn checkpoint_entries(disk: &dyn Disk, manifest: &Manifest) -> u64 {
 }
 
 /// Brings back the store that `manifest` describes.
-pub(super) fn recover(disk: &dyn Disk, settings: &Settings, mut manifest: Manifest, manifest_damaged: bool) -> io::Result<Recovered> {
+pub(super) fn recover(disk: &Arc<dyn Disk>, settings: &Settings, mut manifest: Manifest, manifest_damaged: bool) -> io::Result<Recovered> {
+    loop {
+        match attempt(disk.as_ref(), settings, manifest.clone(), manifest_damaged)? {
+            Ok(recovered) => return Ok(recovered),
+            Err(failed) => {
+                // For whoever comes next, should this one not come to its end. Of each segment, a second file is the last.
+                failed.iter().for_each(|id| manifest.segments[id.index()].state = SegmentState::Failed);
+                manifest = Kept::begin(Arc::clone(disk), manifest)?.clone();
+            }
+        }
+    }
+}
+
+/// One attempt, or the segments whose files must be replaced first.
+fn attempt(
+    disk: &dyn Disk,
+    settings: &Settings,
+    mut manifest: Manifest,
+    manifest_damaged: bool,
+) -> io::Result<Result<Recovered, Vec<SegmentId>>> {
     let kind = match manifest.clean {
         true => Start::Clean,
         false if manifest.boot_id == disk.boot_id() => Start::Process,
@@ -138,6 +162,7 @@ pub(super) fn recover(disk: &dyn Disk, settings: &Settings, mut manifest: Manife
         report,
         floor: manifest.floor,
         files: HashMap::new(),
+        failed: Vec::new(),
     };
     if settings.recovery == RecoveryMode::Rebuild {
         // For good: it may be what made the caller ask.
@@ -167,6 +192,9 @@ pub(super) fn recover(disk: &dyn Disk, settings: &Settings, mut manifest: Manife
             true => replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, false, &mut Unheard)?,
             false => tail::replay(&mut recovery, &mut replay, &manifest, kind, &segment_ring)?,
         };
+        if !recovery.failed.is_empty() {
+            return Ok(Err(recovery.failed));
+        }
         manifest.next_lsn = manifest.next_lsn.max(summary.last.next());
         if kind == Start::Host || summary.holes.iter().any(|hole| !hole.repaired) {
             manifest.next_lsn = Lsn(manifest.next_lsn.0 + LSN_GAP);
@@ -176,15 +204,18 @@ pub(super) fn recover(disk: &dyn Disk, settings: &Settings, mut manifest: Manife
         wal_limit = wal_limit.max(replay.limit(summary.end) + manifest.wal_payload);
         tracing::debug!(frames = summary.frames, torn = summary.torn_bytes, holes = summary.holes.len(), "the WAL is replayed");
     }
-    Ok(recovery.finish(manifest, wal_limit))
+    Ok(Ok(recovery.finish(manifest, wal_limit)))
 }
 
 /// Leaves nothing that could be served, and no resume token: it may not be the newest.
 fn forget_all(manifest: &mut Manifest) {
     manifest.checkpoint = None;
     manifest.catalog.tokens.clear();
-    for segment in manifest.segments.iter_mut().filter(|s| s.state != SegmentState::Quarantined) {
-        segment.state = SegmentState::Free;
+    for segment in &mut manifest.segments {
+        segment.state = match segment.state {
+            SegmentState::Failed | SegmentState::Quarantined => SegmentState::Quarantined,
+            _ => SegmentState::Free,
+        };
     }
 }
 
@@ -255,7 +286,7 @@ impl Recovery<'_> {
             let below_floor = row.life.base.plus(row.size) <= self.floor;
             segment.last_lsn = row.last_lsn;
             segment.state = match row.state {
-                State::Quarantined if !given_up.contains(&row.life.id) => SegmentState::Quarantined,
+                State::Failed | State::Quarantined if !given_up.contains(&row.life.id) => SegmentState::Quarantined,
                 State::Sealed if !below_floor => SegmentState::Sealed,
                 _ => SegmentState::Free,
             };

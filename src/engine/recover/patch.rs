@@ -64,6 +64,21 @@ impl Patch {
     }
 }
 
+/// Copies what can be read of `from`. How many blocks could not be.
+pub(super) fn copy(from: &dyn File, to: &dyn File, len: u64) -> io::Result<u64> {
+    let mut buf = AlignedBuf::zeroed((LEN as u64).min(len) as usize);
+    let mut unread = 0;
+    for at in (0..len).step_by(LEN) {
+        let buf = &mut buf[..(LEN as u64).min(len - at) as usize];
+        if from.read_at(at, buf).is_err() {
+            let blocks = (at..).step_by(BLOCK).zip(buf.chunks_mut(BLOCK));
+            unread += blocks.map(|(at, block)| u64::from(!read_or_zeros(from, at, block))).sum::<u64>();
+        }
+        to.write_at(at, buf)?;
+    }
+    Ok(unread)
+}
+
 /// Reads a block, again if need be. Of one that cannot be read nothing would verify: then zeros are as good. Whether it could be read.
 fn read_or_zeros(file: &dyn File, offset: u64, block: &mut [u8]) -> bool {
     let read = file.read_at(offset, block).or_else(|_| file.read_at(offset, block));

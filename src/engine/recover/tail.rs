@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::flush::write_footer;
-use super::patch::Patch;
+use super::patch::{self, Patch};
 use super::{Recovery, Start};
 use crate::id::{Location, Lsn, Position, UNIT};
 use crate::io::aligned::AlignedBuf;
@@ -13,7 +13,7 @@ use crate::manifest::Manifest;
 use crate::manifest::catalog::Note;
 use crate::segment::footer;
 use crate::segment::format::{self, DATA_START, Kind, Record};
-use crate::segment::table::{Row, State};
+use crate::segment::table::{self, Row, State};
 use crate::segment::writer::Full;
 use crate::wal::format::Mutation;
 use crate::wal::replay::{Beyond, Hole, Replay, Summary, Visitor};
@@ -27,6 +27,8 @@ struct Unsealed {
     entries: Vec<Listed>,
     /// The first failure of its file.
     error: Option<io::Error>,
+    /// Its file is one that is to take the place of one that had failed.
+    is_renewed: bool,
     /// Places of it that could not be read.
     unread: u64,
 }
@@ -46,10 +48,12 @@ pub(super) fn replay(
     kind: Start,
     (ring, ring_lost): &(Arc<dyn Mapping>, bool),
 ) -> io::Result<Summary> {
-    let mut rows: Vec<Row> = recovery.rows.iter().filter(|r| r.state == State::Full).copied().collect();
+    let mut rows: Vec<Row> = recovery.rows.iter().filter(|r| matches!(r.state, State::Full | State::Failed)).copied().collect();
     rows.sort_by_key(|r| r.life.base);
-    let unsealed = rows.into_iter().map(|row| Unsealed { row, entries: Vec::new(), error: None, unread: 0 }).collect();
+    let unsealed = |row: Row| Unsealed { row, entries: Vec::new(), error: None, is_renewed: row.state == State::Failed, unread: 0 };
+    let unsealed = rows.into_iter().map(unsealed).collect();
     let mut tail = Tail { recovery, unsealed, ring: ring.as_ref(), kind, end: Position(0), unknown: Position(0), patch: None };
+    tail.renew()?;
     let summary = replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, kind == Start::Process, &mut tail)?;
     let durable = summary.durable.max(manifest.durable);
     tail.report(&summary, durable);
@@ -306,6 +310,25 @@ impl Tail<'_, '_> {
         flushed.or_else(|error| self.note_failure(i, error))
     }
 
+    /// Gives segments that failed new files, with what can be read of the old ones.
+    fn renew(&mut self) -> io::Result<()> {
+        for i in (0..self.unsealed.len()).filter(|i| self.unsealed[*i].is_renewed).collect::<Vec<_>>() {
+            let row = self.unsealed[i].row;
+            let renewed = self.recovery.file(row.life.id).and_then(|before| {
+                let file = self.recovery.disk.create(&table::renewed_name(row.life.id), row.size)?;
+                Ok((patch::copy(before.as_ref(), file.as_ref(), row.size)?, file))
+            });
+            match renewed {
+                Ok((unread, file)) => {
+                    self.unsealed[i].unread += unread;
+                    self.recovery.files.insert(row.life.id, file);
+                }
+                Err(error) => self.note_failure(i, error)?,
+            }
+        }
+        Ok(())
+    }
+
     /// The file of an unsealed segment failed. A shortage is no failure: the opening is refused, and may succeed at another time.
     fn note_failure(&mut self, i: usize, error: io::Error) -> io::Result<()> {
         if is_shortage(&error) {
@@ -338,7 +361,8 @@ impl Tail<'_, '_> {
         }
     }
 
-    /// Writes into segment files what only the ring holds of their records. Records later than `verify_after` may be nowhere: then they become tombstones.
+    /// Writes into segment files what only the ring holds of their records. Records later than `verify_after`, or of a file that had failed, may be nowhere: then they become
+    /// tombstones.
     fn restore(&mut self, verify_after: Option<Lsn>) -> io::Result<()> {
         for i in 0..self.unsealed.len() {
             if let Err(error) = self.restore_segment(i, verify_after) {
@@ -363,7 +387,8 @@ impl Tail<'_, '_> {
                 self.place(i, entry.offset, &bytes)?;
                 continue;
             }
-            if verify_after.is_none_or(|durable| entry.lsn <= durable) {
+            let is_expected = verify_after.is_none_or(|durable| entry.lsn <= durable);
+            if is_expected && !self.unsealed[i].is_renewed {
                 continue;
             }
             let file = self.recovery.file(row.life.id)?;
@@ -371,7 +396,7 @@ impl Tail<'_, '_> {
             let could_read = again().or_else(|_| again()).is_ok();
             if !could_read || format::decode_record(store, at, row.life.base_lsn, &bytes).is_none() {
                 // Its frame is there, its bytes are not: the key misses, and no older version of it is served.
-                self.unsealed[i].unread += u64::from(!could_read);
+                self.unsealed[i].unread += u64::from(is_expected || !could_read);
                 self.recovery.index.remove_if_at(entry.hash, Location { segment: row.life.id, offset: entry.offset });
                 self.unsealed[i].entries[n].entry.tombstone = true;
             }
@@ -381,13 +406,13 @@ impl Tail<'_, '_> {
 
     /// Writes the footer of a segment, or frees it if nothing is in it. One that cannot be written is not used again.
     fn seal(&mut self, segment: Unsealed) -> io::Result<()> {
-        let Unsealed { row, entries, error, unread } = segment;
+        let Unsealed { row, entries, error, is_renewed, unread } = segment;
         let id = row.life.id;
         if unread > 0 {
             self.recovery.report.damaged.push(format!("segment {id}: {unread} places cannot be read; what they held misses"));
         }
         let Some(Listed { entry: last, .. }) = entries.last() else {
-            self.recovery.rows[id.index()].state = State::Free;
+            self.recovery.rows[id.index()].state = if is_renewed { State::Quarantined } else { State::Free };
             return Ok(());
         };
         let mut builder = footer::Builder::default();
@@ -403,17 +428,29 @@ impl Tail<'_, '_> {
             None => self.recovery.file(id).and_then(|file| {
                 write_footer(self.recovery.store, &full, file.as_ref())?;
                 // Whatever the reason, what a failed sync left behind is not known.
-                file.sync().map_err(io::Error::other)
+                file.sync().map_err(io::Error::other)?;
+                if is_renewed {
+                    self.recovery.disk.rename(&table::renewed_name(id), &table::file_name(id)).map_err(io::Error::other)?;
+                }
+                Ok(())
             }),
         };
         let state = match sealed {
-            Ok(()) => State::Sealed,
+            Ok(()) => {
+                self.recovery.report.segments_renewed += u64::from(is_renewed);
+                State::Sealed
+            }
             Err(error) if is_shortage(&error) => return Err(error),
+            Err(error) if fits && !is_renewed => {
+                tracing::warn!(segment = %id, %error, "a segment cannot be written; it gets a new file");
+                self.recovery.failed.push(id);
+                State::Quarantined
+            }
             Err(error) => {
                 // What it superseded will not be known any more.
                 self.recovery.report.damaged.push(format!("segment {id} cannot be restored: {error}; everything older is dropped"));
                 self.recovery.raise_floor(row.life.base.plus(row.size));
-                if fits { State::Quarantined } else { State::Free }
+                if fits || is_renewed { State::Quarantined } else { State::Free }
             }
         };
         let row = &mut self.recovery.rows[id.index()];

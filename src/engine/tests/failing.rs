@@ -383,6 +383,75 @@ fn a_segment_that_cannot_be_written_or_synced_is_given_up_and_nothing_of_it_is_l
 }
 
 #[test]
+fn a_segment_that_failed_is_not_written_by_the_next_process_either() {
+    let mut renewed = 0;
+    for (op, n) in [FaultOp::Write, FaultOp::Sync, FaultOp::SyncDroppingPages].into_iter().flat_map(|op| (0..40u64).map(move |n| (op, n))) {
+        let mut store = Store::new(small().wal_values(WalValues::Never));
+        let newest = |k: u64| (k..40 + n).rev().find(|v| v % 20 == k).map(|v| value(k, v, 2_000));
+        for k in 0..40 + n {
+            store.put(&(k % 20).to_le_bytes(), &newest(k % 20).filter(|_| k >= 20 + n).unwrap_or_else(|| value(0, k, 100)));
+        }
+        store.disk.fail(op, 1, std::io::ErrorKind::Other, false);
+        store.engine().step_flush().unwrap();
+        store.engine().step_sync().unwrap();
+        assert_eq!(store.disk.faults_injected(), 1, "{op:?} {n}");
+        // The first thing that happens then is a manifest that says so: two copies, each written and synced. A kill somewhere after that.
+        store.disk.stop_at(store.disk.operations() + 5 + n % 8);
+        drop(store.engine().step_all());
+        store.kill();
+        let report = store.engine().report.clone();
+        renewed += report.segments_renewed;
+        let check = |store: &Store, what: &str| {
+            let missing = (0..20u64).filter(|k| store.get(&k.to_le_bytes()).is_none()).count();
+            let right = (0..20u64).all(|k| store.get(&k.to_le_bytes()).is_none_or(|found| Some(found) == newest(k)));
+            assert!(right && (missing == 0 || !report.damaged.is_empty()), "{op:?} {n}: {missing} missing {what}: {report:?}");
+            // Only what had not left the write buffer is lost with the process.
+            assert!(op == FaultOp::Write || report.damaged.is_empty(), "{op:?} {n} {what}: {report:?}");
+        };
+        check(&store, "after the kill");
+        store.engine().persist(Ack::Host).unwrap();
+        assert!(store.disk.reused().iter().all(|name| !name.starts_with("segment.")), "{op:?} {n}: {:?}", store.disk.reused());
+        store.power_cut(n, PowerCut::LoseAll);
+        check(&store, "after a power cut");
+        assert!(store.engine().report.damaged.is_empty(), "{op:?} {n}: {:?}", store.engine().report);
+        assert!(!store.disk.files().iter().any(|(name, _)| name.starts_with("renewed.")), "{op:?} {n}: {:?}", store.disk.files());
+    }
+    assert!(renewed > 40, "{renewed} segments got new files");
+}
+
+#[test]
+fn a_segment_whose_file_fails_while_it_is_recovered_gets_a_new_one_and_loses_nothing() {
+    let mut renewed = 0;
+    for (op, nth) in
+        [FaultOp::Write, FaultOp::Sync, FaultOp::SyncDroppingPages].into_iter().flat_map(|op| (1..12).map(move |nth| (op, nth)))
+    {
+        let mut store = Store::new(small().wal_values([WalValues::Never, WalValues::Always][nth as usize % 2]));
+        for k in 0..60u64 {
+            store.put(&(k % 40).to_le_bytes(), &value(k % 40, k, 2_000));
+        }
+        store.engine().step_flush().unwrap();
+        let image = store.disk.after_kill();
+        image.fail(op, nth, std::io::ErrorKind::Other, false);
+        store.engine = None;
+        store.disk = image;
+        // It fails where a manifest is written: then nothing has changed.
+        if store.try_open().is_err() {
+            store.disk.heal();
+            store.open();
+        }
+        renewed += store.engine().report.segments_renewed;
+        assert!(store.engine().report.damaged.is_empty(), "{op:?} {nth}: {:?}", store.engine().report);
+        assert!(store.disk.reused().iter().all(|name| !name.starts_with("segment.")), "{op:?} {nth}: {:?}", store.disk.reused());
+        store.power_cut(nth, PowerCut::LoseAll);
+        for k in 0..40u64 {
+            let newest = if k < 20 { k + 40 } else { k };
+            assert_eq!(store.get(&k.to_le_bytes()), Some(value(k, newest, 2_000)), "{op:?} {nth}: {k}");
+        }
+    }
+    assert!(renewed > 3, "{renewed} segments got new files");
+}
+
+#[test]
 fn a_full_store_goes_on_or_says_so_when_a_segment_fails() {
     let mut quarantined = 0;
     for op in [FaultOp::Write, FaultOp::Sync, FaultOp::SyncDroppingPages] {

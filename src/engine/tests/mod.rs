@@ -40,9 +40,13 @@ impl Store {
     }
 
     fn open(&mut self) {
+        self.try_open().unwrap_or_else(|e| panic!("open: {e}"));
+    }
+
+    fn try_open(&mut self) -> Result<(), crate::Error> {
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
-        let engine = open(&self.options, Some(disk), self.clock.clone(), Mode::Inline);
-        self.engine = Some(engine.unwrap_or_else(|e| panic!("open: {e}")));
+        self.engine = Some(open(&self.options, Some(disk), self.clock.clone(), Mode::Inline)?);
+        Ok(())
     }
 
     fn engine(&self) -> &Engine {
@@ -93,7 +97,7 @@ fn value(key: u64, version: u64, len: usize) -> Vec<u8> {
 /// Whether an engine has counted, reported or said that something is wrong with its disk.
 fn has_noticed(engine: &Engine) -> bool {
     let (report, stats) = (&engine.report, engine.stats());
-    stats.disk_full > 0 || report.manifest_repaired || has_lost(engine)
+    stats.disk_full > 0 || report.manifest_repaired || report.segments_renewed > 0 || has_lost(engine)
 }
 
 /// The same, if entries may be missing for it.
