@@ -18,6 +18,8 @@ use crate::sync::lock;
 use crate::wal::format::{Frame, Mutation};
 use crate::wal::writer::Wal;
 
+/// So many records are replayed in less time than a store takes to open anyway: no put waits for a checkpoint to keep them from becoming as many.
+const REPLAY_AT_ONCE: u64 = 256 << 10;
 /// Writers wait while the oldest unsynced mutation is older than this many sync intervals.
 const OLDEST: u32 = 3;
 /// One mutation in so many looks at that, and keeps those behind it waiting.
@@ -227,9 +229,11 @@ impl Engine {
         self.events.sync.signal();
     }
 
-    /// Whether the next checkpoint would be due before the one that is being written is done: then puts wait, so that recovery never has more to replay than two intervals.
+    /// Whether the next checkpoint would be long due before the one that is being written is done: then puts wait, so that recovery never has much more to replay than two
+    /// intervals.
     fn outruns_checkpoint(&self) -> bool {
-        self.checkpoint_runs.load(Ordering::Relaxed) && self.marks.since_checkpoint.load(Ordering::Relaxed) >= self.checkpoint_interval()
+        self.checkpoint_runs.load(Ordering::Relaxed)
+            && self.marks.since_checkpoint.load(Ordering::Relaxed) >= self.checkpoint_interval().max(REPLAY_AT_ONCE)
     }
 
     /// Records after which a checkpoint is due: few enough that replaying them is quick, many enough that checkpoints write little.

@@ -132,12 +132,13 @@ impl Engine {
         Ok(self.step_refill()? || self.step_heat()?)
     }
 
-    /// A sync, if somebody waits for one, the oldest unsynced mutation is old enough, or there are too many bytes.
+    /// What is full is sealed; a sync, if somebody waits for one, the oldest unsynced mutation is old enough, or there are too many bytes.
     fn step_sync_when_due(&self) -> Result<bool> {
+        let sealed = self.step_seal()?;
         let due = self.sync_now.load(Ordering::Acquire)
             || self.until_sync() == Some(Duration::ZERO)
             || self.unsynced_bytes() > self.settings.sync_bytes;
-        if due && self.until_sync_retry().is_zero() { self.step_sync() } else { Ok(false) }
+        Ok((due && self.until_sync_retry().is_zero() && self.step_sync()?) || sealed)
     }
 
     /// Time until the oldest unsynced mutation must be synced. `None` if there is none.
@@ -182,7 +183,7 @@ impl Engine {
     /// All work there is, in a fixed order.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn step_all(&self) -> Result<()> {
-        while self.step_flush()? || self.step_sync()? || self.step_prepare()? || self.step_names()? {}
+        while self.step_flush()? || self.step_seal()? || self.step_sync()? || self.step_prepare()? || self.step_names()? {}
         Ok(())
     }
 }

@@ -20,8 +20,17 @@ use crate::sync::lock;
 #[derive(Debug, Default)]
 pub(super) struct Dirty(pub(super) BTreeSet<SegmentId>);
 
+/// A segment of which a part is nowhere but in the ring.
+struct Unwritten {
+    life: Life,
+    /// Where its records end.
+    end: u64,
+    /// Its size, if it takes no more of them.
+    full: Option<u64>,
+}
+
 impl Engine {
-    /// One step of write-out: full segments are sealed, whole blocks of the open one are written. Says whether it did something.
+    /// One step of write-out: all of full segments, whole blocks of the open one. Says whether it did something.
     pub(crate) fn step_flush(&self) -> Result<bool> {
         let mut dirty = lock(&self.flushing);
         if self.failure.get().is_some() {
@@ -30,11 +39,11 @@ impl Engine {
         self.flush(&mut dirty, false)
     }
 
-    /// Seals what is full and writes out the open segment: whole blocks, or everything if `partial`.
+    /// Writes out full segments and the open one: of that whole blocks, or everything if `partial`.
     pub(super) fn flush(&self, dirty: &mut Dirty, partial: bool) -> Result<bool> {
         let mut busy = false;
-        while let Some((life, end, full)) = self.oldest_unwritten() {
-            let to = if partial || full { end } else { round_down(end, BLOCK as u64) };
+        while let Some(Unwritten { life, end, full }) = self.oldest_unwritten() {
+            let to = if partial || full.is_some() { end } else { round_down(end, BLOCK as u64) };
             // Everything before this segment was written, so its first record is where the ring goes on.
             busy |= self.segment_ring.skip_to(life.base.0 + u64::from(DATA_START));
             if to > self.segment_ring.written() {
@@ -44,13 +53,10 @@ impl Engine {
                     continue;
                 }
             }
-            if !full {
-                break;
-            }
+            let Some(size) = full else { break };
+            self.segment_ring.skip_to(life.base.0 + size);
+            self.events.sync.signal();
             busy = true;
-            if let Err(error) = self.seal(dirty) {
-                self.fail_segment(dirty, life.id, &error)?;
-            }
         }
         if busy {
             self.events.room.signal();
@@ -58,12 +64,13 @@ impl Engine {
         Ok(busy)
     }
 
-    /// The oldest segment that has not left the ring, where its records end, and whether it waits for its footer. One look at the log: between
-    /// two, the open segment could be retired, and its last records be taken for written.
-    fn oldest_unwritten(&self) -> Option<(Life, u64, bool)> {
+    /// The oldest segment that has not left the ring. One look at the log: between two, the open segment could be retired, and its last records be taken for written.
+    fn oldest_unwritten(&self) -> Option<Unwritten> {
         let log = lock(&self.log);
-        let full = log.full.front().map(|full| (full.life, full.end().0, true));
-        full.or_else(|| log.open.as_ref().map(|open| (open.life, open.head().0, false)))
+        let written = self.segment_ring.written();
+        let full = log.full.iter().find(|full| full.end().0 > written);
+        let full = full.map(|full| Unwritten { life: full.life, end: full.end().0, full: Some(full.size) });
+        full.or_else(|| log.open.as_ref().map(|open| Unwritten { life: open.life, end: open.head().0, full: None }))
     }
 
     /// Writes the ring up to `to` into the segment with this life.
@@ -81,24 +88,46 @@ impl Engine {
         Ok(())
     }
 
-    /// Writes the footer of the oldest full segment, whose records were written, and syncs it.
-    fn seal(&self, dirty: &mut Dirty) -> io::Result<()> {
+    /// Seals full segments whose records were written. Says whether there was one.
+    pub(crate) fn step_seal(&self) -> Result<bool> {
+        let _alone = lock(&self.syncing);
+        let mut busy = false;
+        while self.failure.get().is_none()
+            && let Some(full) = self.next_to_seal()
+        {
+            busy = true;
+            let life = full.life;
+            if let Err((full, error)) = self.seal(full) {
+                let mut dirty = lock(&self.flushing);
+                lock(&self.log).full.push_front(full);
+                self.fail_segment(&mut dirty, life.id, &error)?;
+            }
+        }
+        if busy {
+            self.events.room.signal();
+        }
+        Ok(busy)
+    }
+
+    /// Takes the oldest full segment, if it has left the ring.
+    fn next_to_seal(&self) -> Option<Full> {
+        let mut log = lock(&self.log);
+        log.full.pop_front_if(|full| full.end().0 <= self.segment_ring.written())
+    }
+
+    /// Writes the footer of a segment whose records were written, and syncs it.
+    fn seal(&self, full: Full) -> std::result::Result<(), (Full, io::Error)> {
         let _during = self.during(Activity::Seal);
-        let Some(full) = lock(&self.log).full.pop_front() else { return Ok(()) };
         let (life, last_lsn) = (full.life, full.last_lsn);
         let written = self.table.file(life.id).and_then(|file| {
             let written = write_footer(self.store, &full, file.as_ref())?;
             file.sync().map(|()| written)
         });
-        let written = match written {
-            Ok(written) => written,
-            Err(error) => {
-                lock(&self.log).full.push_front(full);
-                return Err(error);
-            }
+        match written {
+            Ok(written) => self.counters.segment_bytes.fetch_add(written, Ordering::Relaxed),
+            Err(error) => return Err((full, error)),
         };
-        self.counters.segment_bytes.fetch_add(written, Ordering::Relaxed);
-        dirty.0.remove(&life.id);
+        lock(&self.flushing).0.remove(&life.id);
         self.table.change(life.id, &[State::Full], |row| {
             row.state = State::Sealed;
             row.last_lsn = last_lsn;

@@ -82,6 +82,8 @@ pub(crate) struct Engine {
     log: Mutex<Log>,
     /// Held from the choice of a record's position until the index names it.
     stripes: Box<[Mutex<()>]>,
+    /// One sync of a stream at a time, footers with it: of two syncs of a file one could hide the other's failure. Before the flush lock.
+    syncing: Mutex<()>,
     /// One writer-out of the segment ring at a time. Before the log lock.
     flushing: Mutex<flush::Dirty>,
     /// What the newest manifest on disk says. Before the log lock.

@@ -392,6 +392,7 @@ fn build(
         wal,
         log: Mutex::new(log),
         stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
+        syncing: Mutex::default(),
         flushing: Mutex::default(),
         registry: Mutex::new(Registry::new(&manifest.catalog)),
         catalog_room: prepare::catalog_room(&manifest).into(),
@@ -435,6 +436,7 @@ impl Engine {
         }
         self.retire_open();
         self.step_flush()?;
+        self.step_seal()?;
         self.step_sync()?;
         if self.durable() < self.appended() || self.segments(State::Failed) > 0 {
             // The next opening replays the WAL, as after a kill. It must know which files failed.

@@ -1,6 +1,7 @@
 //! Room for new segments: free ones are prepared, and the oldest is emptied when there is none.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Engine;
@@ -8,7 +9,7 @@ use crate::codec::round_up;
 use crate::error::Result;
 use crate::id::{Lsn, Position, SegmentId};
 use crate::io::aligned::AlignedBuf;
-use crate::io::{BLOCK, is_shortage};
+use crate::io::{BLOCK, File, is_shortage};
 use crate::manifest::Kept;
 use crate::segment::format::{self, Life};
 use crate::segment::table::{Row, State, WalStart};
@@ -20,7 +21,7 @@ const READY: [usize; 2] = [2, 4];
 const MANY: u32 = 64;
 
 impl Engine {
-    /// Prepares one segment if too few are ready, or empties the oldest if none is free. Says whether it did either.
+    /// Prepares segments if too few are ready, or empties the oldest if none is free. Says whether it did either.
     pub(crate) fn step_prepare(&self) -> Result<bool> {
         let mut manifest = lock(&self.manifest);
         if self.failure.get().is_some() || self.closing.load(Ordering::Acquire) {
@@ -33,19 +34,19 @@ impl Engine {
         }
         let full_before = self.counters.disk_full.load(Ordering::Relaxed);
         let (rescued, waits) = self.step_rescue(&mut manifest)?;
-        let free = self.free_segment();
+        let is_free = self.free_segments(1).next().is_some();
         let ready = lock(&self.log).ready.len();
         let too_large = self.index_is_over_budget() && !waits;
-        let busy = match free {
-            Some(id) if ready < self.ready_wanted() => self.prepare(id, &mut manifest)?,
+        let busy = match is_free {
+            true if ready < self.ready_wanted() => self.prepare(self.ready_wanted() - ready, &mut manifest)?,
             // What is being rescued has a segment to go to.
             _ if waits && ready > 0 => false,
             // One ahead, so that what is hot in the oldest segment finds a ready one to go to.
-            None => self.drain_oldest() || (too_large && self.seal_early()?),
-            Some(_) => too_large && (self.drain_oldest() || self.seal_early()?),
+            false => self.drain_oldest() || (too_large && self.seal_early()?),
+            true => too_large && (self.drain_oldest() || self.seal_early()?),
         };
         if waits && !rescued && !busy {
-            if ready == 0 && free.is_none() && self.counters.disk_full.load(Ordering::Relaxed) == full_before {
+            if ready == 0 && !is_free && self.counters.disk_full.load(Ordering::Relaxed) == full_before {
                 return Err(self.fail("rescuing a segment", &io::Error::other("no other segment has room for what it held")));
             }
             self.starved.store(true, Ordering::Release);
@@ -53,38 +54,67 @@ impl Engine {
         Ok(rescued || busy)
     }
 
-    /// Gives a free segment a new life: its file, its header, and the manifest that says so, durable before the first record. False if the disk has no room for it. One
-    /// that cannot be written is quarantined.
-    fn prepare(&self, id: SegmentId, manifest: &mut Kept) -> Result<bool> {
+    /// Gives free segments new lives, as many as are wanted: their files, their headers, and one manifest that says so, durable before the first record. False if the disk has
+    /// no room for any. One that cannot be written is quarantined.
+    fn prepare(&self, wanted: usize, manifest: &mut Kept) -> Result<bool> {
         let size = self.settings.segment_size;
-        let base = Position(round_up(manifest.next_base.0, size));
-        let life = Life { id, base, base_lsn: lock(&self.log).next_lsn };
-        let before = self.table.row(id);
-        if before.life.base > Position(0) && before.size != size {
-            // Its file gets another length, which must not look like damage of the life that a manifest may still state.
+        let base_lsn = lock(&self.log).next_lsn;
+        let next_base = Position(round_up(manifest.next_base.0, size));
+        let ids = self.free_segments(wanted);
+        let lives: Vec<Life> = ids.zip(0..).map(|(id, n)| Life { id, base: next_base.plus(n * size), base_lsn }).collect();
+        let changes_size = |life: &Life| {
+            let before = self.table.row(life.id);
+            before.life.base > Position(0) && before.size != size
+        };
+        if lives.iter().any(changes_size) {
+            // A file that gets another length must not look like damage of the life that a manifest may still state.
             self.write_manifest(manifest).map_err(|e| self.fail("writing the manifest", &e))?;
         }
-        match self.begin_life(&life, size) {
-            Ok(()) => {}
-            Err(e) if is_shortage(&e) => {
-                // Back-pressure: writers wait until there is room again, which is tried again and again.
-                self.starved.store(true, Ordering::Release);
-                self.note_shortage("no room for the next segment", &e);
-                return Ok(false);
-            }
-            Err(e) => {
-                self.quarantine(id, State::Free, &e)?;
-                self.write_manifest(manifest).map_err(|e| self.fail("writing the manifest", &e))?;
-                return Ok(true);
+        let (mut begun, mut shortage) = (Vec::new(), None);
+        for life in lives {
+            match self.begin_life(&life, size) {
+                Ok(file) => begun.push((life, file)),
+                Err(e) if is_shortage(&e) => {
+                    shortage = Some(e);
+                    break;
+                }
+                Err(e) => self.quarantine(life.id, State::Free, &e)?,
             }
         }
-        self.table.change(id, &[State::Free], |row| {
-            *row = Row { state: State::Ready, size, life, last_lsn: Lsn::ZERO, wal_start: WalStart::default(), moved_until: 0 };
-        });
-        manifest.next_base = base.plus(size);
+        // All are synced once all are written: of so many journals' commits, one has the work.
+        let mut ready = Vec::new();
+        for (life, file) in begun {
+            match file.sync() {
+                Ok(()) => ready.push(life),
+                // Whatever the reason, what a failed sync left behind is not known.
+                Err(e) => self.quarantine(life.id, State::Free, &e)?,
+            }
+        }
+        match self.table.sync_names() {
+            Ok(()) => {}
+            Err(e) if is_shortage(&e) => {
+                shortage = Some(e);
+                ready.clear();
+            }
+            Err(e) => ready.drain(..).try_for_each(|life| self.quarantine(life.id, State::Free, &e))?,
+        }
+        if let Some(e) = shortage {
+            self.note_shortage("no room for the next segment", &e);
+            if ready.is_empty() {
+                // Back-pressure: writers wait until there is room again, which is tried again and again.
+                self.starved.store(true, Ordering::Release);
+                return Ok(false);
+            }
+        }
+        for life in &ready {
+            self.table.change(life.id, &[State::Free], |row| {
+                *row = Row { state: State::Ready, size, life: *life, last_lsn: Lsn::ZERO, wal_start: WalStart::default(), moved_until: 0 };
+            });
+            manifest.next_base = life.base.plus(size);
+        }
         self.write_manifest(manifest).map_err(|e| self.fail("writing the manifest", &e))?;
-        self.table.publish(&life);
-        lock(&self.log).ready.push_back((life, size));
+        ready.iter().for_each(|life| self.table.publish(life));
+        lock(&self.log).ready.extend(ready.into_iter().map(|life| (life, size)));
         self.events.room.signal();
         Ok(true)
     }
@@ -127,14 +157,14 @@ impl Engine {
         tracing::warn!(dir = %self.dir.display(), %error, "{what}");
     }
 
-    fn begin_life(&self, life: &Life, size: u64) -> io::Result<()> {
-        self.table.allocate(life.id, size)?;
+    /// Makes the segment's file and writes the header of the life that begins. Neither is durable yet.
+    fn begin_life(&self, life: &Life, size: u64) -> io::Result<Arc<dyn File>> {
+        self.table.create(life.id, size)?;
         let mut block = AlignedBuf::zeroed(BLOCK);
         format::encode_header(self.store, life, &mut block);
         let file = self.table.file(life.id)?;
         file.write_at(0, &block)?;
-        // Whatever the reason, what a failed sync left behind is not known.
-        file.sync().map_err(io::Error::other)
+        Ok(file)
     }
 
     /// Seals the open segment before it is full, so that it can be emptied. False if there is no other to go on with.
@@ -147,20 +177,19 @@ impl Engine {
             let Some(open) = log.open.take() else { return Ok(false) };
             self.retire(&mut log, open);
         }
-        self.step_flush()
+        Ok(self.step_flush()? | self.step_seal()?)
     }
 
     pub(super) fn ready_wanted(&self) -> usize {
         READY[usize::from(self.settings.segments >= MANY)]
     }
 
-    /// A segment that is free and that flash has room for.
-    pub(super) fn free_segment(&self) -> Option<SegmentId> {
+    /// Segments that are free and that flash has room for, `most` at most.
+    fn free_segments(&self, most: usize) -> impl Iterator<Item = SegmentId> {
         let used: u64 = self.table.select(|r| r.state != State::Free).iter().map(|r| r.size).sum();
-        if used + self.settings.segment_size > self.settings.flash {
-            return None;
-        }
-        self.table.select(|r| r.state == State::Free && r.life.id.0 < self.settings.segments).first().map(|r| r.life.id)
+        let room = (self.settings.flash.saturating_sub(used) / self.settings.segment_size) as usize;
+        let free = self.table.select(|r| r.state == State::Free && r.life.id.0 < self.settings.segments);
+        free.into_iter().map(|r| r.life.id).take(room.min(most))
     }
 
     /// Writes what the engine knows now into the manifest, and gives up the WAL before the point where replay would begin.

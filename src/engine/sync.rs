@@ -3,7 +3,6 @@
 use std::sync::atomic::Ordering;
 
 use super::Engine;
-use super::flush::Dirty;
 use crate::config::{Ack, Activity, INLINE_LEN_MAX};
 use crate::error::{Error, Result};
 use crate::id::Lsn;
@@ -14,7 +13,7 @@ use crate::wal::writer::Wal;
 impl Engine {
     /// Syncs everything that was appended before the call. Says whether there was anything.
     pub(crate) fn step_sync(&self) -> Result<bool> {
-        let mut dirty = lock(&self.flushing);
+        let _alone = lock(&self.syncing);
         if self.failure.get().is_some() {
             return Ok(false);
         }
@@ -40,7 +39,7 @@ impl Engine {
         }
         let _during = self.during(Activity::Sync);
         if by_reference {
-            self.sync_segments(&mut dirty)?;
+            self.sync_segments()?;
         }
         let written = match self.wal.write_out(wal_head) {
             Ok(written) => written,
@@ -83,11 +82,15 @@ impl Engine {
     }
 
     /// Writes out and syncs the segment stream. Before the frames that name its records; the other order would be as true, since nothing is acknowledged in between.
-    fn sync_segments(&self, dirty: &mut Dirty) -> Result<()> {
-        self.flush(dirty, true)?;
-        for segment in std::mem::take(&mut dirty.0) {
+    /// Whoever writes out goes on meanwhile.
+    fn sync_segments(&self) -> Result<()> {
+        let mut dirty = lock(&self.flushing);
+        self.flush(&mut dirty, true)?;
+        let unsynced = std::mem::take(&mut dirty.0);
+        drop(dirty);
+        for segment in unsynced {
             if let Err(error) = self.table.file(segment).and_then(|file| file.sync()) {
-                self.fail_segment(dirty, segment, &error)?;
+                self.fail_segment(&mut lock(&self.flushing), segment, &error)?;
             }
         }
         Ok(())

@@ -215,10 +215,8 @@ impl Table {
         Ok(file)
     }
 
-    /// Makes sure that the segment's file exists under a durable name and has `size` bytes. Only for a segment without a life, and one at a time.
-    pub(crate) fn allocate(&self, id: SegmentId, size: u64) -> io::Result<()> {
-        self.create(id, size)?;
-        // Asked for until it succeeds, whoever tries again.
+    /// Makes the names of files durable that [`Table::create`] made. Asked for until it succeeds, whoever tries again.
+    pub(crate) fn sync_names(&self) -> io::Result<()> {
         if self.names_unsynced.load(Ordering::Acquire) {
             self.disk.sync_dir()?;
             self.names_unsynced.store(false, Ordering::Release);
@@ -226,7 +224,8 @@ impl Table {
         Ok(())
     }
 
-    fn create(&self, id: SegmentId, size: u64) -> io::Result<()> {
+    /// Makes sure that the segment's file exists and has `size` bytes. Only for a segment without a life, and one at a time.
+    pub(crate) fn create(&self, id: SegmentId, size: u64) -> io::Result<()> {
         match self.file(id) {
             Ok(file) if file.len() == size => return Ok(()),
             Ok(_) => {}
