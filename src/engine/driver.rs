@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Engine, heat};
 use crate::error::Result;
-use crate::sync::Event;
+use crate::sync::{Event, lock};
 
 /// How often a full disk is asked whether it has room again.
 const STARVED_RETRY: Duration = Duration::from_millis(200);
@@ -42,7 +42,12 @@ impl Threads {
     pub(crate) fn start(engine: &Arc<Engine>) -> std::io::Result<Self> {
         let mut threads = Self(Vec::new());
         let flush: fn(&Engine) = |e| e.run(&e.events.flush, Engine::step_flush, |_| Rest::UntilEvent);
-        let prepare: fn(&Engine) = |e| e.run(&e.events.prepare, Engine::step_prepare, Engine::rest_of_prepare);
+        let prepare: fn(&Engine) = |e| {
+            e.run(&e.events.prepare, Engine::step_prepare, Engine::rest_of_prepare);
+            if e.failure.get().is_some() {
+                let _stated_if_it_can = e.state_failed(&mut lock(&e.manifest));
+            }
+        };
         let checkpoint: fn(&Engine) = |e| e.run(&e.events.checkpoint, Engine::step_names, Engine::rest_of_names);
         let sync: fn(&Engine) =
             |e| e.run(&e.events.sync, Engine::step_sync_when_due, |e| e.until_sync().map_or(Rest::UntilEvent, Rest::AtMost));

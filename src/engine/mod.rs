@@ -134,8 +134,6 @@ struct Marks {
     /// Bytes of both streams appended and synced so far.
     appended_bytes: AtomicU64,
     synced_bytes: AtomicU64,
-    /// The same, also while a segment that failed keeps anything from being acknowledged: what lies in other segments, and the WAL.
-    settled_bytes: AtomicU64,
     /// When the oldest mutation was appended that no sync has taken up, ms since open plus one; 0 if there is none.
     unsynced_since_ms: AtomicU64,
     /// The same of those that the sync under way has taken up.

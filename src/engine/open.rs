@@ -432,6 +432,7 @@ impl Engine {
     /// Ends in order: everything durable and sealed, a checkpoint, a manifest that says so. The threads have been joined, or there are none.
     pub(crate) fn finish(&self) -> Result<()> {
         if let Some(reason) = self.failure.get() {
+            let _stated_if_it_can = self.state_failed(&mut crate::sync::lock(&self.manifest));
             return Err(Error::Failed { reason: reason.clone() });
         }
         self.retire_open();
@@ -439,9 +440,8 @@ impl Engine {
         self.step_seal()?;
         self.step_sync()?;
         if self.durable() < self.appended() || self.segments(State::Failed) > 0 {
-            // The next opening replays the WAL, as after a kill. It must know which files failed.
-            let mut manifest = crate::sync::lock(&self.manifest);
-            self.write_manifest(&mut manifest).map_err(|e| self.fail("writing the manifest", &e))?;
+            // The next opening replays the WAL, as after a kill.
+            self.state_failed(&mut crate::sync::lock(&self.manifest))?;
             return Err(self.fail("closing", &std::io::Error::other("not everything could be written")));
         }
         self.step_checkpoint(true)?;

@@ -79,11 +79,11 @@ impl Engine {
         true
     }
 
-    /// Whether everything that was moved out of a segment is durable in its new place. It must be before the old one is reused: it may have been durable there. What was
-    /// moved to a segment that failed since is in the hands of its rescue: a power cut before that has ended costs those entries.
+    /// Whether everything that was moved out of a segment is durable in its new place. It must be before the old one is free: it may have been durable there. What was moved to a
+    /// segment that failed since is so once its rescue has ended.
     fn moves_are_synced(&self, id: SegmentId) -> bool {
         let moved_until = self.table.row(id).moved_until;
-        let synced = || self.marks.settled_bytes.load(Ordering::Relaxed) >= moved_until;
+        let synced = || self.marks.synced_bytes.load(Ordering::Relaxed) >= moved_until;
         if !synced() {
             let _recorded = self.step_sync();
         }

@@ -92,17 +92,22 @@ impl Engine {
         Ok(())
     }
 
+    /// Tells a next process, which could not know, which segments failed.
+    pub(super) fn state_failed(&self, manifest: &mut Kept) -> Result<()> {
+        let is_stated = |row: &Row| manifest.segments[row.life.id.index()].state == SegmentState::Failed;
+        if self.table.select(|row| row.state == State::Failed).iter().all(is_stated) {
+            return Ok(());
+        }
+        self.write_manifest(manifest).map_err(|e| self.fail("writing the manifest", &e))
+    }
+
     /// Goes on with segments that failed, as far as there is room. Says whether that changed anything, and whether something is left to do.
     pub(super) fn step_rescue(&self, manifest: &mut Kept) -> Result<(bool, bool)> {
         let all: Vec<Arc<Failed>> = lock(&self.log).failed.iter().cloned().collect();
         if all.is_empty() {
             return Ok((false, false));
         }
-        let is_stated = |failed: &Arc<Failed>| manifest.segments[failed.row.life.id.index()].state == SegmentState::Failed;
-        if !all.iter().all(is_stated) {
-            // For a next process, which could not know.
-            self.write_manifest(manifest).map_err(|e| self.fail("writing the manifest", &e))?;
-        }
+        self.state_failed(manifest)?;
         let done = || all.iter().map(|failed| failed.done.load(Ordering::Relaxed)).sum::<usize>();
         let before = done();
         let rescued = all.iter().try_for_each(|failed| self.rescue(failed));

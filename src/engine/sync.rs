@@ -54,7 +54,6 @@ impl Engine {
         self.marks.written.fetch_max(appended, Ordering::AcqRel);
         self.events.room.signal();
         self.wal.sync().map_err(|e| self.fail("syncing the WAL", &e))?;
-        self.marks.settled_bytes.store(bytes, Ordering::Relaxed);
         if !rescued || lock(&self.log).failed.iter().any(|failed| !failed.is_done()) {
             // Records that were appended are nowhere yet where they would outlive the host.
             return Ok(self.postpone_sync());

@@ -117,6 +117,7 @@ impl SimDisk {
             locked: false,
             operations: 0,
             stop_at: u64::MAX,
+            stop_after_fault: None,
             stopped: false,
             in_flight: None,
             faults: Vec::new(),
@@ -162,6 +163,11 @@ impl SimDisk {
     /// Stops the machine at point `n`, or at the next one if `n` has passed.
     pub(crate) fn stop_at(&self, n: u64) {
         self.state().stop_at = n;
+    }
+
+    /// Stops the machine `more` points after the next planned failure.
+    pub(crate) fn stop_after_fault(&self, more: u64) {
+        self.state().stop_after_fault = Some(more);
     }
 
     /// Lets the `nth` operation of this kind from now (1 is the next one) fail: once, or with all that follow.
@@ -555,6 +561,8 @@ struct State {
     locked: bool,
     operations: u64,
     stop_at: u64,
+    /// That many points after the next planned failure.
+    stop_after_fault: Option<u64>,
     stopped: bool,
     /// The operation that the stop interrupted.
     in_flight: Option<Operation>,
@@ -660,10 +668,14 @@ impl State {
 
     /// What a planned failure leaves.
     fn fail(&mut self, op: &Operation, fault: &Fault) {
-        if let Operation::Write { file, .. } | Operation::Sync { file } = op
-            && !super::is_shortage(&fault.how.into())
-        {
-            self.failed.insert(*file);
+        if let Some(more) = self.stop_after_fault.take() {
+            self.stop_at = self.operations + more;
+        }
+        match op {
+            // For want of room nothing is written, and that can be tried again. A sync has no such excuse.
+            Operation::Write { .. } if super::is_shortage(&fault.how.into()) => {}
+            Operation::Write { file, .. } | Operation::Sync { file } => drop(self.failed.insert(*file)),
+            _ => {}
         }
         match op {
             Operation::Write { file, offset, bytes } => self.write_part(*file, *offset, bytes),
@@ -779,6 +791,7 @@ impl State {
             locked: false,
             operations: 0,
             stop_at: u64::MAX,
+            stop_after_fault: None,
             stopped: false,
             in_flight: None,
             faults: Vec::new(),

@@ -112,6 +112,8 @@ pub(crate) struct Kept {
     files: [Arc<dyn File>; 2],
     /// Bytes that every copy can take.
     len: u64,
+    /// A copy could not be written: neither is written again.
+    has_failed: bool,
 }
 
 impl Kept {
@@ -130,15 +132,20 @@ impl Kept {
         }
         write(spare.as_ref(), &AlignedBuf::zeroed(BLOCK))?;
         let len = files.iter().chain([&spare]).map(|file| file.len()).min().unwrap_or(0);
-        Ok(Self { manifest, disk, files, len })
+        Ok(Self { manifest, disk, files, len, has_failed: false })
     }
 
     /// Writes the next manifest, durably, over both copies, one after the other. A crash between them leaves the newer one whole, or the older one that nobody has gone
     /// beyond yet; afterwards either copy alone says everything. Bytes written.
     pub(crate) fn store(&mut self) -> io::Result<u64> {
+        if self.has_failed {
+            return Err(io::Error::other("it could not be written before"));
+        }
         self.manifest.sequence += 1;
         let bytes = blocks(&self.manifest);
+        self.has_failed = true;
         self.files.iter().try_for_each(|file| write(file.as_ref(), &bytes))?;
+        self.has_failed = false;
         Ok((bytes.len() * self.files.len()) as u64)
     }
 

@@ -100,6 +100,14 @@ pub(crate) fn decode_trailer(store: StoreId, block: &[u8]) -> Option<(Life, Trai
     Some((life, Trailer { footer_blocks: r.u32()?, data_end: r.u32()?, entries: r.u64()? }))
 }
 
+/// What takes the place of bytes that could not be read when what surrounds them was written, unit by unit: what they were is not known.
+pub(crate) const UNREAD: [u8; UNIT] = *b"EWunread";
+
+/// Whether bytes that were a record's may have become unreadable.
+pub(crate) fn was_unread(bytes: &[u8]) -> bool {
+    bytes.as_chunks().0.contains(&UNREAD)
+}
+
 /// Longest [`Draft`] head: flags, three lengths, expiry, scope, LSN.
 const HEAD_LEN_MAX: usize = 1 + 3 + 5 + 5 + 8 + 10 + 8;
 

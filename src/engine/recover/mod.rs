@@ -2,7 +2,7 @@
 //!
 //! Nothing that is read here is changed, but for segment files that were not sealed: they get the records that the dead process had not written out, and their
 //! footers. Both would be written again, with the same bytes, if recovery is killed: the next manifest alone ends it. A file that a write or a sync failed for, then or now, is
-//! not written again: a copy of what can be read of it takes its place.
+//! not written again: one with what can be read of it takes its place.
 
 mod patch;
 mod sealed;
@@ -21,7 +21,7 @@ use crate::index::batch::Batch;
 use crate::index::checkpoint::Header;
 use crate::index::geometry::{Entry, Geometry};
 use crate::io::aligned::AlignedBuf;
-use crate::io::{BLOCK, Disk, File};
+use crate::io::{BLOCK, Disk, File, is_shortage};
 use crate::manifest::catalog::Catalog;
 use crate::manifest::{Kept, Manifest, Segment, SegmentState};
 use crate::segment::footer;
@@ -115,25 +115,50 @@ pub(super) fn checkpoint_entries(disk: &dyn Disk, manifest: &Manifest) -> u64 {
 
 /// Brings back the store that `manifest` describes.
 pub(super) fn recover(disk: &Arc<dyn Disk>, settings: &Settings, mut manifest: Manifest, manifest_damaged: bool) -> io::Result<Recovered> {
+    let mut damaged = Vec::new();
     loop {
-        match attempt(disk.as_ref(), settings, manifest.clone(), manifest_damaged)? {
-            Ok(recovered) => return Ok(recovered),
-            Err(failed) => {
+        let done = match attempt(disk.as_ref(), settings, manifest.clone(), manifest_damaged) {
+            // What a new file needs may be there, in files of no use.
+            Err(error) if is_shortage(&error) && remove_free(disk.as_ref(), &manifest) => continue,
+            done => done?,
+        };
+        match done {
+            Ok(mut recovered) => {
+                damaged.retain(|line| !recovered.report.damaged.contains(line));
+                recovered.report.damaged.splice(..0, damaged);
+                return Ok(recovered);
+            }
+            Err(interrupted) => {
                 // For whoever comes next, should this one not come to its end. Of each segment, a second file is the last.
-                failed.iter().for_each(|id| manifest.segments[id.index()].state = SegmentState::Failed);
+                interrupted.failed.iter().for_each(|id| manifest.segments[id.index()].state = SegmentState::Failed);
                 manifest = Kept::begin(Arc::clone(disk), manifest)?.clone();
+                // What could not be read may have been marked as such, so that nobody finds it again.
+                damaged.extend(interrupted.report.damaged);
             }
         }
     }
 }
 
-/// One attempt, or the segments whose files must be replaced first.
+/// Removes the files of segments without a life, if a segment waits for a new file. Whether any was removed, so that it is worth another attempt.
+fn remove_free(disk: &dyn Disk, manifest: &Manifest) -> bool {
+    let waits = manifest.segments.iter().any(|segment| segment.state == SegmentState::Failed);
+    let free = (0..).map(SegmentId).zip(&manifest.segments).filter(|(_, segment)| waits && segment.state == SegmentState::Free);
+    free.filter(|(id, _)| disk.remove(&table::file_name(*id)).is_ok()).count() > 0
+}
+
+/// What an attempt came to that found files which must be replaced first.
+struct Interrupted {
+    failed: Vec<SegmentId>,
+    report: RecoveryReport,
+}
+
+/// One attempt.
 fn attempt(
     disk: &dyn Disk,
     settings: &Settings,
     mut manifest: Manifest,
     manifest_damaged: bool,
-) -> io::Result<Result<Recovered, Vec<SegmentId>>> {
+) -> io::Result<Result<Recovered, Interrupted>> {
     let kind = match manifest.clean {
         true => Start::Clean,
         false if manifest.boot_id == disk.boot_id() => Start::Process,
@@ -193,7 +218,7 @@ fn attempt(
             false => tail::replay(&mut recovery, &mut replay, &manifest, kind, &segment_ring)?,
         };
         if !recovery.failed.is_empty() {
-            return Ok(Err(recovery.failed));
+            return Ok(Err(Interrupted { failed: recovery.failed, report: recovery.report }));
         }
         manifest.next_lsn = manifest.next_lsn.max(summary.last.next());
         if kind == Start::Host || summary.holes.iter().any(|hole| !hole.repaired) {
@@ -211,11 +236,8 @@ fn attempt(
 fn forget_all(manifest: &mut Manifest) {
     manifest.checkpoint = None;
     manifest.catalog.tokens.clear();
-    for segment in &mut manifest.segments {
-        segment.state = match segment.state {
-            SegmentState::Failed | SegmentState::Quarantined => SegmentState::Quarantined,
-            _ => SegmentState::Free,
-        };
+    for segment in manifest.segments.iter_mut().filter(|s| !matches!(s.state, SegmentState::Failed | SegmentState::Quarantined)) {
+        segment.state = SegmentState::Free;
     }
 }
 
@@ -236,6 +258,21 @@ impl Recovery<'_> {
         self.files.insert(id, Arc::clone(&file));
         Ok(file)
     }
+
+    /// Makes the file that is to take the place of one that failed.
+    fn create_renewed(&self, row: &Row) -> io::Result<Arc<dyn File>> {
+        let name = table::renewed_name(row.life.id);
+        // One that is left may have failed as well.
+        match self.disk.remove(&name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        self.disk.create(&name, row.size).inspect_err(|_| {
+            // What it takes is not kept from others.
+            let _left_if_it_must = self.disk.remove(&name);
+        })
+    }
+
     fn apply(&mut self, row: &Row, entry: &footer::Entry) {
         change(&mut self.batch, row, entry, self.floor);
         if self.batch.is_full() {

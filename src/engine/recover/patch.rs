@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::codec::{round_down, round_up};
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, File, SECTOR};
+use crate::segment::format::UNREAD;
 
 const _: () = assert!(BLOCK.is_multiple_of(SECTOR), "a block can be read");
 const LEN: usize = 1 << 20;
@@ -17,7 +18,7 @@ pub(super) struct Patch {
     /// Offset in the file of the buffer's first byte, a multiple of a block.
     start: u64,
     len: usize,
-    /// Blocks that could not be read: zeros have taken the place of what surrounded the bytes there.
+    /// Blocks that could not be read: what surrounded the bytes there is marked as unread.
     pub(super) unread: u64,
 }
 
@@ -35,7 +36,7 @@ impl Patch {
                 self.start = round_down(offset, BLOCK as u64);
                 self.len = (offset - self.start) as usize;
                 if self.len > 0 {
-                    self.unread += u64::from(!read_or_zeros(self.file.as_ref(), self.start, &mut self.buf[..BLOCK]));
+                    self.unread += u64::from(!read_or_mark(self.file.as_ref(), self.start, &mut self.buf[..BLOCK]));
                 }
             }
             let n = bytes.len().min(self.buf.len() - self.len);
@@ -54,7 +55,7 @@ impl Patch {
         let end = round_up(self.len as u64, BLOCK as u64) as usize;
         if end > self.len {
             let mut last = AlignedBuf::zeroed(BLOCK);
-            self.unread += u64::from(!read_or_zeros(self.file.as_ref(), self.start + (end - BLOCK) as u64, &mut last));
+            self.unread += u64::from(!read_or_mark(self.file.as_ref(), self.start + (end - BLOCK) as u64, &mut last));
             let within = self.len % BLOCK;
             self.buf[self.len..end].copy_from_slice(&last[within..]);
         }
@@ -64,26 +65,11 @@ impl Patch {
     }
 }
 
-/// Copies what can be read of `from`. How many blocks could not be.
-pub(super) fn copy(from: &dyn File, to: &dyn File, len: u64) -> io::Result<u64> {
-    let mut buf = AlignedBuf::zeroed((LEN as u64).min(len) as usize);
-    let mut unread = 0;
-    for at in (0..len).step_by(LEN) {
-        let buf = &mut buf[..(LEN as u64).min(len - at) as usize];
-        if from.read_at(at, buf).is_err() {
-            let blocks = (at..).step_by(BLOCK).zip(buf.chunks_mut(BLOCK));
-            unread += blocks.map(|(at, block)| u64::from(!read_or_zeros(from, at, block))).sum::<u64>();
-        }
-        to.write_at(at, buf)?;
-    }
-    Ok(unread)
-}
-
-/// Reads a block, again if need be. Of one that cannot be read nothing would verify: then zeros are as good. Whether it could be read.
-fn read_or_zeros(file: &dyn File, offset: u64, block: &mut [u8]) -> bool {
+/// Reads a block, again if need be. One that cannot be read becomes one that says so. Whether it could be.
+fn read_or_mark(file: &dyn File, offset: u64, block: &mut [u8]) -> bool {
     let read = file.read_at(offset, block).or_else(|_| file.read_at(offset, block));
     if read.is_err() {
-        block.fill(0);
+        block.as_chunks_mut().0.fill(UNREAD);
     }
     read.is_ok()
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::flush::write_footer;
-use super::patch::{self, Patch};
+use super::patch::Patch;
 use super::{Recovery, Start};
 use crate::id::{Location, Lsn, Position, UNIT};
 use crate::io::aligned::AlignedBuf;
@@ -27,8 +27,10 @@ struct Unsealed {
     entries: Vec<Listed>,
     /// The first failure of its file.
     error: Option<io::Error>,
-    /// Its file is one that is to take the place of one that had failed.
+    /// Its file had failed, and is only read: another one is to take its place.
     is_renewed: bool,
+    /// That one, once there is something to write.
+    renewed: Option<Arc<dyn File>>,
     /// Places of it that could not be read.
     unread: u64,
 }
@@ -50,10 +52,10 @@ pub(super) fn replay(
 ) -> io::Result<Summary> {
     let mut rows: Vec<Row> = recovery.rows.iter().filter(|r| matches!(r.state, State::Full | State::Failed)).copied().collect();
     rows.sort_by_key(|r| r.life.base);
-    let unsealed = |row: Row| Unsealed { row, entries: Vec::new(), error: None, is_renewed: row.state == State::Failed, unread: 0 };
+    let unsealed =
+        |row: Row| Unsealed { row, entries: Vec::new(), error: None, is_renewed: row.state == State::Failed, renewed: None, unread: 0 };
     let unsealed = rows.into_iter().map(unsealed).collect();
     let mut tail = Tail { recovery, unsealed, ring: ring.as_ref(), kind, end: Position(0), unknown: Position(0), patch: None };
-    tail.renew()?;
     let summary = replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, kind == Start::Process, &mut tail)?;
     let durable = summary.durable.max(manifest.durable);
     tail.report(&summary, durable);
@@ -67,9 +69,7 @@ pub(super) fn replay(
         tail.recovery.report.damaged.push("the ring of the segments is lost, or parts of it; entries that only it held miss".to_owned());
     }
     tail.restore(verify_after)?;
-    for segment in std::mem::take(&mut tail.unsealed) {
-        tail.seal(segment)?;
-    }
+    (0..tail.unsealed.len()).try_for_each(|i| tail.seal(i))?;
     Ok(summary)
 }
 
@@ -105,7 +105,7 @@ impl Visitor for Tail<'_, '_> {
         let offset = (mutation.record.0 - row.life.base.0) as u32;
         let mut entry =
             footer::Entry { hash: mutation.hash, offset, len: mutation.record_len, lsn: mutation.lsn, tombstone: mutation.tombstone };
-        if moved && self.kind == Start::Host {
+        if moved && (self.kind == Start::Host || self.unsealed[i].is_renewed) {
             match self.is_there(&row, &entry) {
                 Ok(true) => {}
                 // The move did not last, so it did not happen: the old place is not reused before the new one is synced. What takes its place in the footer names nothing.
@@ -278,8 +278,11 @@ impl Tail<'_, '_> {
         let mut bytes = Vec::new();
         let file = self.recovery.file(row.life.id)?;
         read(row, at, entry.len as usize, file.as_ref(), &mut bytes)?;
-        let record = format::decode_record(self.recovery.store, at, row.life.base_lsn, &bytes);
-        Ok(record.is_some_and(|record| record.lsn == entry.lsn))
+        match format::decode_record(self.recovery.store, at, row.life.base_lsn, &bytes) {
+            Some(record) => Ok(record.lsn == entry.lsn),
+            None if format::was_unread(&bytes) => Err(io::Error::other("it could not be read before")),
+            None => Ok(false),
+        }
     }
 
     /// Puts bytes where they belong in the file of an unsealed segment.
@@ -289,7 +292,7 @@ impl Tail<'_, '_> {
         }
         if self.patch.as_ref().is_none_or(|(number, _)| *number != i) {
             self.flush_patch()?;
-            match self.recovery.file(self.unsealed[i].row.life.id) {
+            match self.target(i)? {
                 Ok(file) => self.patch = Some((i, Patch::new(file))),
                 Err(error) => self.note_failure(i, error)?,
             }
@@ -310,23 +313,20 @@ impl Tail<'_, '_> {
         flushed.or_else(|error| self.note_failure(i, error))
     }
 
-    /// Gives segments that failed new files, with what can be read of the old ones.
-    fn renew(&mut self) -> io::Result<()> {
-        for i in (0..self.unsealed.len()).filter(|i| self.unsealed[*i].is_renewed).collect::<Vec<_>>() {
-            let row = self.unsealed[i].row;
-            let renewed = self.recovery.file(row.life.id).and_then(|before| {
-                let file = self.recovery.disk.create(&table::renewed_name(row.life.id), row.size)?;
-                Ok((patch::copy(before.as_ref(), file.as_ref(), row.size)?, file))
-            });
-            match renewed {
-                Ok((unread, file)) => {
-                    self.unsealed[i].unread += unread;
-                    self.recovery.files.insert(row.life.id, file);
-                }
-                Err(error) => self.note_failure(i, error)?,
-            }
+    /// The file of an unsealed segment that is written to. The outer error refuses the opening: the file that failed is there still, and another time a new one can be made.
+    fn target(&mut self, i: usize) -> io::Result<io::Result<Arc<dyn File>>> {
+        let Unsealed { row, is_renewed, ref renewed, .. } = self.unsealed[i];
+        if !is_renewed {
+            return Ok(self.recovery.file(row.life.id));
         }
-        Ok(())
+        if let Some(renewed) = renewed {
+            return Ok(Ok(Arc::clone(renewed)));
+        }
+        let file = self.recovery.create_renewed(&row)?;
+        self.unsealed[i].renewed = Some(Arc::clone(&file));
+        let mut header = AlignedBuf::zeroed(BLOCK);
+        format::encode_header(self.recovery.store, &row.life, &mut header);
+        Ok(file.write_at(0, &header).map(|()| file))
     }
 
     /// The file of an unsealed segment failed. A shortage is no failure: the opening is refused, and may succeed at another time.
@@ -365,6 +365,12 @@ impl Tail<'_, '_> {
     /// tombstones.
     fn restore(&mut self, verify_after: Option<Lsn>) -> io::Result<()> {
         for i in 0..self.unsealed.len() {
+            if self.unsealed[i].is_renewed
+                && !self.unsealed[i].entries.is_empty()
+                && let Err(error) = self.target(i)?
+            {
+                self.note_failure(i, error)?;
+            }
             if let Err(error) = self.restore_segment(i, verify_after) {
                 self.note_failure(i, error)?;
             }
@@ -387,26 +393,36 @@ impl Tail<'_, '_> {
                 self.place(i, entry.offset, &bytes)?;
                 continue;
             }
-            let is_expected = verify_after.is_none_or(|durable| entry.lsn <= durable);
-            if is_expected && !self.unsealed[i].is_renewed {
+            let (is_expected, is_renewed) = (verify_after.is_none_or(|durable| entry.lsn <= durable), self.unsealed[i].is_renewed);
+            if is_expected && !is_renewed {
                 continue;
             }
-            let file = self.recovery.file(row.life.id)?;
-            let mut again = || read(&row, at, entry.len as usize, file.as_ref(), &mut bytes);
+            // A new file holds what says of each record that it is lost, wherever the old one is.
+            let file = if is_renewed { self.file_of(&row)? } else { Some(self.recovery.file(row.life.id)?) };
+            let mut again = || read(&row, at, entry.len as usize, file.as_deref().ok_or(io::ErrorKind::NotFound)?, &mut bytes);
             let could_read = again().or_else(|_| again()).is_ok();
-            if !could_read || format::decode_record(store, at, row.life.base_lsn, &bytes).is_none() {
-                // Its frame is there, its bytes are not: the key misses, and no older version of it is served.
-                self.unsealed[i].unread += u64::from(is_expected || !could_read);
-                self.recovery.index.remove_if_at(entry.hash, Location { segment: row.life.id, offset: entry.offset });
-                self.unsealed[i].entries[n].entry.tombstone = true;
+            if could_read && format::decode_record(store, at, row.life.base_lsn, &bytes).is_some() {
+                if is_renewed {
+                    self.place(i, entry.offset, &bytes)?;
+                }
+                continue;
+            }
+            // Its frame is there, its bytes are not: the key misses, and no older version of it is served.
+            let was_named = self.recovery.index.remove_if_at(entry.hash, Location { segment: row.life.id, offset: entry.offset });
+            self.unsealed[i].unread += u64::from(was_named && (is_expected || !could_read));
+            self.unsealed[i].entries[n].entry.tombstone = true;
+            if is_renewed && !could_read {
+                // Whoever looks for it in the new file must not take it for one that never came.
+                self.place(i, entry.offset, &format::UNREAD.repeat(entry.len as usize / UNIT))?;
             }
         }
         Ok(())
     }
 
     /// Writes the footer of a segment, or frees it if nothing is in it. One that cannot be written is not used again.
-    fn seal(&mut self, segment: Unsealed) -> io::Result<()> {
-        let Unsealed { row, entries, error, is_renewed, unread } = segment;
+    fn seal(&mut self, i: usize) -> io::Result<()> {
+        let Unsealed { row, is_renewed, unread, .. } = self.unsealed[i];
+        let (entries, error) = (std::mem::take(&mut self.unsealed[i].entries), self.unsealed[i].error.take());
         let id = row.life.id;
         if unread > 0 {
             self.recovery.report.damaged.push(format!("segment {id}: {unread} places cannot be read; what they held misses"));
@@ -421,27 +437,27 @@ impl Tail<'_, '_> {
         let data_end = last.offset + last.len;
         let fits = u64::from(data_end) + u64::from(builder.blocks() + 1) * BLOCK as u64 <= row.size;
         let full = Full { life: row.life, size: row.size, data_end, footer: builder, last_lsn };
+        let is_sound = error.is_none() && !is_renewed;
         let sealed = match error {
             Some(error) => Err(error),
             // Gaps cost footer blocks of their own; more of them than a damaged WAL leaves room for.
             None if !fits => Err(io::Error::other("its footer does not fit")),
-            None => self.recovery.file(id).and_then(|file| {
+            None => self.target(i)?.and_then(|file| {
                 write_footer(self.recovery.store, &full, file.as_ref())?;
                 // Whatever the reason, what a failed sync left behind is not known.
-                file.sync().map_err(io::Error::other)?;
-                if is_renewed {
-                    self.recovery.disk.rename(&table::renewed_name(id), &table::file_name(id)).map_err(io::Error::other)?;
-                }
-                Ok(())
+                file.sync().map_err(io::Error::other)
             }),
         };
         let state = match sealed {
             Ok(()) => {
-                self.recovery.report.segments_renewed += u64::from(is_renewed);
+                if is_renewed {
+                    self.recovery.disk.rename(&table::renewed_name(id), &table::file_name(id))?;
+                    self.recovery.report.segments_renewed += 1;
+                }
                 State::Sealed
             }
             Err(error) if is_shortage(&error) => return Err(error),
-            Err(error) if fits && !is_renewed => {
+            Err(error) if !is_renewed && (fits || !is_sound) => {
                 tracing::warn!(segment = %id, %error, "a segment cannot be written; it gets a new file");
                 self.recovery.failed.push(id);
                 State::Quarantined
@@ -450,7 +466,7 @@ impl Tail<'_, '_> {
                 // What it superseded will not be known any more.
                 self.recovery.report.damaged.push(format!("segment {id} cannot be restored: {error}; everything older is dropped"));
                 self.recovery.raise_floor(row.life.base.plus(row.size));
-                if fits || is_renewed { State::Quarantined } else { State::Free }
+                if is_sound { State::Free } else { State::Quarantined }
             }
         };
         let row = &mut self.recovery.rows[id.index()];

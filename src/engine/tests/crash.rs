@@ -618,7 +618,7 @@ fn run_with_faults(options: &Options, steps: &[Step], seed: u64, stop: u64) -> u
     let closed = finished && !disk.has_stopped();
     let faults = disk.faults_injected();
     // What nobody heard of takes nothing away.
-    let heard_of = !finished || !all || has_noticed(&engine);
+    let heard_of = !finished || !all || has_noticed(&engine, 0);
     history.may_miss = faults > 0 && heard_of;
     let what = format!("seed {seed}, stop {stop}, all {all}, closed {closed}, faults {faults}");
     let floor = if closed { history.returned } else { history.durable };

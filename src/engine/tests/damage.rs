@@ -247,7 +247,7 @@ fn what_is_put_after_damage_survives_the_next_stop() {
 fn never_lies(worn: &Worn, image: &SimDisk, what: &str) -> Result<bool, Error> {
     let engine = reopen(image)?;
     let missing = worn.missing(&engine, 0..KEYS, what);
-    let noticed = has_noticed(&engine) || engine.report.torn_bytes > 0;
+    let noticed = has_noticed(&engine, 0) || engine.report.torn_bytes > 0;
     assert!(missing.is_empty() || noticed, "{what}: {missing:?} are missing, and nothing was noticed");
     // Some keys are put again, some deleted; the rest stays what it was.
     for k in 0..8u64 {
@@ -262,8 +262,11 @@ fn never_lies(worn: &Worn, image: &SimDisk, what: &str) -> Result<bool, Error> {
         assert_eq!(get(&engine, &(8 + k).to_le_bytes()), None, "{what}: key {} was deleted", 8 + k);
     }
     let still = worn.missing(&engine, 16..KEYS, &what);
-    assert!(still.iter().all(|k| missing.contains(k)) || noticed || has_noticed(&engine), "{what}: {still:?} are missing, not {missing:?}");
-    Ok(noticed || has_noticed(&engine))
+    assert!(
+        still.iter().all(|k| missing.contains(k)) || noticed || has_noticed(&engine, 0),
+        "{what}: {still:?} are missing, not {missing:?}"
+    );
+    Ok(noticed || has_noticed(&engine, 0))
 }
 
 /// How many of `looks` there were, and how many noticed something.

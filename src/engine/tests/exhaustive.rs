@@ -2,6 +2,7 @@
 //! killed in the middle of it.
 
 use super::crash::{History, Step, mixed, reopen, with_moves};
+use super::renewed::reused;
 use super::*;
 use crate::io::sim::{Failure, FaultOp};
 
@@ -109,6 +110,7 @@ fn fail_one(begun: &Begun, (op, kind): (FaultOp, Failure), nth: u64, repeat: boo
     disk.fail(op, nth, kind, repeat);
     let opened = reopen(options, &disk);
     let mut heard_of = opened.is_err();
+    let mut lost = heard_of;
     let mut closed = false;
     if let Ok(engine) = &opened {
         heard_of |=
@@ -118,7 +120,9 @@ fn fail_one(begun: &Begun, (op, kind): (FaultOp, Failure), nth: u64, repeat: boo
             closed = engine.finish().is_ok();
             heard_of |= !closed;
         }
-        heard_of |= has_noticed(engine);
+        lost |= heard_of || has_lost(engine);
+        // In that scenario one is renewed in any case.
+        heard_of = lost || has_noticed(engine, u64::from(*name == RENEWS));
     }
     let injected = disk.faults_injected();
     if injected == 0 {
@@ -128,10 +132,9 @@ fn fail_one(begun: &Begun, (op, kind): (FaultOp, Failure), nth: u64, repeat: boo
     found.injected += injected;
     found.refused += u64::from(opened.is_err());
     disk.heal();
-    let reused: Vec<String> = disk.reused().into_iter().filter(|name| name.starts_with("segment.")).collect();
-    assert!(reused.is_empty(), "{what}: {reused:?} had failed, and were written again");
+    assert!(reused(&disk).is_empty(), "{what}: {:?} had failed, and were written again", reused(&disk));
     // Neither a shortage nor what nobody heard of takes anything away, unless nobody can have heard.
-    history.may_miss = is_silent(op) || (heard_of && (kind == OTHER || !matches!(op, FaultOp::Open | FaultOp::Create)));
+    history.may_miss = is_silent(op) || (lost && (kind == OTHER || !matches!(op, FaultOp::Open | FaultOp::Create)));
     match opened {
         Ok(engine) if !closes => {
             // Reads go on also in a store that takes no more mutations.
@@ -165,13 +168,15 @@ fn fail_one(begun: &Begun, (op, kind): (FaultOp, Failure), nth: u64, repeat: boo
     for (number, (image, floor)) in images.into_iter().enumerate() {
         let engine = reopen(options, &image).unwrap_or_else(|e| panic!("{what}, then: {e}"));
         history.check(&engine, floor, &format!("{what}, then"));
-        if number == 0 && is_silent(op) && !heard_of && !has_noticed(&engine) {
+        if number == 0 && is_silent(op) && !heard_of && !has_noticed(&engine, u64::from(*name == RENEWS)) {
             // What a kill leaves misses nothing then.
             let mut strict = history.clone();
             strict.may_miss = false;
             strict.check(&engine, floor, &format!("{what}, then, and nobody noticed"));
         }
         assert!(engine.put(b"another".into(), b"value", &PutOptions::new().ack(Ack::Host)).is_ok(), "{what}: service returns");
+        let fails = matches!(op, FaultOp::Write | FaultOp::Sync | FaultOp::SyncDroppingPages);
+        assert!(fails || reused(&image).is_empty(), "{what}, then: {:?} had failed before, and were written again", reused(&image));
     }
     true
 }

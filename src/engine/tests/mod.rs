@@ -4,6 +4,7 @@ mod crash;
 mod damage;
 mod exhaustive;
 mod failing;
+mod renewed;
 mod simulation;
 
 use std::collections::HashMap;
@@ -94,10 +95,10 @@ fn value(key: u64, version: u64, len: usize) -> Vec<u8> {
     out
 }
 
-/// Whether an engine has counted, reported or said that something is wrong with its disk.
-fn has_noticed(engine: &Engine) -> bool {
+/// Whether an engine has counted, reported or said that something is wrong with its disk, besides so many segments that were renewed.
+fn has_noticed(engine: &Engine, renewed: u64) -> bool {
     let (report, stats) = (&engine.report, engine.stats());
-    stats.disk_full > 0 || report.manifest_repaired || report.segments_renewed > 0 || has_lost(engine)
+    stats.disk_full > 0 || report.manifest_repaired || report.segments_renewed > renewed || has_lost(engine)
 }
 
 /// The same, if entries may be missing for it.
