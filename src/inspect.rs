@@ -92,7 +92,7 @@ pub struct Verified {
 pub struct SegmentInspection {
     /// Number of its file.
     pub id: u32,
-    /// `open`, `sealed` or `quarantined`.
+    /// `open`, `sealed`, `failed` or `quarantined`.
     pub state: &'static str,
     /// Stream position of its first byte.
     pub base: u64,

@@ -316,7 +316,8 @@ fn remove_unused(disk: &dyn Disk, manifest: &Manifest, rings: &[String]) -> std:
     Ok(())
 }
 
-/// Writes the manifest of the life that begins, and puts the engine together. Until that manifest is durable, nothing that recovery read has changed.
+/// Writes the manifest of the life that begins, and puts the engine together. Until that manifest is durable, nothing that recovery read has changed but
+/// files of segments that are not sealed.
 fn build(
     settings: Settings,
     options: &Options,
