@@ -110,9 +110,9 @@ fn memory_and_descriptors_stay_within_their_bounds() {
     assert!(most_said <= MEMORY + slack, "{most_said} B counted of {MEMORY}");
     // Rings and large values are mappings, which nobody counts but the kernel.
     assert!(most_allocated <= MEMORY - (10 << 20) + slack, "{most_allocated} B allocated of {MEMORY}, and rings besides");
-    // Besides the values under way of two threads, two reads, and what the allocator keeps in an arena for each thread: as much again with glibc's.
-    let besides = 2 * (5 << 20) + (8 << 20);
-    assert!(most_had <= 2 * MEMORY + besides, "{most_had} B resident with a budget of {MEMORY}");
+    // Besides the values under way of two threads, and code, stacks, and what the allocator keeps in an arena for each thread: more of it in a slow build, which has more under way.
+    let besides = 2 * (5 << 20) + if cfg!(debug_assertions) { 16 << 20 } else { 8 << 20 };
+    assert!(most_had <= MEMORY + MEMORY / 10 + besides, "{most_had} B resident with a budget of {MEMORY}");
     let open_max = open_before + cache.stats().segments_total as usize + 64;
     assert!(most_open <= open_max, "{most_open} descriptors, {open_max} are the most");
 }
