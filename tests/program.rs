@@ -354,6 +354,7 @@ fn a_benchmark_does_what_it_is_named_after_and_checks_its_answers() {
         (vec!["delete"], vec!["fill", "delete", "look"]),
         (vec!["multiget", "--batch", "7"], vec!["fill", "multiget"]),
         (vec!["restart"], vec!["read"]),
+        (vec!["restart", "--rebuild"], vec!["read"]),
         (vec!["trace", "--trace", &trace], vec!["trace"]),
     ];
     let mixes = [("A", "mixed A"), ("B", "mixed B"), ("C", "mixed C"), ("D", "mixed D"), ("E", "mixed E"), ("F", "mixed F")];

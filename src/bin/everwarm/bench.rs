@@ -14,7 +14,7 @@ use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use everwarm::{Ack, Backend, Cache, Options, WalValues};
+use everwarm::{Ack, Backend, Cache, Options, RecoveryMode, WalValues};
 use indicatif::{ProgressBar, ProgressStyle};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
@@ -101,6 +101,9 @@ pub(crate) struct Args {
     /// Do without io_uring
     #[arg(long)]
     portable: bool,
+    /// After a restart, do without the checkpoint: read what segments themselves say
+    #[arg(long)]
+    rebuild: bool,
     /// What keys and their order follow from
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -214,6 +217,7 @@ impl Setup {
         let (entries, value_len) = (args.entries.unwrap_or(entries), args.value_size.unwrap_or(value_len));
         let range = payload::VALUE_LEN_MIN as u64..=32 << 20;
         ensure!(range.contains(&value_len), "--value-size is {value_len} B, 16B to 32MiB are possible");
+        ensure!(!args.rebuild || args.workload == Kind::Restart, "--rebuild says how `restart` opens; nothing else does");
         ensure!(args.alpha.is_finite() && args.alpha >= 0.0, "--alpha is {}, a number from 0 on is possible", args.alpha);
         let mut recorded = None;
         let (keys, order) = if let (Kind::Trace, Some(file)) = (args.workload, &args.trace) {
@@ -250,6 +254,7 @@ impl Setup {
         let backend = if args.portable { Backend::Portable } else { Backend::Auto };
         let options = Options::new("").memory(memory).flash(flash).ack(args.ack.into()).wal_values(wal_values).backend(backend);
         let options = segment_size.into_iter().fold(options, Options::segment_size);
+        let options = if args.rebuild { options.recovery(RecoveryMode::Rebuild) } else { options };
         Ok(Self { keys, order, recorded, memory, flash, options })
     }
 
