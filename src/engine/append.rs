@@ -38,6 +38,8 @@ pub(super) struct Log {
     pub(super) full: VecDeque<Full>,
     /// Segments that a write or a sync failed for, oldest first.
     pub(super) failed: VecDeque<Arc<Failed>>,
+    /// How many there have been.
+    pub(super) failures: u64,
     /// Where the next frame goes.
     pub(super) wal_head: u64,
     /// No record from here on is only in the segment stream: the WAL holds their bytes.
@@ -194,6 +196,8 @@ impl Engine {
         self.table.change(open.life.id, &[State::Open], |row| row.state = State::Full);
         log.full.push_back(open.retire());
         self.events.flush.signal();
+        // It may be written already.
+        self.events.sync.signal();
     }
 
     /// Wakes whoever has something to do now.

@@ -116,6 +116,11 @@ impl Engine {
     /// Tells the threads to end.
     pub(super) fn stop(&self) {
         self.closing.store(true, Ordering::Release);
+        self.wake_all();
+    }
+
+    /// Wakes the threads, and everybody who waits for them.
+    pub(super) fn wake_all(&self) {
         let events = &self.events;
         for event in [&events.flush, &events.sync, &events.prepare, &events.checkpoint, &events.heat] {
             event.signal();

@@ -187,9 +187,7 @@ impl Engine {
         let reason = format!("{what} failed: {error}");
         tracing::error!(dir = %self.dir.display(), "{reason}");
         let first = self.failure.get_or_init(|| reason).clone();
-        self.events.room.signal();
-        self.events.durable.signal();
-        self.events.stop.signal();
+        self.wake_all();
         Error::Failed { reason: first }
     }
 

@@ -370,6 +370,7 @@ fn build(
         ready: Default::default(),
         full: Default::default(),
         failed: Default::default(),
+        failures: 0,
         wal_head: wal_start,
         last_by_reference: Lsn::ZERO,
     };

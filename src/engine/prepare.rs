@@ -103,7 +103,7 @@ impl Engine {
             if ready.is_empty() {
                 // Back-pressure: writers wait until there is room again, which is tried again and again.
                 self.starved.store(true, Ordering::Release);
-                return Ok(false);
+                return self.state_failed(manifest).map(|()| false);
             }
         }
         for life in &ready {

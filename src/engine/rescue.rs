@@ -65,11 +65,11 @@ impl Engine {
         let row = self.table.row(id);
         let unwritten = ((start - full.life.base.0) as u32, unwritten);
         log.failed.push_back(Arc::new(Failed { row, entries: full.footer.entries_so_far(), done: AtomicUsize::new(0), unwritten }));
+        log.failures += 1;
         drop(log);
-        self.note_failure(id, error)?;
         self.events.prepare.signal();
         self.events.room.signal();
-        Ok(())
+        self.note_failure(id, error)
     }
 
     /// A segment without records is not used again.
@@ -94,8 +94,9 @@ impl Engine {
 
     /// Tells a next process, which could not know, which segments failed.
     pub(super) fn state_failed(&self, manifest: &mut Kept) -> Result<()> {
-        let is_stated = |row: &Row| manifest.segments[row.life.id.index()].state == SegmentState::Failed;
-        if self.table.select(|row| row.state == State::Failed).iter().all(is_stated) {
+        let is_stated =
+            |row: &Row| matches!(manifest.segments[row.life.id.index()].state, SegmentState::Failed | SegmentState::Quarantined);
+        if self.table.select(|row| matches!(row.state, State::Failed | State::Quarantined)).iter().all(is_stated) {
             return Ok(());
         }
         self.write_manifest(manifest).map_err(|e| self.fail("writing the manifest", &e))
@@ -130,7 +131,7 @@ impl Engine {
     }
 
     /// Appends again what a segment held, or what says that it is gone.
-    fn rescue(&self, failed: &Failed) -> Result<(), NoRoom> {
+    pub(super) fn rescue(&self, failed: &Failed) -> Result<(), NoRoom> {
         for entry in &failed.entries[failed.done.load(Ordering::Relaxed)..] {
             let location = Location { segment: failed.row.life.id, offset: entry.offset };
             let names_it = || self.index.get(entry.hash).map(|now| now.location == location);

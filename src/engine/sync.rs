@@ -17,7 +17,7 @@ impl Engine {
         if self.failure.get().is_some() {
             return Ok(false);
         }
-        let (appended, wal_head, bytes, by_reference, rescued) = {
+        let (appended, wal_head, bytes, by_reference, rescued, failures) = {
             let log = lock(&self.log);
             self.sync_now.store(false, Ordering::Release);
             let since = self.marks.unsynced_since_ms.swap(0, Ordering::AcqRel);
@@ -29,6 +29,7 @@ impl Engine {
                 bytes,
                 log.last_by_reference > self.durable(),
                 log.failed.iter().all(|failed| failed.is_done()),
+                log.failures,
             )
         };
         let nothing_new = appended <= self.durable().0 && bytes == self.marks.synced_bytes.load(Ordering::Relaxed);
@@ -54,8 +55,8 @@ impl Engine {
         self.marks.written.fetch_max(appended, Ordering::AcqRel);
         self.events.room.signal();
         self.wal.sync().map_err(|e| self.fail("syncing the WAL", &e))?;
-        if !rescued || lock(&self.log).failed.iter().any(|failed| !failed.is_done()) {
-            // Records that were appended are nowhere yet where they would outlive the host.
+        if !rescued || lock(&self.log).failures != failures {
+            // Records that were appended are nowhere yet where they would outlive the host, or were appended again since.
             return Ok(self.postpone_sync());
         }
         self.marks.durable.fetch_max(appended, Ordering::AcqRel);

@@ -101,6 +101,8 @@ struct Recovery<'a> {
     files: HashMap<SegmentId, Arc<dyn File>>,
     /// Segments whose file failed now, for the first time.
     failed: Vec<SegmentId>,
+    /// Records of unsealed segments are looked at even if nothing speaks against them: an opening before may have marked what it could not read, and been refused.
+    trusts_nothing: bool,
 }
 
 /// How many entries the checkpoint that counts says it has; 0 without one.
@@ -188,6 +190,7 @@ fn attempt(
         floor: manifest.floor,
         files: HashMap::new(),
         failed: Vec::new(),
+        trusts_nothing: settings.recovery == RecoveryMode::Refuse,
     };
     if settings.recovery == RecoveryMode::Rebuild {
         // For good: it may be what made the caller ask.

@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 
 use super::*;
+use crate::config::RecoveryMode;
 use crate::error::Error;
 use crate::io::sim::FaultOp;
 use crate::sync::lock;
@@ -159,35 +160,92 @@ fn what_was_moved_and_cannot_be_read_any_more_does_not_bring_back_what_it_had_re
             fail_open(&store, FaultOp::Sync);
         }
         let at = store.engine().index.get(store.engine().hash((&key).into())).unwrap().location;
-        let image = store.disk.after_power_cut(3, PowerCut::LoseAll);
+        let mut image = store.disk.after_power_cut(3, PowerCut::LoseAll);
         for block in 0..2 {
             image.fail_reads_of(&format!("segment.{}", at.segment), (u64::from(at.offset) / 4096 + block) * 4096);
         }
-        if !states_it {
-            image.fail(FaultOp::Sync, 1, ErrorKind::Other, false);
-        }
+        // The disk as a next process finds it.
+        let next = |image: &SimDisk| {
+            let next = image.after_kill();
+            if !states_it {
+                next.fail(FaultOp::Sync, 1, ErrorKind::Other, false);
+            }
+            next
+        };
         if cuts {
-            // Somewhere behind the first new name.
-            let begun = image.after_kill();
+            // Twice, anywhere; the opening after that is not.
+            let begun = next(&image);
             open_image(&mut store, begun.clone()).unwrap();
-            for stop in 1..begun.operations() {
-                let begun = image.after_kill();
-                begun.stop_at(stop);
-                drop(open_image(&mut store, begun.clone()));
-                for again in [begun.after_kill(), begun.after_power_cut(stop, PowerCut::KeepAll)] {
-                    open_image(&mut store, again).unwrap();
-                    assert_eq!(store.get(&key), None, "{states_it} {stop}: {:?}", store.engine().report);
-                }
+            let most = begun.operations();
+            for (stop, second) in (1..most).flat_map(|stop| (1..most).map(move |second| (stop, second))) {
+                let interrupted = next(&image);
+                interrupted.stop_at(stop);
+                drop(open_image(&mut store, interrupted.clone()));
+                let interrupted =
+                    if second % 2 == 0 { interrupted.after_kill() } else { interrupted.after_power_cut(stop, PowerCut::KeepAll) };
+                interrupted.stop_at(second);
+                drop(open_image(&mut store, interrupted.clone()));
+                open_image(&mut store, interrupted.after_kill()).unwrap();
+                assert_eq!(store.get(&key), None, "{states_it} {stop} {second}: {:?}", store.engine().report);
             }
             continue;
         }
-        open_image(&mut store, image).unwrap();
+        store.options = store.options.recovery(RecoveryMode::Refuse);
+        for _ in 0..3 {
+            assert!(
+                matches!(open_image(&mut store, next(&image)), Err(Error::Corrupt { .. })),
+                "{states_it}: it is said as often as it is asked"
+            );
+            image = store.disk.after_kill();
+        }
+        store.options = store.options.recovery(RecoveryMode::Serve);
+        open_image(&mut store, next(&image)).unwrap();
         assert_eq!(store.get(&key), None, "{states_it}");
         let report = &store.engine().report;
-        assert!(report.segments_renewed == 1 && !report.damaged.is_empty(), "{states_it}: {report:?}");
+        // What fails in each opening has failed for the second time by now, and costs everything older.
+        assert!((report.segments_renewed == 1 || !states_it) && !report.damaged.is_empty(), "{states_it}: {report:?}");
         store.kill();
         assert_eq!(store.get(&key), None, "{states_it}, opened again");
     }
+}
+
+#[test]
+fn what_a_rescue_appends_during_a_sync_is_not_durable_by_it() {
+    let mut store = by_reference(small());
+    store.put(b"first", b"value");
+    store.engine().persist(Ack::Host).unwrap();
+    (0..20u64).for_each(|n| store.put(&n.to_le_bytes(), &value(n, 0, 2_000)));
+    let before = store.engine().durable();
+    let wal = store.disk.files().into_iter().find(|(name, _)| name.starts_with("wal.")).unwrap().0;
+    store.disk.fail(FaultOp::Sync, 1, ErrorKind::Other, false);
+    let engine = Arc::clone(store.engine.as_ref().unwrap());
+    let rescue = move || {
+        let failed: Vec<_> = lock(&engine.log).failed.iter().cloned().collect();
+        assert_eq!(failed.len(), 1);
+        engine.rescue(&failed[0]).unwrap();
+        assert!(failed[0].is_done());
+    };
+    let synced = store.disk.meanwhile(&wal, rescue, || store.engine().step_sync().unwrap());
+    assert_eq!((synced, store.engine().durable()), (false, before));
+    store.engine().step_all().unwrap();
+    store.engine().persist(Ack::Host).unwrap();
+    store.power_cut(1, PowerCut::LoseAll);
+    assert!((0..20u64).all(|n| store.get(&n.to_le_bytes()) == Some(value(n, 0, 2_000))));
+}
+
+#[test]
+fn a_segment_that_cannot_be_begun_is_stated_although_the_next_finds_no_room() {
+    let mut store = by_reference(small());
+    // Nothing is ready yet: the first of two cannot be written, and then there is no room for the second.
+    store.disk.fail(FaultOp::Write, 1, ErrorKind::Other, false);
+    store.disk.fail(FaultOp::Create, 2, ErrorKind::StorageFull, false);
+    store.engine().step_prepare().unwrap();
+    let stats = store.engine().stats();
+    assert_eq!((stats.segments_quarantined, stats.disk_full), (1, 1));
+    let image = store.disk.after_kill();
+    open_image(&mut store, image).unwrap();
+    (0..100u64).for_each(|n| store.put(&n.to_le_bytes(), &value(n, 0, 9_000)));
+    assert_eq!(reused(&store.disk), Vec::<String>::new());
 }
 
 #[test]
