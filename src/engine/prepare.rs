@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Engine;
+use super::append::NoRoom;
 use crate::codec::round_up;
 use crate::error::Result;
 use crate::id::{Lsn, Position, SegmentId};
@@ -36,17 +37,20 @@ impl Engine {
         let (rescued, waits) = self.step_rescue(&mut manifest)?;
         let is_free = self.free_segments(1).next().is_some();
         let ready = lock(&self.log).ready.len();
-        let too_large = self.index_is_over_budget() && !waits;
+        let too_large = self.index_is_over_budget() && waits.is_none();
         let busy = match is_free {
             true if ready < self.ready_wanted() => self.prepare(self.ready_wanted() - ready, &mut manifest)?,
             // What is being rescued has a segment to go to.
-            _ if waits && ready > 0 => false,
+            _ if waits.is_some() && ready > 0 => false,
             // One ahead, so that what is hot in the oldest segment finds a ready one to go to.
             false => self.drain_oldest() || (too_large && self.seal_early()?),
             true => too_large && (self.drain_oldest() || self.seal_early()?),
         };
-        if waits && !rescued && !busy {
-            if ready == 0 && !is_free && self.counters.disk_full.load(Ordering::Relaxed) == full_before {
+        if let Some(waits) = waits
+            && !rescued
+            && !busy
+        {
+            if waits == NoRoom::Segment && ready == 0 && !is_free && self.counters.disk_full.load(Ordering::Relaxed) == full_before {
                 return Err(self.fail("rescuing a segment", &io::Error::other("no other segment has room for what it held")));
             }
             self.starved.store(true, Ordering::Release);

@@ -102,11 +102,11 @@ impl Engine {
         self.write_manifest(manifest).map_err(|e| self.fail("writing the manifest", &e))
     }
 
-    /// Goes on with segments that failed, as far as there is room. Says whether that changed anything, and whether something is left to do.
-    pub(super) fn step_rescue(&self, manifest: &mut Kept) -> Result<(bool, bool)> {
+    /// Goes on with segments that failed, as far as there is room. Says whether that changed anything, and if something is left to do, what it waits for.
+    pub(super) fn step_rescue(&self, manifest: &mut Kept) -> Result<(bool, Option<NoRoom>)> {
         let all: Vec<Arc<Failed>> = lock(&self.log).failed.iter().cloned().collect();
         if all.is_empty() {
-            return Ok((false, false));
+            return Ok((false, None));
         }
         self.state_failed(manifest)?;
         let done = || all.iter().map(|failed| failed.done.load(Ordering::Relaxed)).sum::<usize>();
@@ -116,8 +116,9 @@ impl Engine {
         self.step_flush()?;
         self.step_sync()?;
         // What superseded their records, here or elsewhere, must be as durable as they may have been.
-        if rescued.is_err() || self.marks.synced_bytes.load(Ordering::Acquire) < bytes {
-            return Ok((done() > before, true));
+        let is_synced = self.marks.synced_bytes.load(Ordering::Acquire) >= bytes;
+        if let Some(waits) = rescued.err().or((!is_synced).then_some(NoRoom::Unwritten)) {
+            return Ok((done() > before, Some(waits)));
         }
         for Failed { row, .. } in all.iter().map(Arc::as_ref) {
             self.table.withdraw(row.life.id);
@@ -127,7 +128,7 @@ impl Engine {
         lock(&self.log).failed.drain(..all.len());
         self.write_manifest(manifest).map_err(|e| self.fail("writing the manifest", &e))?;
         self.events.room.signal();
-        Ok((true, false))
+        Ok((true, None))
     }
 
     /// Appends again what a segment held, or what says that it is gone.

@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "a shared mapping is foreign memory")]
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -250,12 +250,8 @@ impl Disk for PosixDisk {
             }
             Err(e) => return Err(LockError::Io(e.into())),
         }
-        let note = |file: &mut fs::File| {
-            file.set_len(0)?;
-            file.rewind()?;
-            writeln!(file, "{}", std::process::id())
-        };
-        note(&mut file).map_err(LockError::Io)?;
+        // In the place of the holder before, and as long: a full disk has no other.
+        file.write_all_at(format!("{:<19}\n", std::process::id()).as_bytes(), 0).map_err(LockError::Io)?;
         Ok(Box::new(PosixLock { _file: file }))
     }
 
