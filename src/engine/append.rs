@@ -18,7 +18,7 @@ use crate::sync::lock;
 use crate::wal::format::{Frame, Mutation};
 use crate::wal::writer::Wal;
 
-/// So many records are replayed in less time than a store takes to open anyway: no put waits for a checkpoint to keep them from becoming as many.
+/// While no more records than this would have to be replayed, no put waits for a checkpoint. A small store fills faster than its checkpoints are synced.
 const REPLAY_AT_ONCE: u64 = 256 << 10;
 /// Writers wait while the oldest unsynced mutation is older than this many sync intervals.
 const OLDEST: u32 = 3;
@@ -234,7 +234,7 @@ impl Engine {
     }
 
     /// Whether the next checkpoint would be long due before the one that is being written is done: then puts wait, so that recovery never has much more to replay than two
-    /// intervals.
+    /// intervals, or than one and [`REPLAY_AT_ONCE`].
     fn outruns_checkpoint(&self) -> bool {
         self.checkpoint_runs.load(Ordering::Relaxed)
             && self.marks.since_checkpoint.load(Ordering::Relaxed) >= self.checkpoint_interval().max(REPLAY_AT_ONCE)

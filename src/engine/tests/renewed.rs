@@ -39,7 +39,7 @@ fn open_image(store: &mut Store, image: SimDisk) -> Result<(), Error> {
 #[test]
 fn a_segment_that_failed_is_not_written_by_the_next_process_either() {
     let mut renewed = 0;
-    for (op, n) in [FaultOp::Write, FaultOp::Sync, FaultOp::SyncDroppingPages].into_iter().flat_map(|op| (0..40u64).map(move |n| (op, n))) {
+    for (op, n) in OPS.into_iter().flat_map(|op| (0..40u64).map(move |n| (op, n))) {
         let mut store = Store::new(small().wal_values(WalValues::Never));
         let newest = |k: u64| (k..40 + n).rev().find(|v| v % 20 == k).map(|v| value(k, v, 2_000));
         for k in 0..40 + n {
@@ -76,9 +76,7 @@ fn a_segment_that_failed_is_not_written_by_the_next_process_either() {
 #[test]
 fn a_segment_whose_file_fails_while_it_is_recovered_gets_a_new_one_and_loses_nothing() {
     let mut renewed = 0;
-    for (op, nth) in
-        [FaultOp::Write, FaultOp::Sync, FaultOp::SyncDroppingPages].into_iter().flat_map(|op| (1..12).map(move |nth| (op, nth)))
-    {
+    for (op, nth) in OPS.into_iter().flat_map(|op| (1..12).map(move |nth| (op, nth))) {
         let mut store = Store::new(small().wal_values([WalValues::Never, WalValues::Always][nth as usize % 2]));
         for k in 0..60u64 {
             store.put(&(k % 40).to_le_bytes(), &value(k % 40, k, 2_000));
