@@ -6,7 +6,7 @@ use crate::codec::round_down;
 use crate::error::Result;
 use crate::id::{Key, KeyHash};
 use crate::index::geometry::Entry;
-use crate::io::{BatchRead, SECTOR};
+use crate::io::{ReadStream, SECTOR, StreamRead};
 use crate::segment::format::{self, Life};
 
 /// One byte in this many of the memory budget may be buffers of reads in flight; who finds them full reads by itself, one record at a time.
@@ -14,49 +14,34 @@ const READS_SHARE: u64 = 64;
 /// They may take this much in any case.
 const READS_BYTES_MIN: u64 = 1 << 20;
 
-/// A key whose record must be read from flash.
+/// A record that must be read from flash.
+#[derive(Clone, Debug)]
 pub(super) struct Wanted {
-    /// Its number among the keys.
-    pub(super) number: usize,
     hash: KeyHash,
     entry: Entry,
     life: Life,
+}
+
+/// The reads of one call, and the values so far.
+struct Keys<'a> {
+    engine: &'a Engine,
+    keys: &'a [Key<'a>],
+    /// The number of the next key to look for.
+    next: usize,
+    /// What is in flight, by the number of its key.
+    wanted: Vec<Option<Wanted>>,
+    values: Vec<Option<Value>>,
+    closed: Result<()>,
 }
 
 impl Engine {
     /// The values of `keys`, in their order. Same answers as [`Engine::get`] for each.
     pub(crate) fn get_many(&self, keys: &[Key<'_>]) -> Result<Vec<Option<Value>>> {
         self.check_reads()?;
-        let mut values: Vec<Option<Value>> = vec![None; keys.len()];
-        let (mut wanted, mut reads, mut rest) = (Vec::new(), Vec::new(), Vec::new());
-        let mut numbered = keys.iter().enumerate().peekable();
-        while let Some((number, key)) = numbered.next() {
-            match self.plan(number, *key) {
-                Some((want, read)) => {
-                    wanted.push(want);
-                    reads.push(read);
-                }
-                // In DRAM, absent, or overtaken: the plain way is as good.
-                None => rest.push(number),
-            }
-            if numbered.peek().is_some() && !self.reads_are_full() {
-                continue;
-            }
-            self.disk.read_batch(&mut reads);
-            for (want, read) in wanted.drain(..).zip(reads.drain(..)) {
-                match self.take_read(keys[want.number], &want, read, true) {
-                    Some(value) => {
-                        self.counters.hits_flash.add();
-                        values[want.number] = Some(value);
-                    }
-                    None => rest.push(want.number),
-                }
-            }
-            for number in rest.drain(..) {
-                values[number] = self.get(keys[number], true)?;
-            }
-        }
-        Ok(values)
+        let nothing = keys.len();
+        let mut stream = Keys { engine: self, keys, next: 0, wanted: vec![None; nothing], values: vec![None; nothing], closed: Ok(()) };
+        self.disk.read_stream(&mut stream);
+        stream.closed.map(|()| stream.values)
     }
 
     /// Whether the buffers of reads in flight take as much as they may.
@@ -65,7 +50,7 @@ impl Engine {
     }
 
     /// The read that the value of `key` takes, if its record is on flash and in neither DRAM tier nor write buffer, and there is room for the read.
-    pub(super) fn plan(&self, number: usize, key: Key<'_>) -> Option<(Wanted, BatchRead)> {
+    pub(super) fn plan(&self, number: usize, key: Key<'_>) -> Option<(Wanted, StreamRead)> {
         if self.reads_are_full() {
             return None;
         }
@@ -83,11 +68,11 @@ impl Engine {
         let offset = round_down(entry.location.offset.into(), SECTOR as u64);
         let len = (entry.sectors * SECTOR as u64).min(file.len().checked_sub(offset)?);
         let buf = self.buffers.take((len as usize).max(1), &self.reads);
-        Some((Wanted { number, hash, entry, life }, BatchRead { file, offset, buf, done: false }))
+        Some((Wanted { hash, entry, life }, StreamRead { number, file, offset, buf, done: false }))
     }
 
     /// The value that was read, if it verifies, is the key's, and the index still names it.
-    pub(super) fn take_read(&self, key: Key<'_>, want: &Wanted, read: BatchRead, promote: bool) -> Option<Value> {
+    pub(super) fn take_read(&self, key: Key<'_>, want: &Wanted, read: StreamRead, promote: bool) -> Option<Value> {
         if !read.done {
             return None;
         }
@@ -102,5 +87,40 @@ impl Engine {
             return None;
         }
         Some(self.serve(entry, at, item, Tier::Flash, promote))
+    }
+}
+
+impl Keys<'_> {
+    /// The value of a key in DRAM, or absent; or one that was overtaken or did not verify, for which the plain way is as good.
+    fn get(&mut self, number: usize) {
+        match self.engine.get(self.keys[number], true) {
+            Ok(value) => self.values[number] = value,
+            Err(error) => self.closed = Err(error),
+        }
+    }
+}
+
+impl ReadStream for Keys<'_> {
+    fn next(&mut self) -> Option<StreamRead> {
+        while self.closed.is_ok() && self.next < self.keys.len() {
+            let number = self.next;
+            self.next += 1;
+            if let Some((want, read)) = self.engine.plan(number, self.keys[number]) {
+                self.wanted[number] = Some(want);
+                return Some(read);
+            }
+            self.get(number);
+        }
+        None
+    }
+
+    fn ended(&mut self, read: StreamRead) {
+        let number = read.number;
+        let Some(want) = self.wanted[number].take() else { return };
+        self.values[number] = self.engine.take_read(self.keys[number], &want, read, true);
+        match self.values[number] {
+            Some(_) => self.engine.counters.hits_flash.add(),
+            None => self.get(number),
+        }
     }
 }

@@ -50,8 +50,9 @@ impl Engine {
                 continue;
             }
             for (want, reading) in started.drain(..) {
-                let number = want.number;
-                values[number] = self.take_read(keys[number], &want, reading.await, true);
+                let read = reading.await;
+                let number = read.number;
+                values[number] = self.take_read(keys[number], &want, read, true);
                 match values[number] {
                     Some(_) => self.counters.hits_flash.add(),
                     None => rest.push(number),

@@ -87,14 +87,45 @@ fn mappings(disk: &dyn Disk) {
     disk.remove("ring").unwrap();
 }
 
+/// A stream of reads whose numbers count up from 0, and what has ended.
+struct Each<R> {
+    reads: R,
+    ended: Vec<StreamRead>,
+}
+
+impl<R: Iterator<Item = StreamRead>> ReadStream for Each<R> {
+    fn next(&mut self) -> Option<StreamRead> {
+        self.reads.next()
+    }
+
+    fn ended(&mut self, read: StreamRead) {
+        self.ended.push(read);
+    }
+}
+
+/// Reads them as a stream. In the order of their numbers, each once.
+pub(super) fn read_all(disk: &dyn Disk, reads: impl IntoIterator<Item = StreamRead>) -> Vec<StreamRead> {
+    let mut stream = Each { reads: reads.into_iter().fuse(), ended: Vec::new() };
+    disk.read_stream(&mut stream);
+    stream.ended.sort_by_key(|read| read.number);
+    assert!(stream.ended.iter().enumerate().all(|(n, read)| read.number == n), "each ends once");
+    stream.ended
+}
+
 fn reads(disk: &dyn Disk) {
     let file = disk.create("a", LEN).unwrap();
     (0..8).for_each(|n| file.write_at(n * BLOCK as u64, &filled(n as u8 + 1)).unwrap());
-    let read = |n: u64| BatchRead { file: Arc::clone(&file), offset: n * BLOCK as u64, buf: AlignedBuf::zeroed(BLOCK), done: false };
-    let is_right = |n: u64, read: &BatchRead| read.done == (n < 8) && (!read.done || read.buf.iter().all(|byte| u64::from(*byte) == n + 1));
-    let mut batch: Vec<BatchRead> = (0..10).map(read).collect();
-    disk.read_batch(&mut batch);
-    assert!((0..).zip(&batch).all(|(n, read)| is_right(n, read)), "{batch:?}");
+    let read = |n: u64| StreamRead {
+        number: n as usize,
+        file: Arc::clone(&file),
+        offset: n * BLOCK as u64,
+        buf: AlignedBuf::zeroed(BLOCK),
+        done: false,
+    };
+    let is_right =
+        |n: u64, read: &StreamRead| read.done == (n < 8) && (!read.done || read.buf.iter().all(|byte| u64::from(*byte) == n + 1));
+    let ended = read_all(disk, (0..10).map(read));
+    assert!((0..).zip(&ended).all(|(n, read)| is_right(n, read)), "{ended:?}");
     assert!((0..10).all(|n| is_right(n, &pollster::block_on(disk.start_read(read(n))))));
     disk.remove("a").unwrap();
 }

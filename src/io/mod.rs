@@ -65,25 +65,29 @@ pub(crate) trait Disk: Send + Sync + Debug {
     /// Takes the directory for this cache until the guard is dropped. `WouldBlock` with the holder's pid if it is taken.
     fn lock(&self) -> Result<Box<dyn DiskLock>, LockError>;
 
-    /// Does many reads, in flight together where the backend can. Each says in `done` whether it happened.
-    fn read_batch(&self, reads: &mut [BatchRead]) {
-        for read in reads.iter_mut().filter(|read| !read.done) {
-            read.done = read.file.read_at(read.offset, &mut read.buf).is_ok();
-        }
+    /// Does all reads of a stream, many in flight together where the backend can.
+    fn read_stream(&self, stream: &mut dyn ReadStream) {
+        read_one_by_one(stream);
     }
 
     /// Starts a read that a task waits for.
-    fn start_read(&self, read: BatchRead) -> Reading {
+    fn start_read(&self, read: StreamRead) -> Reading {
         Reading::at_once(read)
     }
 
-    /// Whether batches of reads are in flight together.
+    /// Whether reads of a stream are in flight together.
     fn reads_together(&self) -> bool {
         false
     }
 
     /// Identity of this run of the operating system. The page cache survives as long as it stays the same.
     fn boot_id(&self) -> u64;
+}
+
+fn read_one_by_one(stream: &mut dyn ReadStream) {
+    while let Some(read) = stream.next() {
+        stream.ended(read.retried());
+    }
 }
 
 /// Whether an error says that the system is short of something that may come back, so that nothing was written and the file is not to blame.
@@ -135,14 +139,33 @@ pub(crate) trait File: Send + Sync + Debug {
     }
 }
 
-/// One read of a batch.
+/// Reads that are wanted one after another, and what becomes of them.
+pub(crate) trait ReadStream {
+    /// The next one. Asked for again after `None`.
+    fn next(&mut self) -> Option<StreamRead>;
+
+    /// One has ended, and says in `done` whether it happened. In any order.
+    fn ended(&mut self, read: StreamRead);
+}
+
+/// One read of a stream, or of a task.
 #[derive(Debug)]
-pub(crate) struct BatchRead {
+pub(crate) struct StreamRead {
+    /// By which the one who wants it knows it.
+    pub(crate) number: usize,
     pub(crate) file: Arc<dyn File>,
     pub(crate) offset: u64,
     /// Filled from there, whole.
     pub(crate) buf: aligned::AlignedBuf,
     pub(crate) done: bool,
+}
+
+impl StreamRead {
+    /// Done here and now, if it is not done.
+    pub(crate) fn retried(mut self) -> Self {
+        self.done = self.done || self.file.read_at(self.offset, &mut self.buf).is_ok();
+        self
+    }
 }
 
 /// A mapping of nothing: memory of this process alone.

@@ -18,7 +18,7 @@ use super::aligned::AlignedBuf;
 use super::reactor::Reactor;
 use super::reading::{Operation, Pool};
 use super::uring::Rings;
-use super::{BLOCK, BatchRead, Disk, DiskLock, File, InMemory, LockError, Mapping, Reading};
+use super::{BLOCK, Disk, DiskLock, File, InMemory, LockError, Mapping, ReadStream, Reading, StreamRead, read_one_by_one};
 use crate::codec::{round_down, round_up};
 use crate::config::Backend;
 use crate::sync::lock;
@@ -255,17 +255,14 @@ impl Disk for PosixDisk {
         Ok(Box::new(PosixLock { _file: file }))
     }
 
-    fn read_batch(&self, reads: &mut [BatchRead]) {
-        if let Some(rings) = self.rings.as_ref().filter(|_| !self.coarse.load(Ordering::Relaxed)) {
-            rings.read(reads);
-        }
-        // What is left: everything without rings, else what failed or was short.
-        for read in reads.iter_mut().filter(|read| !read.done) {
-            read.done = read.file.read_at(read.offset, &mut read.buf).is_ok();
+    fn read_stream(&self, stream: &mut dyn ReadStream) {
+        let rings = self.rings.as_ref().filter(|_| !self.coarse.load(Ordering::Relaxed));
+        if !rings.is_some_and(|rings| rings.read(stream)) {
+            read_one_by_one(stream);
         }
     }
 
-    fn start_read(&self, read: BatchRead) -> Reading {
+    fn start_read(&self, read: StreamRead) -> Reading {
         let operation = Operation::new(read);
         match self.reactor() {
             Some(reactor) => reactor.start(Arc::clone(&operation)),
@@ -412,6 +409,7 @@ impl Mapping for PosixMapping {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::conformance::read_all;
 
     #[test]
     fn blocks_that_cannot_be_read_are_told_from_others() {
@@ -458,9 +456,9 @@ mod tests {
             let read = |n: u64| {
                 // The last of these begins in the file and does not end there.
                 let (offset, len) = (n % BLOCKS * BLOCK as u64, if n % BLOCKS == BLOCKS - 1 { 2 * BLOCK } else { BLOCK });
-                BatchRead { file: Arc::clone(&file), offset, buf: AlignedBuf::zeroed(len), done: false }
+                StreamRead { number: n as usize, file: Arc::clone(&file), offset, buf: AlignedBuf::zeroed(len), done: false }
             };
-            let is_right = |n: u64, read: &BatchRead| {
+            let is_right = |n: u64, read: &StreamRead| {
                 let is_short = n % BLOCKS == BLOCKS - 1;
                 read.done != is_short && (is_short || read.buf.iter().all(|byte| u64::from(*byte) == n % BLOCKS + 1))
             };
@@ -469,15 +467,12 @@ mod tests {
             for (n, reading) in started.into_iter().enumerate().filter_map(|(n, reading)| Some((n as u64, reading?))) {
                 assert!(is_right(n, &pollster::block_on(reading)), "{backend:?}: {n}");
             }
-            let mut batch: Vec<BatchRead> = (0..200).map(read).collect();
-            disk.read_batch(&mut batch);
-            batch.iter().enumerate().for_each(|(n, read)| assert!(is_right(n as u64, read), "{backend:?}: {n} of a batch"));
+            let ended = read_all(&disk, (0..200).map(read));
+            ended.iter().enumerate().for_each(|(n, read)| assert!(is_right(n as u64, read), "{backend:?}: {n} of a stream"));
             // A file that the kernel knows nothing of.
             let other = crate::io::sim::SimDisk::new(1).create("file", BLOCK as u64).unwrap();
-            let read = || BatchRead { file: Arc::clone(&other), offset: 0, buf: AlignedBuf::zeroed(BLOCK), done: false };
-            let mut batch = [read()];
-            disk.read_batch(&mut batch);
-            assert!(batch[0].done && pollster::block_on(disk.start_read(read())).done, "{backend:?}, {disk:?}");
+            let read = || StreamRead { number: 0, file: Arc::clone(&other), offset: 0, buf: AlignedBuf::zeroed(BLOCK), done: false };
+            assert!(read_all(&disk, [read()])[0].done && pollster::block_on(disk.start_read(read())).done, "{backend:?}, {disk:?}");
         }
     }
 

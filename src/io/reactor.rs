@@ -9,13 +9,16 @@ use std::thread;
 use io_uring::{IoUring, opcode, types};
 
 use super::reading::{Operation, WAITING_MAX};
-use super::uring::is_passing;
+use super::uring::{give_up, is_passing};
 use crate::sync::lock;
 
 /// `IORING_ENTER_GETEVENTS`.
 const GET_EVENTS: u32 = 1;
 /// User data of the entry that wakes the thread so that it can end.
 const WAKE_UP: u64 = u64::MAX;
+
+/// One read in so many may wait until one of the others has ended, and is then submitted by the thread that comes for that one.
+const LEFT_SHARE: u32 = 8;
 
 /// See the module.
 pub(super) struct Reactor {
@@ -33,8 +36,22 @@ struct Submission {
     /// By the entry's user data.
     in_flight: Vec<Option<Arc<Operation>>>,
     free: Vec<u32>,
+    /// Entries that the kernel was not told of yet.
+    queued: u32,
     waiting: VecDeque<Arc<Operation>>,
     closed: bool,
+}
+
+impl Submission {
+    /// Reads that the kernel was told of and that are not known to have ended.
+    fn told(&self) -> u32 {
+        (self.in_flight.len() - self.free.len()) as u32 - self.queued
+    }
+
+    /// How many entries to tell the kernel of now. A few are left for the thread, if it will be back from waiting soon.
+    fn due(&mut self) -> u32 {
+        if self.queued * LEFT_SHARE >= self.told() { std::mem::take(&mut self.queued) } else { 0 }
+    }
 }
 
 impl std::fmt::Debug for Reactor {
@@ -69,7 +86,9 @@ impl Reactor {
             return;
         }
         self.shared.push(&mut submission, operation);
-        self.shared.submit();
+        let due = submission.due();
+        drop(submission);
+        self.shared.submit(due);
     }
 }
 
@@ -92,25 +111,31 @@ impl Shared {
         // SAFETY: the buffer and the descriptor belong to the operation, which stays in `in_flight` until its completion was seen; nobody touches the buffer before.
         let pushed = unsafe { queue.push(&entry) };
         drop(queue);
-        if pushed.is_err() {
-            // There are more entries than slots, so this is an entry that the kernel did not take yet.
-            submission.free.push(slot);
-            if let Some(operation) = submission.in_flight[slot as usize].take() {
-                operation.run();
-            }
+        if pushed.is_ok() {
+            submission.queued += 1;
+            return;
+        }
+        // There are more entries than slots, so this is an entry that the kernel did not take yet.
+        submission.free.push(slot);
+        if let Some(operation) = submission.in_flight[slot as usize].take() {
+            operation.run();
         }
     }
 
-    /// Hands everything that was queued to the kernel. The caller holds the lock on `submission`.
-    fn submit(&self) {
-        loop {
-            match self.ring.submit() {
-                // SAFETY: the caller's lock makes this the only handle on the submission queue.
-                Ok(_) if unsafe { self.ring.submission_shared() }.is_empty() => return,
-                Ok(_) => {}
-                Err(e) if is_passing(&e) => {}
-                Err(e) => give_up(&e),
-            }
+    /// Tells the kernel of so many entries.
+    fn submit(&self, mut count: u32) {
+        while count > 0 {
+            count -= self.enter(count, 0, 0);
+        }
+    }
+
+    /// How many of `count` entries the kernel took.
+    fn enter(&self, count: u32, wanted: u32, flags: u32) -> u32 {
+        // SAFETY: no argument is passed that the kernel would read.
+        match unsafe { self.ring.submitter().enter::<()>(count, wanted, flags, None) } {
+            Ok(taken) => (taken as u32).min(count),
+            Err(e) if is_passing(&e) => 0,
+            Err(e) => give_up(&e),
         }
     }
 
@@ -118,14 +143,11 @@ impl Shared {
     fn reap(&self) {
         let mut finished = Vec::new();
         loop {
-            // SAFETY: no argument is passed that the kernel would read.
-            match unsafe { self.ring.submitter().enter::<()>(0, 1, GET_EVENTS, None) } {
-                Ok(_) => {}
-                Err(e) if is_passing(&e) => {}
-                Err(e) => give_up(&e),
-            }
+            let queued = std::mem::take(&mut lock(&self.submission).queued);
+            let left = queued - self.enter(queued, 1, GET_EVENTS);
             let ended = {
                 let mut submission = lock(&self.submission);
+                submission.queued += left;
                 // SAFETY: only this thread looks at the completion queue.
                 let completions = unsafe { self.ring.completion_shared() };
                 for completion in completions.filter(|completion| completion.user_data() != WAKE_UP) {
@@ -135,17 +157,12 @@ impl Shared {
                         finished.push((operation, completion.result()));
                     }
                 }
-                let mut pushed = false;
                 while !submission.free.is_empty()
                     && let Some(operation) = submission.waiting.pop_front()
                 {
                     if !operation.is_abandoned() {
                         self.push(&mut submission, operation);
-                        pushed = true;
                     }
-                }
-                if pushed {
-                    self.submit();
                 }
                 submission.closed && submission.in_flight.iter().all(Option::is_none)
             };
@@ -160,12 +177,6 @@ impl Shared {
     }
 }
 
-/// The kernel may own buffers and will not say when it lets go: a stop is the only safe answer, and no worse than a kill.
-fn give_up(error: &io::Error) -> ! {
-    tracing::error!(%error, "io_uring stopped working with reads in flight");
-    std::process::abort();
-}
-
 impl Drop for Reactor {
     fn drop(&mut self) {
         {
@@ -175,9 +186,11 @@ impl Drop for Reactor {
             // SAFETY: the lock on `submission` makes this the only handle on the submission queue.
             let mut queue = unsafe { self.shared.ring.submission_shared() };
             // SAFETY: the entry names no memory.
-            let _full_means_others_wake_it = unsafe { queue.push(&entry) };
+            let pushed = unsafe { queue.push(&entry) };
             drop(queue);
-            self.shared.submit();
+            // Else it is full, and others wake it.
+            submission.queued += u32::from(pushed.is_ok());
+            self.shared.submit(std::mem::take(&mut submission.queued));
         }
         // Woken tasks run where they were woken, so the last handle of a cache may be dropped by that very thread: it ends by itself then.
         if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != thread::current().id()) {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 
-use super::BatchRead;
+use super::StreamRead;
 use crate::sync::{lock, wake};
 
 /// Operations that may wait for their turn. Whoever brings one more does it on its own thread.
@@ -23,19 +23,19 @@ pub(super) struct Operation {
 #[derive(Debug)]
 struct Progress {
     /// Taken by the future once it is completed.
-    read: Option<BatchRead>,
+    read: Option<StreamRead>,
     completed: bool,
     waker: Option<Waker>,
 }
 
 impl Operation {
-    pub(super) fn new(read: BatchRead) -> Arc<Self> {
+    pub(super) fn new(read: StreamRead) -> Arc<Self> {
         let progress = Progress { read: Some(read), completed: false, waker: None };
         Arc::new(Self { progress: Mutex::new(progress), abandoned: AtomicBool::new(false) })
     }
 
     /// Runs `with` on the read, which nobody takes away before [`Operation::complete`].
-    pub(super) fn with<R>(&self, with: impl FnOnce(&mut BatchRead) -> R) -> Option<R> {
+    pub(super) fn with<R>(&self, with: impl FnOnce(&mut StreamRead) -> R) -> Option<R> {
         lock(&self.progress).read.as_mut().map(with)
     }
 
@@ -63,8 +63,8 @@ impl Operation {
     pub(super) fn run(&self) {
         // Not under the lock, which the future takes when it is polled or dropped.
         let taken = lock(&self.progress).read.take();
-        let Some(mut read) = taken else { return };
-        let done = read.file.read_at(read.offset, &mut read.buf).is_ok();
+        let Some(read) = taken.map(StreamRead::retried) else { return };
+        let done = read.done;
         lock(&self.progress).read = Some(read);
         self.complete(done);
     }
@@ -80,7 +80,7 @@ impl Reading {
     }
 
     /// A read that is done by this call.
-    pub(crate) fn at_once(read: BatchRead) -> Self {
+    pub(crate) fn at_once(read: StreamRead) -> Self {
         let operation = Operation::new(read);
         operation.run();
         Self(operation)
@@ -88,9 +88,9 @@ impl Reading {
 }
 
 impl Future for Reading {
-    type Output = BatchRead;
+    type Output = StreamRead;
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<BatchRead> {
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<StreamRead> {
         let mut progress = lock(&self.0.progress);
         if progress.completed {
             return Poll::Ready(progress.read.take().expect("a future is not polled after it was ready"));

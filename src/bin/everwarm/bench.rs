@@ -56,6 +56,9 @@ pub(crate) struct Args {
     /// Threads that ask
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     callers: u16,
+    /// Gets that each caller keeps under way, in tasks; 0 for threads that wait for each
+    #[arg(long, default_value_t = 0, conflicts_with = "rate", value_parser = clap::value_parser!(u16).range(0..=4096))]
+    tasks: u16,
     /// How long to read, mix or overwrite
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: u64,
@@ -98,6 +101,9 @@ pub(crate) struct Args {
     /// Which values the WAL holds itself
     #[arg(long, value_enum, default_value_t = InWal::Host)]
     wal_values: InWal,
+    /// Reads that one `multiget`, or all tasks together, keep in flight at most [default: as for any cache]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    depth: Option<u32>,
     /// Do without io_uring
     #[arg(long)]
     portable: bool,
@@ -218,6 +224,8 @@ impl Setup {
         let range = payload::VALUE_LEN_MIN as u64..=32 << 20;
         ensure!(range.contains(&value_len), "--value-size is {value_len} B, 16B to 32MiB are possible");
         ensure!(!args.rebuild || args.workload == Kind::Restart, "--rebuild says how `restart` opens; nothing else does");
+        let in_tasks = matches!(args.workload, Kind::Read | Kind::Small | Kind::Large | Kind::Restart);
+        ensure!(args.tasks == 0 || in_tasks, "--tasks is for workloads that only get: read, small, large, restart");
         ensure!(args.alpha.is_finite() && args.alpha >= 0.0, "--alpha is {}, a number from 0 on is possible", args.alpha);
         let mut recorded = None;
         let (keys, order) = if let (Kind::Trace, Some(file)) = (args.workload, &args.trace) {
@@ -254,6 +262,7 @@ impl Setup {
         let backend = if args.portable { Backend::Portable } else { Backend::Auto };
         let options = Options::new("").memory(memory).flash(flash).ack(args.ack.into()).wal_values(wal_values).backend(backend);
         let options = segment_size.into_iter().fold(options, Options::segment_size);
+        let options = args.depth.into_iter().fold(options, Options::depth);
         let options = if args.rebuild { options.recovery(RecoveryMode::Rebuild) } else { options };
         Ok(Self { keys, order, recorded, memory, flash, options })
     }
@@ -317,6 +326,7 @@ fn measure(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<Report> {
         entries: &entries,
         capacity,
         callers: setup.callers(args),
+        tasks: args.tasks.into(),
         rate: 0,
         seed: args.seed,
         meter: &meter,
@@ -341,6 +351,7 @@ fn measure(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<Report> {
         directory: dir.to_owned(),
         footprint: keys.bytes(),
         callers: setup.callers(args),
+        tasks: args.tasks,
         rate: args.rate,
         memory: setup.memory,
         flash: setup.flash,
@@ -416,6 +427,7 @@ fn fill_until_killed(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<E
         entries: &entries,
         capacity: setup.keys.entries,
         callers: setup.callers(args),
+        tasks: 0,
         rate: 0,
         seed: args.seed,
         meter: &Meter::new(dir)?,

@@ -1,9 +1,12 @@
 //! One phase of a benchmark: callers that ask, each on a thread of its own, until it is over.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use everwarm::{Ack, Cache, Tier, Value};
+use futures::executor::block_on;
+use futures::future::try_join_all;
 use hdrhistogram::Histogram;
 use indicatif::ProgressBar;
 use rand::Rng;
@@ -73,6 +76,8 @@ pub(crate) struct Bench<'a> {
     /// How many keys there may be.
     pub(crate) capacity: u32,
     pub(crate) callers: usize,
+    /// Gets that each caller keeps under way; 0 if it waits for each.
+    pub(crate) tasks: usize,
     /// Operations a second of all callers together, 0 for as many as possible.
     pub(crate) rate: u64,
     pub(crate) seed: u64,
@@ -219,6 +224,7 @@ impl<'a> Caller<'a> {
             Work::PutEach => self.each_own(|caller, key| caller.put(key))?,
             Work::DeleteEach => self.each_own(|caller, key| caller.delete(key))?,
             Work::GetEach => self.each_own(|caller, key| caller.get(key).map(drop))?,
+            Work::Drawn(_, order) if self.bench.tasks > 0 => return self.get_in_tasks(order),
             Work::Drawn(mix, order) => {
                 while self.goes_on() {
                     self.draw(mix, order)?;
@@ -366,6 +372,33 @@ impl<'a> Caller<'a> {
         self.end(Kind::Read, began);
         self.check(key, oldest, found.as_ref());
         Ok(found.is_some())
+    }
+
+    /// Gets of many tasks on this thread, until the phase is over.
+    fn get_in_tasks(self, order: &Order) -> anyhow::Result<Tally> {
+        let (cache, keys, versions, tasks) = (self.bench.cache.for_tasks(), self.bench.keys, self.bench.versions, self.bench.tasks);
+        let caller = RefCell::new(self);
+        let begin = |bytes: &mut Vec<u8>| {
+            let caller = &mut *caller.borrow_mut();
+            let entries = caller.entries();
+            let key = order.draw(&mut caller.random, entries);
+            payload::write_key(bytes, key, keys.key_len(key));
+            (key, versions.oldest(key))
+        };
+        let one = || async {
+            let mut bytes = Vec::new();
+            while caller.borrow().goes_on() {
+                let (key, oldest) = begin(&mut bytes);
+                let began = Instant::now();
+                let found = cache.get(&bytes).await?;
+                let mut caller = caller.borrow_mut();
+                caller.end(Kind::Read, began);
+                caller.check(key, oldest, found.as_ref());
+            }
+            anyhow::Ok(())
+        };
+        block_on(try_join_all((0..tasks).map(|_| one())))?;
+        Ok(caller.into_inner().tally)
     }
 
     fn get_many(&mut self, keys: &[u32]) -> anyhow::Result<()> {

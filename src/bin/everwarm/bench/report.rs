@@ -26,6 +26,8 @@ pub(crate) struct Report {
     /// Bytes of all keys and values once.
     pub(crate) footprint: u64,
     pub(crate) callers: usize,
+    /// Gets under way of each caller; 0: it waits for each.
+    pub(crate) tasks: u16,
     /// Calls a second that were asked for; 0: as many as possible.
     pub(crate) rate: u64,
     pub(crate) memory: u64,
