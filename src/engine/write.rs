@@ -248,11 +248,13 @@ impl Engine {
         if value.len() + overhead > max {
             return Err(Error::ValueTooLarge { len: value.len(), max: max - overhead });
         }
+        let hash = self.hash(key);
+        self.index.prefetch(hash);
         let expires_ms = options.ttl.map(|ttl| self.time.now_ms().saturating_add(ttl.as_millis() as u64));
         let content = compressed.map_or(Content::Plain(value), |bytes| Content::Zstd(bytes, value.len()));
         Ok(Request {
             key,
-            hash: self.hash(key),
+            hash,
             draft: Draft::put(key, content, expires_ms),
             put: Some((value, expires_ms)),
             hint: options.hint,
@@ -330,6 +332,7 @@ impl Engine {
                 WalValues::Host => request.ack == Ack::Host,
                 WalValues::Always => true,
             };
+        self.index.prefetch_slots(hash);
         let seen = self.events.room.count();
         let _in_order = lock(self.stripe(hash));
         if may.is_some_and(|may| !may()) {

@@ -16,7 +16,7 @@ use crossbeam::epoch;
 
 use crate::id::{KeyHash, Location, SegmentId};
 use geometry::{Entry, Geometry};
-use partition::Partition;
+use partition::{Partition, prefetch};
 
 /// See the module.
 #[derive(Debug)]
@@ -42,6 +42,17 @@ impl Index {
 
     fn locate(&self, hash: KeyHash) -> (&Partition, u64) {
         (&self.partitions[self.geometry.partition(hash)], self.geometry.tag(hash))
+    }
+
+    /// Starts to bring what a lookup of `hash` needs first into the processor's cache, while the caller does something else.
+    pub(crate) fn prefetch(&self, hash: KeyHash) {
+        prefetch(std::ptr::from_ref(self.locate(hash).0).addr());
+    }
+
+    /// What it needs next.
+    pub(crate) fn prefetch_slots(&self, hash: KeyHash) {
+        let (partition, tag) = self.locate(hash);
+        partition.prefetch(&self.geometry, tag, &epoch::pin());
     }
 
     /// The entry for `hash`, if any.

@@ -6,7 +6,7 @@
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use crossbeam::epoch::{self, Atomic, Guard, Owned, Shared};
+use crossbeam::epoch::{self, Atomic, Guard, Owned, Pointer, Shared};
 
 use super::geometry::Geometry;
 use super::version::Version;
@@ -55,10 +55,27 @@ fn view<'g>(slots: Shared<'g, Slots>) -> &'g [AtomicU64] {
     unsafe { &*(std::ptr::from_ref::<Slots>(slots) as *const [AtomicU64]) }
 }
 
-/// The first slot whose tag is not below `tag`: interpolation gives a guess that is a few slots off, since tags are uniform.
+/// About where `tag` is among `len` slots: a few slots off, since tags are uniform.
+fn interpolate(geometry: &Geometry, len: usize, tag: u64) -> usize {
+    ((u128::from(tag) * len as u128) >> geometry.tag_bits()) as usize
+}
+
+/// Starts to bring what lies at `address` into the processor's cache, whatever that is.
+pub(super) fn prefetch(address: usize) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: this is a hint, which no address makes fail.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::without_provenance(address));
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _no_such_hint = address;
+}
+
+/// The first slot whose tag is not below `tag`.
 fn lower_bound(geometry: &Geometry, slots: &[AtomicU64], tag: u64) -> usize {
     let tag_at = |i: usize| geometry.tag_of(slots[i].load(Ordering::Relaxed));
-    let mut i = ((u128::from(tag) * slots.len() as u128) >> geometry.tag_bits()) as usize;
+    let mut i = interpolate(geometry, slots.len(), tag);
     while i < slots.len() && tag_at(i) < tag {
         i += 1;
     }
@@ -113,7 +130,17 @@ impl Partition {
         capacity as isize - old_capacity as isize
     }
 
+    /// Starts to bring the slots in which `tag` is looked for into the processor's cache.
+    pub(super) fn prefetch(&self, geometry: &Geometry, tag: u64, guard: &Guard) {
+        let slots = self.slots.load(Ordering::Relaxed, guard).into_usize();
+        let guess = interpolate(geometry, self.len.load(Ordering::Relaxed) as usize, tag);
+        // Their number lies before them.
+        prefetch(slots.wrapping_add((guess + 1) * size_of::<AtomicU64>()));
+    }
+
     pub(super) fn find(&self, geometry: &Geometry, tag: u64, guard: &Guard) -> Option<u64> {
+        // At the same time as the number of slots, which is needed first.
+        self.prefetch(geometry, tag, guard);
         self.read(guard, |slots| search(geometry, slots, tag).ok().map(|(_, slot)| slot))
     }
 
