@@ -350,6 +350,8 @@ fn a_benchmark_does_what_it_is_named_after_and_checks_its_answers() {
     let mut benches: Vec<(Vec<&str>, Vec<&str>)> = vec![
         (vec!["fill"], vec!["fill"]),
         (vec!["read", "--rate", "2000"], vec!["fill", "read"]),
+        (vec!["read", "--tasks", "4", "--depth", "8"], vec!["fill", "read"]),
+        (vec!["idle"], vec!["fill", "idle"]),
         (vec!["overwrite"], vec!["fill", "overwrite"]),
         (vec!["delete"], vec!["fill", "delete", "look"]),
         (vec!["multiget", "--batch", "7"], vec!["fill", "multiget"]),
@@ -370,7 +372,7 @@ fn a_benchmark_does_what_it_is_named_after_and_checks_its_answers() {
         let names: Vec<&str> = report["phases"].as_array().unwrap().iter().map(|phase| phase["name"].as_str().unwrap()).collect();
         assert_eq!(names, phases);
         for phase in report["phases"].as_array().unwrap() {
-            assert!(phase["wrong"] == 0 && phase["calls"].as_u64().unwrap() > 0, "{args:?}: {phase}");
+            assert!(phase["wrong"] == 0 && (phase["calls"].as_u64().unwrap() > 0) != (phase["name"] == "idle"), "{args:?}: {phase}");
         }
         let last = report["phases"].as_array().unwrap().last().unwrap();
         let hits: u64 = ["hits_memory", "hits_buffer", "hits_flash"].iter().map(|tier| last[tier].as_u64().unwrap()).sum();
@@ -378,6 +380,11 @@ fn a_benchmark_does_what_it_is_named_after_and_checks_its_answers() {
             "delete" => assert!(hits == 0 && last["misses"] == 3_000, "{last}"),
             "trace" => assert!(hits == 600 && last["misses"] == 300, "{last}"),
             "restart" => assert!(report["restart"]["entries"] == 3_000 && last["misses"] == 0, "{report}"),
+            "read" if args.contains(&"--rate") => {
+                let beside = last["beside"].as_object().unwrap().values().map(|latency| latency["calls"].as_u64().unwrap()).sum::<u64>();
+                assert!(beside >= last["calls"].as_u64().unwrap(), "{last}");
+                assert!(last["gauges"].as_array().unwrap().iter().all(|gauge| gauge["descriptors"].as_u64() > Some(3)), "{last}");
+            }
             "multiget" => assert_eq!(hits, 7 * last["calls"].as_u64().unwrap()),
             _ => {}
         }
@@ -387,6 +394,8 @@ fn a_benchmark_does_what_it_is_named_after_and_checks_its_answers() {
 #[test]
 fn a_benchmark_refuses_what_it_cannot_do() {
     refused(&everwarm(&["bench", "fill", "--value-size", "1"]), "16B to 32MiB");
+    refused(&everwarm(&["bench", "fill", "--tasks", "2"]), "--tasks");
+    refused(&everwarm(&["bench", "read", "--tasks", "2", "--rate", "5"]), "--rate");
     refused(&everwarm(&["bench", "trace"]), "--trace");
     refused(&everwarm(&["bench", "trace", "--trace", "/nowhere"]), "/nowhere");
     refused(&everwarm(&["bench", "fill", "--alpha", "nan"]), "--alpha");

@@ -1,14 +1,18 @@
 //! Many changes at once, for recovery: sorted by fingerprint and merged into each partition in one pass. They are dealt into buckets as they come, so that each is sorted in
-//! a processor's cache.
+//! a processor's cache, and processors share them.
 
 use std::num::NonZeroU64;
 
-use super::Index;
 use super::geometry::{Entry, Geometry};
+use super::{Index, threads};
 use crate::id::KeyHash;
 
-/// Changes that are merged at once: bounds the DRAM that recovery takes, and each merge passes over the whole index.
-const LEN_MAX: usize = 1 << 21;
+/// Changes that may be merged at once: bounds the DRAM that recovery takes, and each merge passes over the whole index.
+const LEN_MAX_MIN: usize = 1 << 21;
+/// Bytes of DRAM for a change: in a batch that is filled and in one that is merged, with what their vectors have to spare.
+const CHANGE_BYTES: u64 = 64;
+/// Fewer changes are merged by the thread that has them.
+const SHARED_MIN: usize = 1 << 15;
 /// The upper bits of a hash choose a bucket, as they choose a partition: at most so many.
 const BUCKET_BITS: u32 = 8;
 
@@ -21,13 +25,20 @@ pub(crate) struct Batch {
     geometry: Geometry,
     buckets: Vec<Vec<Change>>,
     len: usize,
+    len_max: usize,
 }
 
 impl Batch {
-    /// Changes to an index of this geometry.
-    pub(crate) fn new(geometry: Geometry) -> Self {
+    /// Changes to an index of this geometry, where `room` bytes of DRAM are free.
+    pub(crate) fn new(geometry: Geometry, room: u64) -> Self {
         let bits = BUCKET_BITS.min(geometry.partition_bits);
-        Self { geometry, buckets: vec![Vec::new(); 1 << bits], len: 0 }
+        let len_max = LEN_MAX_MIN.max((room / CHANGE_BYTES) as usize);
+        Self { geometry, buckets: vec![Vec::new(); 1 << bits], len: 0, len_max }
+    }
+
+    /// Another one of the same kind.
+    pub(crate) fn successor(&self) -> Self {
+        Self { buckets: vec![Vec::new(); self.buckets.len()], len: 0, ..*self }
     }
 
     /// Sets the entry for `hash`.
@@ -48,7 +59,7 @@ impl Batch {
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.len >= LEN_MAX
+        self.len >= self.len_max
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -57,38 +68,54 @@ impl Batch {
 
     /// Puts the changes into the order in which they are merged. Needs no index, so it can be done beside other work.
     pub(crate) fn sort(&mut self) {
-        let geometry = self.geometry;
-        // Stable, so that changes of one fingerprint stay in order. In order already, it costs one look at each.
-        self.buckets.iter_mut().for_each(|bucket| bucket.sort_by_key(|(hash, _)| geometry.fingerprint(*hash)));
+        self.buckets.iter_mut().for_each(|bucket| sort(self.geometry, bucket));
     }
 
     /// Merges what was collected into `index`, and forgets it. Only while nobody else uses the index.
     pub(crate) fn merge(&mut self, index: &Index) {
-        self.sort();
-        let geometry = self.geometry;
-        assert_eq!(geometry, index.geometry, "a batch is for one geometry");
-        let (mut old, mut new) = (Vec::new(), Vec::new());
-        let partition = |change: &Change| geometry.partition(change.0);
-        for of_partition in self.buckets.iter().flat_map(|bucket| bucket.chunk_by(|a, b| partition(a) == partition(b))) {
-            let number = geometry.partition(of_partition[0].0);
-            index.copy_partition(number, &mut old);
-            new.clear();
-            let mut rest = &old[..];
-            for same in of_partition.chunk_by(|a, b| geometry.fingerprint(a.0) == geometry.fingerprint(b.0)) {
-                let Some((hash, last)) = same.last() else { continue };
-                let tag = geometry.tag(*hash);
-                let below = rest.iter().position(|slot| geometry.tag_of(*slot) >= tag).unwrap_or(rest.len());
-                new.extend_from_slice(&rest[..below]);
-                rest = &rest[below..];
-                if rest.first().is_some_and(|slot| geometry.tag_of(*slot) == tag) {
-                    rest = &rest[1..];
-                }
-                new.extend(last.map(NonZeroU64::get));
-            }
-            new.extend_from_slice(rest);
-            index.replace_partition(number, &old, &new);
+        assert_eq!(self.geometry, index.geometry, "a batch is for one geometry");
+        let threads = if self.len < SHARED_MIN { 1 } else { threads() };
+        let share = self.buckets.len().div_ceil(threads);
+        let merge = |buckets: &mut [Vec<Change>]| {
+            let mut scratch = (Vec::new(), Vec::new());
+            buckets.iter_mut().for_each(|bucket| merge(bucket, index, &mut scratch));
+        };
+        if threads == 1 {
+            merge(&mut self.buckets);
+        } else {
+            std::thread::scope(|scope| self.buckets.chunks_mut(share).for_each(|buckets| drop(scope.spawn(move || merge(buckets)))));
         }
-        self.buckets.iter_mut().for_each(Vec::clear);
         self.len = 0;
     }
+}
+
+fn sort(geometry: Geometry, bucket: &mut [Change]) {
+    // Stable, so that changes of one fingerprint stay in order. In order already, it costs one look at each.
+    bucket.sort_by_key(|(hash, _)| geometry.fingerprint(*hash));
+}
+
+/// Merges the changes of a bucket into its partitions, and forgets them.
+fn merge(bucket: &mut Vec<Change>, index: &Index, (old, new): &mut (Vec<u64>, Vec<u64>)) {
+    let geometry = index.geometry;
+    sort(geometry, bucket);
+    for of_partition in bucket.chunk_by(|a, b| geometry.partition(a.0) == geometry.partition(b.0)) {
+        let number = geometry.partition(of_partition[0].0);
+        index.copy_partition(number, old);
+        new.clear();
+        let mut rest = &old[..];
+        for same in of_partition.chunk_by(|a, b| geometry.fingerprint(a.0) == geometry.fingerprint(b.0)) {
+            let Some((hash, last)) = same.last() else { continue };
+            let tag = geometry.tag(*hash);
+            let below = rest.iter().position(|slot| geometry.tag_of(*slot) >= tag).unwrap_or(rest.len());
+            new.extend_from_slice(&rest[..below]);
+            rest = &rest[below..];
+            if rest.first().is_some_and(|slot| geometry.tag_of(*slot) == tag) {
+                rest = &rest[1..];
+            }
+            new.extend(last.map(NonZeroU64::get));
+        }
+        new.extend_from_slice(rest);
+        index.replace_partition(number, old, new);
+    }
+    bucket.clear();
 }

@@ -4,9 +4,13 @@
 //! The payloads together: the base position of each segment (u64), then for each partition the number of its slots (u32) and the slots (u64).
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Index;
+use crossbeam::channel::{Receiver, Sender};
+
 use super::geometry::Geometry;
+use super::{Index, threads};
 use crate::codec::{self, Put, Reader};
 use crate::id::{Location, StoreId};
 use crate::io::aligned::AlignedBuf;
@@ -21,6 +25,10 @@ pub(crate) const CHUNK_LEN: usize = 64 << 10;
 const PAYLOAD_LEN: usize = CHUNK_LEN - 8;
 /// Chunks that are read or written at once.
 const BATCH: usize = 16;
+/// Batches that are read or looked at at the same time.
+const READ_AHEAD: usize = 3;
+/// Slots that a thread takes at once while a checkpoint is loaded, about.
+const STRETCH: usize = 32 << 10;
 
 /// What a checkpoint states of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,14 +196,12 @@ pub(crate) enum Loaded {
     Broken,
 }
 
-/// Loads checkpoint `sequence` from `file` into the empty `index`, keeping the slots whose location `keep`s, given the bases in the checkpoint.
-pub(crate) fn load(
-    store: StoreId,
-    sequence: u64,
-    file: &dyn File,
-    index: &Index,
-    keep: impl FnOnce(&[u64]) -> Box<dyn Fn(Location) -> bool>,
-) -> io::Result<Loaded> {
+/// Which slots of a checkpoint are kept, by where their records are.
+pub(crate) type Keep = Arc<dyn Fn(Location) -> bool + Send + Sync>;
+
+/// Loads checkpoint `sequence` from `file` into the empty `index`, keeping the slots whose location `keep`s, given the bases in the checkpoint. One thread reads, others fill
+/// partitions.
+pub(crate) fn load(store: StoreId, sequence: u64, file: &dyn File, index: &Index, keep: impl FnOnce(&[u64]) -> Keep) -> io::Result<Loaded> {
     let mut block = AlignedBuf::zeroed(BLOCK);
     if file.len() < BLOCK as u64 {
         return Ok(Loaded::Broken);
@@ -211,31 +217,77 @@ pub(crate) fn load(
     if BLOCK as u64 + u64::from(header.chunks) * CHUNK_LEN as u64 > file.len() {
         return Ok(Loaded::Broken);
     }
-    let mut payload = Payload::new(store, &header, file);
-    let mut bytes = Vec::new();
-    if !payload.take(header.bases as usize * 8, &mut bytes)? {
-        return Ok(Loaded::Broken);
-    }
-    let bases: Vec<u64> = words(&bytes).collect();
-    let keep = keep(&bases);
-    let geometry = index.geometry();
-    let (mut slots, mut loaded) = (Vec::new(), 0);
-    for partition in 0..geometry.partitions() {
-        let count = match payload.take(4, &mut bytes)? {
-            true => Reader::new(&bytes).u32().unwrap_or(0) as usize,
-            false => return Ok(Loaded::Broken),
-        };
-        if !payload.take(count * 8, &mut bytes)? {
-            return Ok(Loaded::Broken);
+    let loaded = AtomicU64::new(0);
+    let is_whole = std::thread::scope(|scope| -> io::Result<bool> {
+        let (to, from) = crossbeam::channel::bounded(1);
+        let (give_back, spare) = crossbeam::channel::bounded(READ_AHEAD);
+        for _ in 0..READ_AHEAD {
+            give_back.send(AlignedBuf::zeroed(BATCH * CHUNK_LEN)).expect("there is room for all");
         }
-        slots.clear();
-        slots.extend(words(&bytes).filter(|slot| keep(geometry.unpack(*slot).location)));
-        if !slots.is_empty() {
-            index.load_partition(partition, &slots);
+        scope.spawn(move || read_ahead(file, header.chunks as usize, &spare, &to));
+        let mut payload = Payload { store, header, from, give_back, batch: None, number: 0, rest: 0..0 };
+        let mut bytes = Vec::new();
+        if !payload.take(header.bases as usize * 8, &mut bytes)? {
+            return Ok(false);
         }
-        loaded += slots.len() as u64;
+        let keep = keep(&words(&bytes).collect::<Vec<u64>>());
+        let (to, from) = crossbeam::channel::bounded::<Stretch>(1);
+        for _ in 0..threads() {
+            let (from, keep, loaded) = (from.clone(), Arc::clone(&keep), &loaded);
+            scope.spawn(move || {
+                for stretch in from {
+                    loaded.fetch_add(stretch.load(index, &keep), Ordering::Relaxed);
+                }
+            });
+        }
+        drop(from);
+        payload.send_stretches(index.geometry().partitions(), &to)
+    })?;
+    Ok(if is_whole { Loaded::Entries(loaded.into_inner()) } else { Loaded::Broken })
+}
+
+/// Reads batches of so many `chunks`, in order, into buffers that come back.
+fn read_ahead(file: &dyn File, chunks: usize, spare: &Receiver<AlignedBuf>, to: &Sender<io::Result<AlignedBuf>>) {
+    for first in (0..chunks).step_by(BATCH) {
+        let Ok(mut buf) = spare.recv() else { return };
+        let len = BATCH.min(chunks - first) * CHUNK_LEN;
+        let read = file.read_at((BLOCK + first * CHUNK_LEN) as u64, &mut buf[..len]);
+        if to.send(read.map(|()| buf)).is_err() {
+            return;
+        }
     }
-    Ok(Loaded::Entries(loaded))
+}
+
+/// Partitions that follow each other.
+struct Stretch {
+    first: usize,
+    counts: Vec<u32>,
+    slots: Vec<u64>,
+}
+
+impl Stretch {
+    fn beginning_at(first: usize) -> Self {
+        Self { first, counts: Vec::new(), slots: Vec::with_capacity(STRETCH) }
+    }
+
+    /// Fills the partitions. How many slots were kept.
+    fn load(mut self, index: &Index, keep: &Keep) -> u64 {
+        let (geometry, mut loaded, mut rest) = (index.geometry(), 0, &mut self.slots[..]);
+        for (number, count) in (self.first..).zip(self.counts) {
+            let (slots, behind) = rest.split_at_mut(count as usize);
+            let mut kept = 0;
+            for i in 0..slots.len() {
+                slots[kept] = slots[i];
+                kept += usize::from(keep(geometry.unpack(slots[i]).location));
+            }
+            if kept > 0 {
+                index.load_partition(number, &slots[..kept]);
+            }
+            loaded += kept as u64;
+            rest = behind;
+        }
+        loaded
+    }
 }
 
 fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
@@ -243,28 +295,45 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
 }
 
 /// Reads a checked payload from front to back.
-struct Payload<'a> {
+struct Payload {
     store: StoreId,
-    sequence: u64,
-    chunks: u32,
-    file: &'a dyn File,
-    batch: AlignedBuf,
+    header: Header,
+    from: Receiver<io::Result<AlignedBuf>>,
+    give_back: Sender<AlignedBuf>,
+    /// What the open chunk lies in.
+    batch: Option<AlignedBuf>,
     /// The next chunk to open.
     number: u32,
     /// What is left of the open chunk, as a range of `batch`.
     rest: std::ops::Range<usize>,
 }
 
-impl<'a> Payload<'a> {
-    fn new(store: StoreId, header: &Header, file: &'a dyn File) -> Self {
-        let batch = AlignedBuf::zeroed(BATCH * CHUNK_LEN);
-        Self { store, sequence: header.sequence, chunks: header.chunks, file, batch, number: 0, rest: 0..0 }
+impl Payload {
+    /// Sends all partitions, in order. Whether they verify.
+    fn send_stretches(&mut self, partitions: usize, to: &Sender<Stretch>) -> io::Result<bool> {
+        let (mut stretch, mut bytes) = (Stretch::beginning_at(0), Vec::new());
+        for partition in 0..partitions {
+            let count = match self.take(4, &mut bytes)? {
+                true => Reader::new(&bytes).u32().unwrap_or(0),
+                false => return Ok(false),
+            };
+            if !self.take(count as usize * 8, &mut bytes)? {
+                return Ok(false);
+            }
+            stretch.counts.push(count);
+            stretch.slots.extend(words(&bytes));
+            if stretch.slots.len() >= STRETCH || partition + 1 == partitions {
+                let full = std::mem::replace(&mut stretch, Stretch::beginning_at(partition + 1));
+                to.send(full).expect("whoever receives them ends after this");
+            }
+        }
+        Ok(true)
     }
 
     /// Puts the next `len` bytes into `out`. False if there are not that many that verify.
     fn take(&mut self, len: usize, out: &mut Vec<u8>) -> io::Result<bool> {
         out.clear();
-        if len as u64 > u64::from(self.chunks) * PAYLOAD_LEN as u64 {
+        if len as u64 > u64::from(self.header.chunks) * PAYLOAD_LEN as u64 {
             return Ok(false);
         }
         while out.len() < len {
@@ -272,26 +341,28 @@ impl<'a> Payload<'a> {
                 return Ok(false);
             }
             let n = self.rest.len().min(len - out.len());
-            out.extend_from_slice(&self.batch[self.rest.start..self.rest.start + n]);
+            let Some(batch) = &self.batch else { return Ok(false) };
+            out.extend_from_slice(&batch[self.rest.start..self.rest.start + n]);
             self.rest.start += n;
         }
         Ok(true)
     }
 
     fn open_chunk(&mut self) -> io::Result<bool> {
-        if self.number == self.chunks {
+        if self.number == self.header.chunks {
             return Ok(false);
         }
         let slot = self.number as usize % BATCH;
         if slot == 0 {
-            let chunks = BATCH.min((self.chunks - self.number) as usize);
-            let offset = (BLOCK + self.number as usize * CHUNK_LEN) as u64;
-            self.file.read_at(offset, &mut self.batch[..chunks * CHUNK_LEN])?;
+            // Whoever reads may have ended, and wants none back.
+            let _unwanted = self.batch.take().map(|read| self.give_back.send(read));
+            self.batch = self.from.recv().ok().transpose()?;
         }
-        let chunk = &self.batch[slot * CHUNK_LEN..(slot + 1) * CHUNK_LEN];
+        let Some(batch) = &self.batch else { return Ok(false) };
+        let chunk = &batch[slot * CHUNK_LEN..(slot + 1) * CHUNK_LEN];
         let mut r = Reader::new(chunk);
         let (Some(check), Some(used)) = (r.u32(), r.u32()) else { return Ok(false) };
-        if check != chunk_check(self.store, self.sequence, self.number, chunk) || used as usize > PAYLOAD_LEN || used == 0 {
+        if check != chunk_check(self.store, self.header.sequence, self.number, chunk) || used as usize > PAYLOAD_LEN || used == 0 {
             return Ok(false);
         }
         let start = slot * CHUNK_LEN + 8;

@@ -93,9 +93,7 @@ impl Geometry {
 
     /// How long the record of a slot is, right on average over records that begin anywhere in a sector.
     pub(crate) fn len_expected(&self, slot: u64) -> u64 {
-        let code = self.len_code(slot);
-        let fewest = if code == 0 { 1 } else { decode_sectors(code - 1) + 1 };
-        (fewest + decode_sectors(code)) * SECTOR as u64 / 2 - (SECTOR - UNIT) as u64
+        LEN_EXPECTED[self.len_code(slot) as usize]
     }
 
     pub(crate) fn pack(&self, tag: u64, entry: &Entry) -> u64 {
@@ -113,6 +111,19 @@ impl Geometry {
     }
 }
 
+/// By the code of what is read.
+const LEN_EXPECTED: [u64; 1 << LEN_BITS] = {
+    let mut lens = [0; 1 << LEN_BITS];
+    let mut code = 0;
+    while code < lens.len() {
+        let most = decode_sectors(code as u64);
+        let fewest = if code == 0 { 1 } else { decode_sectors(code as u64 - 1) + 1 };
+        lens[code] = (fewest + most) * SECTOR as u64 / 2 - (SECTOR - UNIT) as u64;
+        code += 1;
+    }
+    lens
+};
+
 /// Code 0 to 31: that many sectors plus one. From 32: 32 x 2^(k/3) sectors, rounded up.
 fn encode_sectors(sectors: u64) -> u64 {
     if sectors <= EXACT_SECTORS {
@@ -121,7 +132,7 @@ fn encode_sectors(sectors: u64) -> u64 {
     (EXACT_SECTORS..(1 << LEN_BITS) - 1).find(|code| decode_sectors(*code) >= sectors).unwrap_or((1 << LEN_BITS) - 1)
 }
 
-fn decode_sectors(code: u64) -> u64 {
+const fn decode_sectors(code: u64) -> u64 {
     if code < EXACT_SECTORS {
         return code + 1;
     }

@@ -10,6 +10,7 @@ pub(crate) mod geometry;
 mod partition;
 mod version;
 
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::epoch;
@@ -17,6 +18,13 @@ use crossbeam::epoch;
 use crate::id::{KeyHash, Location, SegmentId};
 use geometry::{Entry, Geometry};
 use partition::{Partition, prefetch};
+
+/// Threads that share work on the whole index, while nobody else uses it.
+const THREADS_MAX: usize = 8;
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(THREADS_MAX)
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -211,7 +219,7 @@ mod tests {
         #[test]
         fn a_batch_does_what_its_changes_do_one_by_one(first in ops(), second in ops()) {
             let (one_by_one, batched) = (Index::new(Geometry::new(8, 1 << 16)), Index::new(Geometry::new(8, 1 << 16)));
-            let mut batch = batch::Batch::new(batched.geometry());
+            let mut batch = batch::Batch::new(batched.geometry(), 0);
             for (n, op) in first.iter().chain(&second).enumerate() {
                 match op {
                     Op::Insert(k, o) => {

@@ -1,5 +1,6 @@
 //! `everwarm bench`: fills a store of its own, asks it in one way or another, and checks every answer while it measures.
 
+mod background;
 mod keys;
 mod meter;
 mod page;
@@ -10,6 +11,7 @@ mod versions;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,7 @@ use crate::level::AckLevel;
 use crate::size::{self, Flash};
 use crate::workload::{Workload, payload, trace};
 use crate::workspace::Workspace;
+use background::Background;
 use keys::{Keys, Order};
 use meter::Meter;
 use phase::{Bench, Mix, Phase, Work};
@@ -153,6 +156,8 @@ enum Kind {
     Trace,
     /// Fill in a process that is then killed, open, and get
     Restart,
+    /// Fill, then do nothing
+    Idle,
 }
 
 /// The order in which keys are asked for.
@@ -312,10 +317,13 @@ fn measure(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<Report> {
         fill_and_kill(dir)?;
     }
     let capacity = setup.capacity(args);
-    let begun = Instant::now();
-    let cache = Cache::open(setup.options.clone().dir(dir))?;
-    let open = begun.elapsed();
     let versions = if is_filled { Versions::filled(keys.entries, capacity) } else { Versions::new(capacity) };
+    let begun = Instant::now();
+    let background = Arc::new(Background::default());
+    let observed = Arc::clone(&background);
+    let options = setup.options.clone().dir(dir).activity(move |activity, begins| observed.observe(activity, begins));
+    let cache = Cache::open(options)?;
+    let open = begun.elapsed();
     let entries = AtomicU32::new(keys.entries);
     let restart = is_filled.then(|| first_hit(&cache, keys, begun, open)).transpose()?;
     let meter = Meter::new(dir)?;
@@ -330,6 +338,7 @@ fn measure(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<Report> {
         rate: 0,
         seed: args.seed,
         meter: &meter,
+        background: &background,
         bar: &bar,
     };
     let mut phases = Vec::new();
@@ -396,6 +405,10 @@ fn phases_of<'a>(args: &Args, setup: &'a Setup) -> Vec<(Phase<'a>, bool)> {
         }
         Kind::Trace => phases.extend(setup.recorded.as_ref().map(|recorded| whole("trace", Work::Served(recorded), true))),
         Kind::Restart => phases.extend(read()),
+        Kind::Idle => {
+            phases.push(fill);
+            phases.extend(timed("idle", Work::Nothing, false));
+        }
     }
     phases
 }
@@ -431,6 +444,7 @@ fn fill_until_killed(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<E
         rate: 0,
         seed: args.seed,
         meter: &Meter::new(dir)?,
+        background: &Background::default(),
         bar: &ProgressBar::hidden(),
     };
     bench.run(&Phase { name: "fill", number: 0, work: Work::PutEach, time: None, persist: true })?;

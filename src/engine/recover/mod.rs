@@ -30,6 +30,9 @@ use crate::wal::replay::{Replay, Unheard};
 
 /// LSNs that are skipped after a host crash, or if the end of the log is lost: more than can have been assigned and then lost, so that none is used twice.
 const LSN_GAP: u64 = 1 << 24;
+/// Bytes of the index for an entry, at most, and the part of its room that changes to it may take if it is empty.
+const SLOT_BYTES: u64 = 9;
+const CHANGES_SHARE: u64 = 4;
 
 /// What kind of stop preceded an open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -177,14 +180,16 @@ fn attempt(
     let count = manifest.segments.len().max(settings.segments as usize);
     manifest.segments.resize(count, fresh);
     let geometry = geometry(&manifest, settings);
-    tracing::debug!(?kind, entries = checkpoint_entries(disk, &manifest), "recovering");
+    let entries = checkpoint_entries(disk, &manifest);
+    let room = settings.index_bytes_max.saturating_sub(entries * SLOT_BYTES).min(settings.index_bytes_max / CHANGES_SHARE);
+    tracing::debug!(?kind, entries, "recovering");
     let mut recovery = Recovery {
         disk,
         store: manifest.store,
         hash_seed: manifest.hash_seed,
         rows: table::rows_of(&manifest.segments),
         index: Index::new(geometry),
-        batch: Batch::new(geometry),
+        batch: Batch::new(geometry, room),
         catalog: manifest.catalog.clone(),
         report,
         floor: manifest.floor,

@@ -1,6 +1,7 @@
 //! What sealed segments say: the checkpoint, and the footers of what was sealed since.
 
 use std::io;
+use std::sync::Arc;
 
 use crossbeam::channel::Sender;
 
@@ -8,8 +9,7 @@ use super::{Recovery, change, open_segment};
 use crate::engine::files;
 use crate::id::{Location, Position, StoreId};
 use crate::index::batch::Batch;
-use crate::index::checkpoint::Loaded;
-use crate::index::geometry::Geometry;
+use crate::index::checkpoint::{Keep, Loaded};
 use crate::index::{self, Index};
 use crate::io::{Disk, is_shortage};
 use crate::manifest::Checkpoint;
@@ -41,10 +41,10 @@ impl Recovery<'_> {
             disk: self.disk,
             store: self.store,
             hash_seed: self.hash_seed,
-            geometry: self.index.geometry(),
+            empty: self.batch.successor(),
             floor: self.floor,
         };
-        let (to, from) = crossbeam::channel::bounded(1);
+        let (to, from) = crossbeam::channel::bounded(0);
         std::thread::scope(|scope| {
             scope.spawn(move || reader.read_all(&rows, &to));
             if !first(self)? {
@@ -83,13 +83,13 @@ impl Recovery<'_> {
             Err(e) => return Ok(self.checkpoint_unreadable(&e)),
         };
         let (rows, floor) = (self.rows.clone(), self.floor);
-        let keep = move |bases: &[u64]| -> Box<dyn Fn(Location) -> bool> {
+        let keep = move |bases: &[u64]| -> Keep {
             let same: Vec<Option<Position>> = rows
                 .iter()
                 .zip(bases.iter().copied().chain(std::iter::repeat(0)))
                 .map(|(row, base)| (base != 0 && row.life.base.0 == base && row.state != State::Free).then_some(row.life.base))
                 .collect();
-            Box::new(move |at: Location| match same.get(at.segment.index()) {
+            Arc::new(move |at: Location| match same.get(at.segment.index()) {
                 Some(Some(base)) => base.plus(at.offset.into()) >= floor,
                 _ => false,
             })
@@ -127,14 +127,15 @@ struct FooterReader<'a> {
     disk: &'a dyn Disk,
     store: StoreId,
     hash_seed: u64,
-    geometry: Geometry,
+    /// What the changes go into.
+    empty: Batch,
     floor: Position,
 }
 
 impl FooterReader<'_> {
     /// Sends everything that the footers of `rows` say, until nobody wants it.
     fn read_all(&self, rows: &[Row], to: &Sender<Footers>) {
-        let (mut batch, mut count) = (Batch::new(self.geometry), 0);
+        let (mut batch, mut count) = (self.empty.successor(), 0);
         for row in rows {
             let read = open_segment(self.disk, row).map(|file| reader::entries(self.store, row, self.hash_seed, file.as_ref()));
             let (contents, damage) = match read {
@@ -147,7 +148,7 @@ impl FooterReader<'_> {
             };
             if batch.is_full() || damage.is_some() {
                 batch.sort();
-                let full = std::mem::replace(&mut batch, Batch::new(self.geometry));
+                let full = std::mem::replace(&mut batch, self.empty.successor());
                 let sent = to.send(Footers::Entries(full, std::mem::take(&mut count)));
                 if sent.is_err() || damage.is_some_and(|damage| to.send(damage).is_err()) {
                     return;

@@ -11,9 +11,11 @@ use hdrhistogram::Histogram;
 use indicatif::ProgressBar;
 use rand::Rng;
 use rand::rngs::SmallRng;
+use serde::Serialize;
 
+use super::background::{Background, KINDS};
 use super::keys::{self, Keys, Order};
-use super::meter::{Cost, Meter};
+use super::meter::{self, Cost, Meter};
 use super::versions::Versions;
 use crate::workload::{Op, VALUE_LEN_MAX, Workload, payload};
 
@@ -25,6 +27,8 @@ const VERIFIED: u64 = 16;
 const AWAKE: Duration = Duration::from_micros(120);
 /// How often what was done is looked at.
 const SAMPLE: Duration = Duration::from_millis(100);
+/// How often memory and descriptors are looked at while a phase of given length lasts.
+const GAUGES: u32 = 20;
 
 /// Shares of the operations, in percent.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,6 +55,7 @@ pub(crate) enum Work<'a> {
     Batches(u32, &'a Order),
     /// Requests one after the other: a get that misses is a put.
     Served(&'a Workload),
+    Nothing,
 }
 
 /// See the module.
@@ -82,6 +87,7 @@ pub(crate) struct Bench<'a> {
     pub(crate) rate: u64,
     pub(crate) seed: u64,
     pub(crate) meter: &'a Meter,
+    pub(crate) background: &'a Background,
     pub(crate) bar: &'a ProgressBar,
 }
 
@@ -93,6 +99,16 @@ pub(crate) struct Outcome {
     pub(crate) accepted: Duration,
     /// Seconds since the beginning, and calls that had returned then.
     pub(crate) series: Vec<(f64, u64)>,
+    pub(crate) gauges: Vec<Gauge>,
+}
+
+/// What the process took at a moment of a phase.
+#[derive(Serialize)]
+pub(crate) struct Gauge {
+    seconds: f64,
+    memory_bytes: u64,
+    resident_bytes: Option<u64>,
+    descriptors: Option<usize>,
 }
 
 /// What callers count.
@@ -100,6 +116,8 @@ pub(crate) struct Tally {
     /// Nanoseconds of each call that reads, from its intended start, and of each that writes.
     pub(crate) reads: Histogram<u64>,
     pub(crate) writes: Histogram<u64>,
+    /// Of all calls at a given rate, by what else the cache did when they began or returned.
+    pub(crate) beside: [Histogram<u64>; KINDS.len()],
     /// Keys that were found, by tier: memory, buffer, flash.
     pub(crate) hits: [u64; 3],
     pub(crate) misses: u64,
@@ -112,12 +130,14 @@ pub(crate) struct Tally {
 impl Tally {
     fn new() -> Self {
         let histogram = || Histogram::new_with_bounds(1, 3_600_000_000_000, 3).expect("the bounds are in order");
-        Self { reads: histogram(), writes: histogram(), hits: [0; 3], misses: 0, wrong: 0, bytes_put: 0 }
+        let beside = [(); KINDS.len()].map(|()| histogram());
+        Self { reads: histogram(), writes: histogram(), beside, hits: [0; 3], misses: 0, wrong: 0, bytes_put: 0 }
     }
 
     fn add(mut self, other: &Self) -> Self {
         self.reads.add(&other.reads).expect("the same bounds");
         self.writes.add(&other.writes).expect("the same bounds");
+        self.beside.iter_mut().zip(&other.beside).for_each(|(sum, other)| sum.add(other).expect("the same bounds"));
         self.hits.iter_mut().zip(other.hits).for_each(|(sum, hits)| *sum += hits);
         self.misses += other.misses;
         self.wrong += other.wrong;
@@ -138,7 +158,7 @@ impl Bench<'_> {
         let done: Vec<AtomicU64> = (0..self.callers).map(|_| AtomicU64::new(0)).collect();
         let (over, begun) = (AtomicBool::new(false), self.meter.read());
         let start = Instant::now();
-        let (tallies, series) = std::thread::scope(|scope| {
+        let (tallies, (series, gauges)) = std::thread::scope(|scope| {
             let callers: Vec<_> = done
                 .iter()
                 .enumerate()
@@ -158,7 +178,7 @@ impl Bench<'_> {
         }
         let cost = begun.cost(&self.meter.read());
         let tally = tallies.into_iter().try_fold(Tally::new(), |sum, tally| anyhow::Ok(sum.add(&tally?)))?;
-        Ok(Outcome { tally, cost, accepted, series })
+        Ok(Outcome { tally, cost, accepted, series, gauges })
     }
 
     /// Calls, or milliseconds.
@@ -170,15 +190,19 @@ impl Bench<'_> {
         }
     }
 
-    fn watch(&self, start: Instant, time: Option<Duration>, done: &[AtomicU64], over: &AtomicBool) -> Vec<(f64, u64)> {
-        let mut series = vec![(0.0, 0)];
+    fn watch(&self, start: Instant, time: Option<Duration>, done: &[AtomicU64], over: &AtomicBool) -> (Vec<(f64, u64)>, Vec<Gauge>) {
+        let (mut series, mut gauges) = (vec![(0.0, 0)], Vec::new());
         while !over.load(Relaxed) {
             std::thread::park_timeout(SAMPLE);
-            let calls: u64 = done.iter().map(|calls| calls.load(Relaxed)).sum();
-            series.push((start.elapsed().as_secs_f64(), calls));
-            self.bar.set_position(if time.is_some() { start.elapsed().as_millis() as u64 } else { calls });
+            let (passed, calls) = (start.elapsed(), done.iter().map(|calls| calls.load(Relaxed)).sum());
+            series.push((passed.as_secs_f64(), calls));
+            self.bar.set_position(if time.is_some() { passed.as_millis() as u64 } else { calls });
+            if time.is_some_and(|time| passed >= time / GAUGES * (gauges.len() as u32 + 1)) {
+                let (memory_bytes, resident_bytes) = (self.cache.stats().memory_bytes, meter::resident());
+                gauges.push(Gauge { seconds: passed.as_secs_f64(), memory_bytes, resident_bytes, descriptors: meter::descriptors() });
+            }
         }
-        series
+        (series, gauges)
     }
 }
 
@@ -200,6 +224,8 @@ struct Caller<'a> {
     key: Vec<u8>,
     value: Vec<u8>,
     tally: Tally,
+    /// What else the cache did when the call began.
+    beside: [bool; KINDS.len() - 1],
 }
 
 impl<'a> Caller<'a> {
@@ -216,6 +242,7 @@ impl<'a> Caller<'a> {
             key: Vec::new(),
             value: Vec::new(),
             tally: Tally::new(),
+            beside: Default::default(),
         }
     }
 
@@ -237,6 +264,7 @@ impl<'a> Caller<'a> {
                     self.get_many(&keys)?;
                 }
             }
+            Work::Nothing => self.end.into_iter().for_each(|end| std::thread::sleep(end.saturating_duration_since(Instant::now()))),
             Work::Served(workload) => {
                 let (callers, number) = (self.bench.callers, self.number);
                 for request in workload.requests.iter().filter(|request| request.key as usize % callers == number) {
@@ -314,7 +342,7 @@ impl<'a> Caller<'a> {
     }
 
     /// Now, or when the next call should begin.
-    fn begin(&self) -> Instant {
+    fn begin(&mut self) -> Instant {
         let Some(intended) = self.intended() else { return Instant::now() };
         // A sleep ends late, by some 60 us, and that is no latency of the cache: the rest is waited for awake.
         let early = intended.saturating_duration_since(Instant::now());
@@ -324,6 +352,7 @@ impl<'a> Caller<'a> {
         while Instant::now() < intended {
             std::thread::yield_now();
         }
+        self.beside = self.bench.background.now();
         intended
     }
 
@@ -331,6 +360,12 @@ impl<'a> Caller<'a> {
         let took = began.elapsed().as_nanos() as u64;
         let histogram = if kind == Kind::Read { &mut self.tally.reads } else { &mut self.tally.writes };
         histogram.saturating_record(took);
+        if self.bench.rate > 0 {
+            let now = self.bench.background.now();
+            let both = [now[0] || self.beside[0], now[1] || self.beside[1]];
+            let beside = [!both[0] && !both[1], both[0], both[1]];
+            self.tally.beside.iter_mut().zip(beside).filter(|(_, is)| *is).for_each(|(histogram, _)| histogram.saturating_record(took));
+        }
         self.done.store(self.tally.calls(), Relaxed);
     }
 

@@ -1,5 +1,6 @@
 //! What a benchmark found, for people and for programs.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
 
@@ -7,7 +8,8 @@ use everwarm::Stats;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::phase::{Outcome, Tally};
+use super::background::KINDS;
+use super::phase::{Gauge, Outcome, Tally};
 use crate::size::show_bytes;
 
 /// Fewer entries say nothing of what the index takes for one.
@@ -59,6 +61,8 @@ pub(crate) struct Row {
     calls_per_s: f64,
     reads: Option<Latency>,
     writes: Option<Latency>,
+    /// Of all calls at a given rate, by what else the cache did.
+    beside: BTreeMap<&'static str, Latency>,
     hits_memory: u64,
     hits_buffer: u64,
     hits_flash: u64,
@@ -68,7 +72,9 @@ pub(crate) struct Row {
     /// By everybody who used the device meanwhile.
     device_bytes_read: Option<u64>,
     device_bytes_written: Option<u64>,
+    cpu_ms: f64,
     cpu_us_per_call: f64,
+    gauges: Vec<Gauge>,
     memory_bytes: u64,
     resident_bytes: Option<u64>,
     index_bytes_per_entry: Option<f64>,
@@ -110,9 +116,9 @@ impl Latency {
 
 impl Row {
     pub(crate) fn new(name: &'static str, outcome: Outcome, stats: &Stats, resident_bytes: Option<u64>) -> Self {
-        let Outcome { tally, cost, accepted, series } = outcome;
+        let Outcome { tally, cost, accepted, series, gauges } = outcome;
         let calls = tally.calls();
-        let Tally { reads, writes, hits: [hits_memory, hits_buffer, hits_flash], misses, wrong, bytes_put } = tally;
+        let Tally { reads, writes, beside, hits: [hits_memory, hits_buffer, hits_flash], misses, wrong, bytes_put } = tally;
         Self {
             name,
             calls,
@@ -121,6 +127,7 @@ impl Row {
             calls_per_s: calls as f64 / accepted.as_secs_f64(),
             reads: Latency::of(&reads),
             writes: Latency::of(&writes),
+            beside: KINDS.into_iter().zip(&beside).filter_map(|(kind, histogram)| Some((kind, Latency::of(histogram)?))).collect(),
             hits_memory,
             hits_buffer,
             hits_flash,
@@ -129,6 +136,8 @@ impl Row {
             bytes_put,
             device_bytes_read: cost.device_read,
             device_bytes_written: cost.device_written,
+            cpu_ms: cost.cpu.as_secs_f64() * 1e3,
+            gauges,
             cpu_us_per_call: cost.cpu.as_secs_f64() * 1e6 / calls.max(1) as f64,
             memory_bytes: stats.memory_bytes,
             resident_bytes,
@@ -183,14 +192,15 @@ impl Report {
         }
         line(format_args!(""));
         line(format_args!(
-            "{:<10} {:<6} {:>11} {:>9} {:>9} {:>9} {:>9} {:>9} {:>10}",
+            "{:<10} {:<10} {:>11} {:>9} {:>9} {:>9} {:>9} {:>9} {:>10}",
             "us a call", "", "calls", "mean", "p50", "p90", "p99", "p99.9", "max"
         ));
         for row in &self.phases {
-            for (kind, latency) in [("reads", &row.reads), ("writes", &row.writes)] {
-                let Some(l) = latency else { continue };
+            let of_kind =
+                [("reads", &row.reads), ("writes", &row.writes)].into_iter().filter_map(|(kind, latency)| Some((kind, latency.as_ref()?)));
+            for (kind, l) in of_kind.chain(row.beside.iter().map(|(kind, latency)| (*kind, latency))) {
                 line(format_args!(
-                    "{:<10} {kind:<6} {:>11} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>10.0}",
+                    "{:<10} {kind:<10} {:>11} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>10.0}",
                     row.name, l.calls, l.mean, l.p50, l.p90, l.p99, l.p999, l.max
                 ));
             }

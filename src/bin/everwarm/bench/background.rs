@@ -1,0 +1,36 @@
+//! What the cache does besides answering, by its own account.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use everwarm::Activity;
+
+/// What is told apart: nothing of the following, a checkpoint is written, segments are emptied.
+pub(crate) const KINDS: [&str; 3] = ["nothing", "checkpoint", "reclaim"];
+
+/// How many of each are under way.
+#[derive(Default)]
+pub(crate) struct Background {
+    checkpoints: AtomicUsize,
+    reclaims: AtomicUsize,
+}
+
+impl Background {
+    /// Something begins or ends.
+    pub(crate) fn observe(&self, activity: Activity, begins: bool) {
+        let count = match activity {
+            Activity::Checkpoint => &self.checkpoints,
+            Activity::Reclaim => &self.reclaims,
+            _ => return,
+        };
+        if begins {
+            count.fetch_add(1, Relaxed)
+        } else {
+            count.fetch_sub(1, Relaxed)
+        };
+    }
+
+    /// Which of [`KINDS`] besides the first are under way now.
+    pub(crate) fn now(&self) -> [bool; 2] {
+        [&self.checkpoints, &self.reclaims].map(|count| count.load(Relaxed) > 0)
+    }
+}
