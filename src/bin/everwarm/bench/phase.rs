@@ -1,6 +1,7 @@
 //! One phase of a benchmark: callers that ask, each on a thread of its own, until it is over.
 
 use std::cell::RefCell;
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -23,8 +24,8 @@ use crate::workload::{Op, VALUE_LEN_MAX, Workload, payload};
 const SCAN: u32 = 100;
 /// Every byte of one answer in so many is verified; of the others the front, which states key, length and version.
 const VERIFIED: u64 = 16;
-/// How long before a call is due its caller is awake.
-const AWAKE: Duration = Duration::from_micros(120);
+/// By how many nanoseconds the kernel may let a sleep last longer than asked, so that it wakes several threads at once. 50,000 unless it is told.
+const SLACK: NonZeroU64 = NonZeroU64::MIN;
 /// How often what was done is looked at.
 const SAMPLE: Duration = Duration::from_millis(100);
 /// How often memory and descriptors are looked at while a phase of given length lasts.
@@ -164,7 +165,7 @@ impl Bench<'_> {
                 .enumerate()
                 .map(|(number, done)| scope.spawn(move || Caller::new(self, phase, number, start, done).work(phase.work)))
                 .collect();
-            let watch = scope.spawn(|| self.watch(start, phase.time, &done, &over));
+            let watch = scope.spawn(|| self.watch(start, phase, &done, &over));
             let tallies: Vec<_> = callers.into_iter().map(|caller| caller.join()).collect();
             // Also if one of them panicked, since the watch is waited for.
             over.store(true, Relaxed);
@@ -190,10 +191,12 @@ impl Bench<'_> {
         }
     }
 
-    fn watch(&self, start: Instant, time: Option<Duration>, done: &[AtomicU64], over: &AtomicBool) -> (Vec<(f64, u64)>, Vec<Gauge>) {
-        let (mut series, mut gauges) = (vec![(0.0, 0)], Vec::new());
+    fn watch(&self, start: Instant, phase: &Phase<'_>, done: &[AtomicU64], over: &AtomicBool) -> (Vec<(f64, u64)>, Vec<Gauge>) {
+        let (mut series, mut gauges, time) = (vec![(0.0, 0)], Vec::new(), phase.time);
+        // Who measures idleness is idle.
+        let sample = time.filter(|_| matches!(phase.work, Work::Nothing)).map_or(SAMPLE, |time| time / GAUGES);
         while !over.load(Relaxed) {
-            std::thread::park_timeout(SAMPLE);
+            std::thread::park_timeout(sample);
             let (passed, calls) = (start.elapsed(), done.iter().map(|calls| calls.load(Relaxed)).sum());
             series.push((passed.as_secs_f64(), calls));
             self.bar.set_position(if time.is_some() { passed.as_millis() as u64 } else { calls });
@@ -247,6 +250,9 @@ impl<'a> Caller<'a> {
     }
 
     fn work(mut self, work: Work<'_>) -> anyhow::Result<Tally> {
+        if self.bench.rate > 0 {
+            rustix::thread::set_current_timer_slack(Some(SLACK))?;
+        }
         match work {
             Work::PutEach => self.each_own(|caller, key| caller.put(key))?,
             Work::DeleteEach => self.each_own(|caller, key| caller.delete(key))?,
@@ -344,14 +350,7 @@ impl<'a> Caller<'a> {
     /// Now, or when the next call should begin.
     fn begin(&mut self) -> Instant {
         let Some(intended) = self.intended() else { return Instant::now() };
-        // A sleep ends late, by some 60 us, and that is no latency of the cache: the rest is waited for awake.
-        let early = intended.saturating_duration_since(Instant::now());
-        if let Some(asleep) = early.checked_sub(AWAKE) {
-            std::thread::sleep(asleep);
-        }
-        while Instant::now() < intended {
-            std::thread::yield_now();
-        }
+        std::thread::sleep(intended.saturating_duration_since(Instant::now()));
         self.beside = self.bench.background.now();
         intended
     }
