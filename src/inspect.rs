@@ -14,7 +14,7 @@ use crate::io::posix::PosixDisk;
 use crate::io::{BLOCK, Disk, InMemory, Mapping, numbered};
 use crate::manifest::{self, LoadError, Manifest, SegmentState};
 use crate::segment::format::{self, Life};
-use crate::segment::reader::{self, Window};
+use crate::segment::reader::{self, WINDOW, Window};
 use crate::segment::table::{self, Row, State, WalStart};
 use crate::wal::format::FileHeader;
 use crate::wal::replay::{Replay, Unheard};
@@ -189,7 +189,7 @@ fn verify_records(disk: &dyn Disk, manifest: &Manifest, row: &Row, verified: &mu
     // That it cannot be opened was said before.
     let Ok(file) = disk.open(&table::file_name(row.life.id)) else { return };
     let contents = reader::entries(manifest.store, row, manifest.hash_seed, file.as_ref());
-    let mut window = Window::new(file.as_ref(), row.size);
+    let mut window = Window::new(file.as_ref(), row.size, WINDOW);
     let mut bad = 0u64;
     // A tombstone may describe a record that was lost, so that nothing older is served.
     for entry in contents.entries.iter().filter(|entry| !entry.tombstone) {

@@ -11,7 +11,7 @@ use crate::id::{Location, Scope, SegmentId};
 use crate::io::is_shortage;
 use crate::segment::footer;
 use crate::segment::format::{self, Draft, Kind, Record};
-use crate::segment::reader::{self, Window};
+use crate::segment::reader::{self, SMALL_WINDOW, WINDOW, Window};
 use crate::segment::table::{Row, State};
 use crate::sync::lock;
 
@@ -111,7 +111,9 @@ impl Engine {
             true => row.size,
             false => data_bytes / REINSERT_SHARE,
         };
-        let mut window = Window::new(file.as_ref(), row.size);
+        // As long as others are ready, nobody waits for this one.
+        let is_calm = lock(&self.log).ready.len() >= self.ready_wanted();
+        let mut window = Window::new(file.as_ref(), row.size, if is_calm { SMALL_WINDOW } else { WINDOW });
         let scopes = self.scopes();
         for entry in live {
             let keep = u64::from(entry.len) <= budget && (keep_all || self.is_hot(entry, location(entry)));

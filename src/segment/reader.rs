@@ -10,8 +10,9 @@ use crate::id::StoreId;
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, File, SECTOR};
 
-/// Bytes that are read at once while a segment is read from front to back.
-const WINDOW: usize = 1 << 20;
+/// Bytes that are read at once while a segment is read from front to back: in a hurry, and so that reads of others have to wait for little.
+pub(crate) const WINDOW: usize = 1 << 20;
+pub(crate) const SMALL_WINDOW: usize = 64 << 10;
 
 /// What a sealed segment holds.
 #[derive(Debug, Default)]
@@ -123,9 +124,9 @@ pub(crate) struct Window<'a> {
 }
 
 impl<'a> Window<'a> {
-    /// Of a file of `size` bytes.
-    pub(crate) fn new(file: &'a dyn File, size: u64) -> Self {
-        Self { file, size, buf: AlignedBuf::zeroed(WINDOW.min(size as usize)), held: 0..0 }
+    /// Of a file of `size` bytes, so many of them `at_once`.
+    pub(crate) fn new(file: &'a dyn File, size: u64, at_once: usize) -> Self {
+        Self { file, size, buf: AlignedBuf::zeroed(at_once.min(size as usize)), held: 0..0 }
     }
 
     /// `len` bytes at `offset`.

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use everwarm::Activity;
 
-/// What is told apart: nothing of the following, a checkpoint is written, segments are emptied.
-pub(crate) const KINDS: [&str; 3] = ["nothing", "checkpoint", "reclaim"];
+/// What is told apart: everything, nothing of the following, a checkpoint is written, segments are emptied.
+pub(crate) const KINDS: [&str; 4] = ["all", "nothing", "checkpoint", "reclaim"];
 
 /// How many of each are under way.
 #[derive(Default)]
@@ -29,7 +29,7 @@ impl Background {
         };
     }
 
-    /// Which of [`KINDS`] besides the first are under way now.
+    /// Whether a checkpoint is written now, and whether segments are emptied.
     pub(crate) fn now(&self) -> [bool; 2] {
         [&self.checkpoints, &self.reclaims].map(|count| count.load(Relaxed) > 0)
     }

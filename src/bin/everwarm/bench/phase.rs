@@ -228,7 +228,7 @@ struct Caller<'a> {
     value: Vec<u8>,
     tally: Tally,
     /// What else the cache did when the call began.
-    beside: [bool; KINDS.len() - 1],
+    beside: [bool; 2],
 }
 
 impl<'a> Caller<'a> {
@@ -362,7 +362,7 @@ impl<'a> Caller<'a> {
         if self.bench.rate > 0 {
             let now = self.bench.background.now();
             let both = [now[0] || self.beside[0], now[1] || self.beside[1]];
-            let beside = [!both[0] && !both[1], both[0], both[1]];
+            let beside = [true, !both[0] && !both[1], both[0], both[1]];
             self.tally.beside.iter_mut().zip(beside).filter(|(_, is)| *is).for_each(|(histogram, _)| histogram.saturating_record(took));
         }
         self.done.store(self.tally.calls(), Relaxed);
