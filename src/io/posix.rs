@@ -476,6 +476,42 @@ mod tests {
         }
     }
 
+    /// Buffers of reads that are in flight when a stream panics are not freed before the kernel lets go of them, and the next stream has nothing to do with them.
+    #[test]
+    fn a_stream_that_panics_takes_its_reads_back_first() {
+        struct Panics(Arc<dyn File>, Arc<AtomicU64>);
+        impl ReadStream for Panics {
+            fn next(&mut self) -> Option<StreamRead> {
+                let number = self.1.fetch_add(1, Ordering::Relaxed) as usize;
+                (number < 8).then(|| StreamRead {
+                    number,
+                    file: Arc::clone(&self.0),
+                    offset: 0,
+                    buf: AlignedBuf::zeroed(BLOCK),
+                    done: false,
+                })
+            }
+
+            fn ended(&mut self, read: StreamRead) {
+                panic!("{}", read.number);
+            }
+        }
+        for backend in [Backend::Auto, Backend::Portable] {
+            let dir = tempfile::tempdir().unwrap();
+            let disk = PosixDisk::new(dir.path(), fs::File::open(dir.path()).unwrap(), backend, 8, 1).unwrap();
+            let (file, begun) = (disk.create("file", BLOCK as u64).unwrap(), Arc::new(AtomicU64::new(0)));
+            let mut stream = Panics(Arc::clone(&file), Arc::clone(&begun));
+            let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| disk.read_stream(&mut stream)));
+            assert!(panicked.is_err() && begun.load(Ordering::Relaxed) > 0);
+            let read = |number| StreamRead { number, file: Arc::clone(&file), offset: 0, buf: AlignedBuf::zeroed(BLOCK), done: false };
+            assert!(read_all(&disk, (0..20).map(read)).iter().all(|read| read.done));
+            if let Some(rings) = &disk.rings {
+                // The one that panicked is gone with its ring; what went on after it took another.
+                assert_eq!(rings.idle(), 1);
+            }
+        }
+    }
+
     #[test]
     fn descriptors_of_all_stores_are_counted_together() {
         let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 40);

@@ -53,6 +53,12 @@ impl Rings {
         }
         true
     }
+
+    /// Rings that wait for a stream.
+    #[cfg(test)]
+    pub(crate) fn idle(&self) -> usize {
+        lock(&self.idle).len()
+    }
 }
 
 /// A ring and the reads that are in flight in it.

@@ -101,6 +101,8 @@ pub(crate) struct Outcome {
     /// Seconds since the beginning, and calls that had returned then.
     pub(crate) series: Vec<(f64, u64)>,
     pub(crate) gauges: Vec<Gauge>,
+    /// Of the log.
+    pub(crate) syncs: u64,
 }
 
 /// What the process took at a moment of a phase.
@@ -157,7 +159,7 @@ impl Bench<'_> {
         self.bar.set_length(self.length(phase));
         self.bar.set_position(0);
         let done: Vec<AtomicU64> = (0..self.callers).map(|_| AtomicU64::new(0)).collect();
-        let (over, begun) = (AtomicBool::new(false), self.meter.read());
+        let (over, syncs, begun) = (AtomicBool::new(false), self.cache.stats().syncs, self.meter.read());
         let start = Instant::now();
         let (tallies, (series, gauges)) = std::thread::scope(|scope| {
             let callers: Vec<_> = done
@@ -178,8 +180,9 @@ impl Bench<'_> {
             self.cache.persist(Ack::Host)?;
         }
         let cost = begun.cost(&self.meter.read());
+        let syncs = self.cache.stats().syncs - syncs;
         let tally = tallies.into_iter().try_fold(Tally::new(), |sum, tally| anyhow::Ok(sum.add(&tally?)))?;
-        Ok(Outcome { tally, cost, accepted, series, gauges })
+        Ok(Outcome { tally, cost, accepted, series, gauges, syncs })
     }
 
     /// Calls, or milliseconds.

@@ -69,6 +69,7 @@ pub(crate) struct Row {
     misses: u64,
     wrong: u64,
     bytes_put: u64,
+    syncs: u64,
     /// By everybody who used the device meanwhile.
     device_bytes_read: Option<u64>,
     device_bytes_written: Option<u64>,
@@ -116,7 +117,7 @@ impl Latency {
 
 impl Row {
     pub(crate) fn new(name: &'static str, outcome: Outcome, stats: &Stats, resident_bytes: Option<u64>) -> Self {
-        let Outcome { tally, cost, accepted, series, gauges } = outcome;
+        let Outcome { tally, cost, accepted, series, gauges, syncs } = outcome;
         let calls = tally.calls();
         let Tally { reads, writes, beside, hits: [hits_memory, hits_buffer, hits_flash], misses, wrong, bytes_put } = tally;
         Self {
@@ -134,6 +135,7 @@ impl Row {
             misses,
             wrong,
             bytes_put,
+            syncs,
             device_bytes_read: cost.device_read,
             device_bytes_written: cost.device_written,
             cpu_ms: cost.cpu.as_secs_f64() * 1e3,
