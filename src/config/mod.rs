@@ -484,7 +484,7 @@ impl Options {
             let reason = format!("{memory} B given, {flash} B of flash need at least {}", (empty_index * 4).max(1 << 20));
             return invalid("memory", reason);
         }
-        if let Some(stored) = stored.filter(|s| !self.resize && s.entries * 8 > index_bytes_max) {
+        if let Some(stored) = stored.filter(|s| !self.resize && s.entries.saturating_mul(8) > index_bytes_max) {
             let reason =
                 format!("{memory} B given, the index of the store's {} entries needs at least {}", stored.entries, stored.memory());
             return Err(Error::NeedsResize { name: "memory", reason });

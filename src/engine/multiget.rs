@@ -28,6 +28,7 @@ struct Keys<'a> {
     keys: &'a [Key<'a>],
     /// The number of the next key to look for.
     next: usize,
+    in_flight: usize,
     /// What is in flight, by the number of its key.
     wanted: Vec<Option<Wanted>>,
     values: Vec<Option<Value>>,
@@ -39,7 +40,8 @@ impl Engine {
     pub(crate) fn get_many(&self, keys: &[Key<'_>]) -> Result<Vec<Option<Value>>> {
         self.check_reads()?;
         let nothing = keys.len();
-        let mut stream = Keys { engine: self, keys, next: 0, wanted: vec![None; nothing], values: vec![None; nothing], closed: Ok(()) };
+        let mut stream =
+            Keys { engine: self, keys, next: 0, in_flight: 0, wanted: vec![None; nothing], values: vec![None; nothing], closed: Ok(()) };
         self.disk.read_stream(&mut stream);
         stream.closed.map(|()| stream.values)
     }
@@ -103,10 +105,15 @@ impl Keys<'_> {
 impl ReadStream for Keys<'_> {
     fn next(&mut self) -> Option<StreamRead> {
         while self.closed.is_ok() && self.next < self.keys.len() {
+            if self.in_flight > 0 && self.engine.reads_are_full() {
+                // What has ended makes room first.
+                return None;
+            }
             let number = self.next;
             self.next += 1;
             if let Some((want, read)) = self.engine.plan(number, self.keys[number]) {
                 self.wanted[number] = Some(want);
+                self.in_flight += 1;
                 return Some(read);
             }
             self.get(number);
@@ -117,6 +124,7 @@ impl ReadStream for Keys<'_> {
     fn ended(&mut self, read: StreamRead) {
         let number = read.number;
         let Some(want) = self.wanted[number].take() else { return };
+        self.in_flight -= 1;
         self.values[number] = self.engine.take_read(self.keys[number], &want, read, true);
         match self.values[number] {
             Some(_) => self.engine.counters.hits_flash.add(),

@@ -2,15 +2,20 @@
 //! a processor's cache, and processors share them.
 
 use std::num::NonZeroU64;
+use std::sync::Mutex;
+use std::thread;
 
 use super::geometry::{Entry, Geometry};
 use super::{Index, threads};
 use crate::id::KeyHash;
+use crate::sync::lock;
 
 /// Changes that may be merged at once: bounds the DRAM that recovery takes, and each merge passes over the whole index.
 const LEN_MAX_MIN: usize = 1 << 21;
 /// Bytes of DRAM for a change: in a batch that is filled and in one that is merged, with what their vectors have to spare.
 const CHANGE_BYTES: u64 = 64;
+/// Buckets that a thread takes at once.
+const SHARE: usize = 4;
 /// Fewer changes are merged by the thread that has them.
 const SHARED_MIN: usize = 1 << 15;
 /// The upper bits of a hash choose a bucket, as they choose a partition: at most so many.
@@ -75,16 +80,19 @@ impl Batch {
     pub(crate) fn merge(&mut self, index: &Index) {
         assert_eq!(self.geometry, index.geometry, "a batch is for one geometry");
         let threads = if self.len < SHARED_MIN { 1 } else { threads() };
-        let share = self.buckets.len().div_ceil(threads);
-        let merge = |buckets: &mut [Vec<Change>]| {
+        let shares = Mutex::new(self.buckets.chunks_mut(SHARE));
+        let next = || lock(&shares).next();
+        let work = || {
             let mut scratch = (Vec::new(), Vec::new());
-            buckets.iter_mut().for_each(|bucket| merge(bucket, index, &mut scratch));
+            while let Some(buckets) = next() {
+                buckets.iter_mut().for_each(|bucket| merge(bucket, index, &mut scratch));
+            }
         };
-        if threads == 1 {
-            merge(&mut self.buckets);
-        } else {
-            std::thread::scope(|scope| self.buckets.chunks_mut(share).for_each(|buckets| drop(scope.spawn(move || merge(buckets)))));
-        }
+        thread::scope(|scope| {
+            // Where no more threads are to be had, there is more to do for this one.
+            let _fewer = (1..threads).try_for_each(|_| thread::Builder::new().spawn_scoped(scope, work).map(drop));
+            work();
+        });
         self.len = 0;
     }
 }

@@ -6,6 +6,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 use crossbeam::channel::{Receiver, Sender};
 
@@ -218,13 +219,13 @@ pub(crate) fn load(store: StoreId, sequence: u64, file: &dyn File, index: &Index
         return Ok(Loaded::Broken);
     }
     let loaded = AtomicU64::new(0);
-    let is_whole = std::thread::scope(|scope| -> io::Result<bool> {
+    let is_whole = thread::scope(|scope| -> io::Result<bool> {
         let (to, from) = crossbeam::channel::bounded(1);
         let (give_back, spare) = crossbeam::channel::bounded(READ_AHEAD);
         for _ in 0..READ_AHEAD {
             give_back.send(AlignedBuf::zeroed(BATCH * CHUNK_LEN)).expect("there is room for all");
         }
-        scope.spawn(move || read_ahead(file, header.chunks as usize, &spare, &to));
+        thread::Builder::new().spawn_scoped(scope, move || read_ahead(file, header.chunks as usize, &spare, &to))?;
         let mut payload = Payload { store, header, from, give_back, batch: None, number: 0, rest: 0..0 };
         let mut bytes = Vec::new();
         if !payload.take(header.bases as usize * 8, &mut bytes)? {
@@ -232,13 +233,18 @@ pub(crate) fn load(store: StoreId, sequence: u64, file: &dyn File, index: &Index
         }
         let keep = keep(&words(&bytes).collect::<Vec<u64>>());
         let (to, from) = crossbeam::channel::bounded::<Stretch>(1);
-        for _ in 0..threads() {
+        for number in 0..threads() {
             let (from, keep, loaded) = (from.clone(), Arc::clone(&keep), &loaded);
-            scope.spawn(move || {
+            let fill = move || {
                 for stretch in from {
                     loaded.fetch_add(stretch.load(index, &keep), Ordering::Relaxed);
                 }
-            });
+            };
+            match thread::Builder::new().spawn_scoped(scope, fill) {
+                // Fewer do as well.
+                Err(_) if number > 0 => break,
+                spawned => drop(spawned?),
+            }
         }
         drop(from);
         payload.send_stretches(index.geometry().partitions(), &to)

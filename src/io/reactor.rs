@@ -1,4 +1,4 @@
-//! Reads of many tasks in flight in one `io_uring`: each caller submits its own, one thread waits for completions.
+//! Reads of many tasks in flight in one `io_uring`: callers submit, one thread waits for completions.
 #![allow(unsafe_code, reason = "the kernel writes into buffers behind a submission queue")]
 
 use std::collections::VecDeque;
@@ -43,7 +43,7 @@ struct Submission {
 }
 
 impl Submission {
-    /// Reads that the kernel was told of and that are not known to have ended.
+    /// Reads that the kernel was told of, or is told of at this moment, and that are not known to have ended.
     fn told(&self) -> u32 {
         (self.in_flight.len() - self.free.len()) as u32 - self.queued
     }
@@ -63,8 +63,8 @@ impl std::fmt::Debug for Reactor {
 impl Reactor {
     /// A ring for `depth` reads, and its thread.
     pub(super) fn new(depth: u32) -> io::Result<Self> {
-        // One entry more, for the wake-up.
-        let ring = IoUring::new((depth + 1).next_power_of_two())?;
+        // Entries that the kernel is about to take count until it has, when their slots may be in use again; and one more is for the wake-up.
+        let ring = IoUring::new((2 * depth + 1).next_power_of_two())?;
         let submission = Submission { in_flight: vec![None; depth as usize], free: (0..depth).rev().collect(), ..Submission::default() };
         let shared = Arc::new(Shared { ring, submission: Mutex::new(submission) });
         let of_thread = Arc::clone(&shared);
@@ -85,41 +85,37 @@ impl Reactor {
             submission.waiting.push_back(operation);
             return;
         }
-        self.shared.push(&mut submission, operation);
+        let pushed = self.shared.push(&mut submission, operation);
         let due = submission.due();
         drop(submission);
         self.shared.submit(due);
+        if let Err(operation) = pushed {
+            operation.run();
+        }
     }
 }
 
 impl Shared {
-    /// Queues a read in a free slot. The caller submits.
-    fn push(&self, submission: &mut Submission, operation: Arc<Operation>) {
-        let Some(slot) = submission.free.pop() else { return operation.run() };
+    /// Queues a read in a free slot, or gives it back. The caller submits.
+    fn push(&self, submission: &mut Submission, operation: Arc<Operation>) -> Result<(), Arc<Operation>> {
+        let Some(slot) = submission.free.last().copied() else { return Err(operation) };
         let entry = operation.with(|read| {
             let fd = read.file.descriptor()?;
             let len = read.buf.len() as u32;
             Some(opcode::Read::new(types::Fd(fd), read.buf.as_mut_ptr(), len).offset(read.offset).build().user_data(slot.into()))
         });
-        let Some(entry) = entry.flatten() else {
-            submission.free.push(slot);
-            return operation.run();
-        };
-        submission.in_flight[slot as usize] = Some(operation);
+        let Some(entry) = entry.flatten() else { return Err(operation) };
         // SAFETY: the lock on `submission` makes this the only handle on the submission queue.
         let mut queue = unsafe { self.ring.submission_shared() };
         // SAFETY: the buffer and the descriptor belong to the operation, which stays in `in_flight` until its completion was seen; nobody touches the buffer before.
-        let pushed = unsafe { queue.push(&entry) };
+        if unsafe { queue.push(&entry) }.is_err() {
+            return Err(operation);
+        }
         drop(queue);
-        if pushed.is_ok() {
-            submission.queued += 1;
-            return;
-        }
-        // There are more entries than slots, so this is an entry that the kernel did not take yet.
-        submission.free.push(slot);
-        if let Some(operation) = submission.in_flight[slot as usize].take() {
-            operation.run();
-        }
+        submission.free.pop();
+        submission.in_flight[slot as usize] = Some(operation);
+        submission.queued += 1;
+        Ok(())
     }
 
     /// Tells the kernel of so many entries.
@@ -141,11 +137,11 @@ impl Shared {
 
     /// Completes reads until the reactor is closed and nothing is in flight.
     fn reap(&self) {
-        let mut finished = Vec::new();
+        let (mut finished, mut refused) = (Vec::new(), Vec::new());
         loop {
             let queued = std::mem::take(&mut lock(&self.submission).queued);
             let left = queued - self.enter(queued, 1, GET_EVENTS);
-            let ended = {
+            let (due, ended) = {
                 let mut submission = lock(&self.submission);
                 submission.queued += left;
                 // SAFETY: only this thread looks at the completion queue.
@@ -157,15 +153,21 @@ impl Shared {
                         finished.push((operation, completion.result()));
                     }
                 }
+                let mut pushed = false;
                 while !submission.free.is_empty()
                     && let Some(operation) = submission.waiting.pop_front()
                 {
                     if !operation.is_abandoned() {
-                        self.push(&mut submission, operation);
+                        pushed = true;
+                        refused.extend(self.push(&mut submission, operation).err());
                     }
                 }
-                submission.closed && submission.in_flight.iter().all(Option::is_none)
+                let ended = submission.closed && submission.in_flight.iter().all(Option::is_none);
+                (if pushed { std::mem::take(&mut submission.queued) } else { 0 }, ended)
             };
+            // Before anybody is woken, which may take long.
+            self.submit(due);
+            refused.drain(..).for_each(|operation: Arc<Operation>| operation.run());
             for (operation, result) in finished.drain(..) {
                 let whole = operation.with(|read| result >= 0 && result as usize == read.buf.len());
                 operation.complete(whole == Some(true));

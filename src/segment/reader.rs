@@ -137,10 +137,16 @@ impl<'a> Window<'a> {
             let need = (round_up(end, SECTOR as u64) - from) as usize;
             if need > self.buf.len() {
                 self.buf = AlignedBuf::zeroed(need);
+                self.held = 0..0;
             }
             let to = (from + self.buf.len() as u64).min(self.size);
-            self.held = 0..0;
-            let whole = self.file.read_at(from, &mut self.buf[..(to - from) as usize]);
+            let held = std::mem::replace(&mut self.held, 0..0);
+            let mut kept = 0;
+            if held.contains(&from) && held.end < to {
+                kept = (held.end - from) as usize;
+                self.buf.copy_within((from - held.start) as usize..(held.end - held.start) as usize, 0);
+            }
+            let whole = self.file.read_at(from + kept as u64, &mut self.buf[kept..(to - from) as usize]);
             self.held = match whole {
                 Ok(()) => from..to,
                 // Something in the window cannot be read: perhaps it is not this record.
@@ -152,5 +158,35 @@ impl<'a> Window<'a> {
         }
         let at = (start - self.held.start) as usize;
         Ok(&self.buf[at..at + len as usize])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::Disk;
+    use crate::io::sim::SimDisk;
+
+    #[test]
+    fn a_window_shows_what_is_in_the_file_wherever_it_is_moved() {
+        const SIZE: usize = 64 * BLOCK;
+        let disk = SimDisk::new(1);
+        let file = disk.create("file", SIZE as u64).unwrap();
+        let mut bytes = AlignedBuf::zeroed(SIZE);
+        bytes.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i / 251 + i) as u8);
+        file.write_at(0, &bytes).unwrap();
+        for (at_once, step, back) in
+            [(BLOCK, 1_000, 0), (2 * BLOCK, 3_000, 0), (BLOCK, 9_000, 0), (4 * BLOCK, 700, 5_000), (1 << 20, 6_000, 90)]
+        {
+            let mut window = Window::new(file.as_ref(), SIZE as u64, at_once);
+            let mut at = 8;
+            while at + step <= SIZE {
+                assert_eq!(window.bytes(at as u32, step as u32).unwrap(), &bytes[at..at + step], "{at_once}, {step}, {at}");
+                if back > 0 && at > back {
+                    assert_eq!(window.bytes((at - back) as u32, 64).unwrap(), &bytes[at - back..at - back + 64]);
+                }
+                at += step + step / 7;
+            }
+        }
     }
 }

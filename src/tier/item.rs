@@ -7,7 +7,7 @@ use std::alloc::{self, Layout};
 use std::fmt;
 use std::ptr::{self, NonNull};
 use std::slice;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
@@ -229,7 +229,7 @@ impl Drop for Item {
             return;
         }
         // Pairs with the release of every other handle's end.
-        fence(Ordering::Acquire);
+        self.get().handles.load(Ordering::Acquire);
         let layout = self.get().layout();
         self.get().meter.subtract(self.get().following_len());
         // SAFETY: this was the last handle, so nobody else has the node.

@@ -92,7 +92,7 @@ fn caller(store: &dyn Store, size: Size, thread: u64, end: Instant) -> Result<(u
     Ok((calls, missed))
 }
 
-fn cpu() -> Duration {
+pub fn cpu() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

@@ -2,6 +2,7 @@
 //! opened again by another process that reads every entry back. Rounds alternate between the engines.
 
 mod hits;
+mod reads;
 mod restart;
 mod stores;
 mod work;
@@ -13,11 +14,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use hits::Hits;
+use reads::{Reader, Reads};
 use restart::{Curve, Plan};
 use stores::{Engine, Size};
 use work::{Filled, Verified};
@@ -36,7 +38,7 @@ enum Verb {
         #[command(flatten)]
         load: Load,
         /// Engines, in this order in each round.
-        #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Engine::Everwarm, Engine::EverwarmWal, Engine::FoyerUring, Engine::FoyerPsync, Engine::Fjall])]
+        #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Engine::Everwarm, Engine::EverwarmWal, Engine::FoyerUring, Engine::FoyerPsync, Engine::Fjall, Engine::RocksDb])]
         engines: Vec<Engine>,
         #[arg(long, default_value_t = 1, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
         rounds: usize,
@@ -65,11 +67,27 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Gets from flash, everwarm in several ways and fio, in turn in each round.
+    Reads {
+        #[command(flatten)]
+        load: Load,
+        /// Numbers of reads in flight; only threads read one at a time.
+        #[arg(long, value_delimiter = ',', default_values_t = [1, 32, 64, 128], value_parser = clap::value_parser!(u64).range(1..))]
+        depths: Vec<u64>,
+        #[arg(long, default_value_t = 5, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+        rounds: usize,
+        /// How long each is measured in each round.
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+        seconds: u64,
+        /// Print one object on standard output instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
     /// Hits over the time around a kill -9.
     Restart {
         #[command(flatten)]
         load: Load,
-        #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Engine::Everwarm, Engine::FoyerUring, Engine::FoyerPsync, Engine::Memcached, Engine::Redis, Engine::Fjall])]
+        #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Engine::Everwarm, Engine::FoyerUring, Engine::FoyerPsync, Engine::Memcached, Engine::Redis, Engine::Fjall, Engine::RocksDb])]
         engines: Vec<Engine>,
         /// Gets a second.
         #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..))]
@@ -100,6 +118,19 @@ enum Verb {
         fill_rate: u64,
         #[arg(long)]
         first: bool,
+    },
+    #[command(hide = true)]
+    ChildReads {
+        engine: Engine,
+        #[command(flatten)]
+        load: Load,
+        #[arg(long)]
+        reader: Reader,
+        /// Each measurement draws its own keys.
+        #[arg(long)]
+        seed: u64,
+        #[arg(long)]
+        seconds: u64,
     },
     #[command(hide = true)]
     ChildHits {
@@ -166,6 +197,10 @@ fn main() -> Result<()> {
             let plan = Plan { fill_rate, rate, before: Duration::from_secs(before), after: Duration::from_secs(after) };
             compare_restarts(&load, &engines, plan, picture.as_ref(), json)
         }
+        Verb::ChildReads { load, reader, seed, seconds, .. } => {
+            reads::run(reader, &load.dir, load.size(), load.threads, seed, Duration::from_secs(seconds))
+        }
+        Verb::Reads { load, depths, rounds, seconds, json } => compare_reads(&load, &depths, rounds, seconds, json),
         Verb::ChildHits { engine, load, seconds } => hits::run(engine, &load.dir, load.size(), load.threads, Duration::from_secs(seconds)),
         Verb::Hits { load, engines, callers, rounds, seconds, json } => compare_hits(&load, &engines, &callers, rounds, seconds, json),
         Verb::Fill { load, engines, rounds, read_back_always, json } => {
@@ -257,6 +292,91 @@ fn compare_hits(load: &Load, engines: &[Engine], callers: &[u64], rounds: usize,
             middle(|hits| hits.overhead),
             own.iter().map(|hits| hits.missed).sum::<u64>()
         );
+    }
+    Ok(())
+}
+
+/// What the rounds found, by depth and reader.
+type ReadsOf = BTreeMap<u64, BTreeMap<String, Vec<Reads>>>;
+
+fn compare_reads(load: &Load, depths: &[u64], rounds: usize, seconds: u64, json: bool) -> Result<()> {
+    ensure!(load.value_len >= 16, "values state their entry and version: they take 16 B at least");
+    let dir = fresh(&load.dir, Engine::Everwarm)?;
+    let mut child = spawn("child-fill", Engine::Everwarm, &dir, load, &[])?;
+    let filled: Result<Filled> = answer(&mut child).context("everwarm while it was filled");
+    restart::end(&mut child)?;
+    filled?;
+    let mut seed = 0;
+    let mut ask = |reader: Reader, depth: u64| -> Result<Reads> {
+        seed += 1;
+        let load = Load { threads: depth, ..load.clone() };
+        let name = reader.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+        let more = ["--reader".into(), name, "--seed".into(), seed.to_string(), "--seconds".into(), seconds.to_string()];
+        let mut child = spawn("child-reads", Engine::Everwarm, &dir, &load, &more)?;
+        let reads = answer(&mut child).with_context(|| format!("{reader:?} read"));
+        restart::end(&mut child)?;
+        reads
+    };
+    let mut results = ReadsOf::new();
+    // How long a read is, fio is told.
+    let len = ask(Reader::Threads, 1)?.device_bytes;
+    // Of records of one length most reads are as long as this; the column shows if not.
+    let len = (len / reads::SECTOR as f64).round() as u64 * reads::SECTOR;
+    for (round, depth) in (0..rounds).flat_map(|round| depths.iter().map(move |depth| (round, *depth))) {
+        for reader in [Reader::Fio, Reader::Threads, Reader::OneThread, Reader::TwoThreads] {
+            if depth == 1 && !matches!(reader, Reader::Fio | Reader::Threads) {
+                continue;
+            }
+            let reads = match reader {
+                Reader::Fio => match reads::fio(&load.dir, len, depth, Duration::from_secs(seconds))? {
+                    Some(reads) => reads,
+                    None => {
+                        eprintln!("there is no fio here: what the device can do is not known");
+                        continue;
+                    }
+                },
+                _ => ask(reader, depth)?,
+            };
+            eprintln!("round {} of {rounds}: {reader:?}, {depth} in flight: {}", round + 1, serde_json::to_string(&reads)?);
+            results.entry(depth).or_default().entry(format!("{reader:?}")).or_default().push(reads);
+        }
+    }
+    std::fs::remove_dir_all(&dir)?;
+    if let Err(error) = std::fs::remove_file(load.dir.join("fio")) {
+        ensure!(error.kind() == std::io::ErrorKind::NotFound, "fio's file stays: {error}");
+    }
+    if json {
+        println!("{}", serde_json::to_string(&results)?);
+        return Ok(());
+    }
+    println!(
+        "{:>9} {:<12} {:>8} {:>24} {:>9} {:>24} {:>8} {:>9} {:>7}",
+        "in flight", "", "reads/s", "of fio's (spread)", "mean us", "of fio's (spread)", "cpu us", "of fio's", "read B"
+    );
+    for (depth, of_depth) in &results {
+        for (reader, own) in of_depth {
+            let ratios = |value: fn(&Reads) -> f64| {
+                let fio = of_depth.get("Fio").map_or(&[][..], Vec::as_slice);
+                let mut ratios: Vec<f64> = own.iter().zip(fio).map(|(own, fio)| value(own) / value(fio)).collect();
+                ratios.sort_by(f64::total_cmp);
+                ratios
+            };
+            let spread = |ratios: Vec<f64>| match &ratios[..] {
+                [] => "-".to_owned(),
+                all => format!("{:.2} ({:.2} to {:.2})", all[all.len() / 2], all[0], all[all.len() - 1]),
+            };
+            let middle = |value: fn(&Reads) -> f64| median(own.iter().map(value)).unwrap_or(f64::NAN);
+            println!(
+                "{depth:>9} {reader:<12} {:>8.0} {:>24} {:>9.1} {:>24} {:>8.2} {:>9} {:>7.0}",
+                middle(|reads| reads.per_s),
+                spread(ratios(|reads| reads.per_s)),
+                middle(|reads| reads.mean_us),
+                spread(ratios(|reads| reads.mean_us)),
+                middle(|reads| reads.cpu_us),
+                median(ratios(|reads| reads.cpu_us).into_iter()).map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}")),
+                middle(|reads| reads.device_bytes)
+            );
+        }
     }
     Ok(())
 }

@@ -319,7 +319,7 @@ fn measure(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<Report> {
     let capacity = setup.capacity(args);
     let versions = if is_filled { Versions::filled(keys.entries, capacity) } else { Versions::new(capacity) };
     let begun = Instant::now();
-    let background = Arc::new(Background::default());
+    let background = Arc::new(Background::new());
     let observed = Arc::clone(&background);
     let options = setup.options.clone().dir(dir).activity(move |activity, begins| observed.observe(activity, begins));
     let cache = Cache::open(options)?;
@@ -444,7 +444,7 @@ fn fill_until_killed(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<E
         rate: 0,
         seed: args.seed,
         meter: &Meter::new(dir)?,
-        background: &Background::default(),
+        background: &Background::new(),
         bar: &ProgressBar::hidden(),
     };
     bench.run(&Phase { name: "fill", number: 0, work: Work::PutEach, time: None, persist: true })?;

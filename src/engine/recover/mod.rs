@@ -30,9 +30,11 @@ use crate::wal::replay::{Replay, Unheard};
 
 /// LSNs that are skipped after a host crash, or if the end of the log is lost: more than can have been assigned and then lost, so that none is used twice.
 const LSN_GAP: u64 = 1 << 24;
-/// Bytes of the index for an entry, at most, and the part of its room that changes to it may take if it is empty.
+/// Bytes of the index for an entry, at most.
 const SLOT_BYTES: u64 = 9;
-const CHANGES_SHARE: u64 = 4;
+/// Of what the index leaves of its room, one byte in so many may be changes to it that wait, and no more than this: the index grows meanwhile.
+const CHANGES_SHARE: u64 = 2;
+const CHANGES_BYTES_MAX: u64 = 256 << 20;
 
 /// What kind of stop preceded an open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -181,7 +183,11 @@ fn attempt(
     manifest.segments.resize(count, fresh);
     let geometry = geometry(&manifest, settings);
     let entries = checkpoint_entries(disk, &manifest);
-    let room = settings.index_bytes_max.saturating_sub(entries * SLOT_BYTES).min(settings.index_bytes_max / CHANGES_SHARE);
+    let room = match entries {
+        // Without a checkpoint nothing says how much the index will take.
+        0 => 0,
+        known => (settings.index_bytes_max.saturating_sub(known.saturating_mul(SLOT_BYTES)) / CHANGES_SHARE).min(CHANGES_BYTES_MAX),
+    };
     tracing::debug!(?kind, entries, "recovering");
     let mut recovery = Recovery {
         disk,

@@ -46,7 +46,7 @@ impl Recovery<'_> {
         };
         let (to, from) = crossbeam::channel::bounded(0);
         std::thread::scope(|scope| {
-            scope.spawn(move || reader.read_all(&rows, &to));
+            std::thread::Builder::new().spawn_scoped(scope, move || reader.read_all(&rows, &to))?;
             if !first(self)? {
                 return Ok(false);
             }
@@ -96,6 +96,8 @@ impl Recovery<'_> {
         };
         let loaded = match index::checkpoint::load(self.store, sequence, file.as_ref(), &self.index, keep) {
             Ok(loaded) => loaded,
+            // No thread to be had, or no descriptor.
+            Err(e) if is_shortage(&e) || e.kind() == io::ErrorKind::WouldBlock => return Err(e),
             Err(e) => return Ok(self.checkpoint_unreadable(&e)),
         };
         match loaded {

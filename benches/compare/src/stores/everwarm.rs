@@ -11,7 +11,7 @@ const INDEX: u64 = 10;
 /// Header, key and footer entry of a record, generously.
 const RECORD: u64 = 64;
 
-pub fn open(dir: &Path, size: Size, ack: Ack, wal_values: bool) -> Result<impl Store + use<>> {
+pub fn open(dir: &Path, size: Size, ack: Ack, wal_values: bool) -> Result<Cache> {
     let bytes = size.entries * (size.value_len as u64 + RECORD);
     let flash = (bytes * size.flash_times + bytes / 8).next_multiple_of(64 << 20).max(256 << 20);
     let wal = if wal_values { WalValues::Always } else { WalValues::Never };

@@ -4,9 +4,12 @@ mod everwarm;
 mod fjall;
 mod foyer;
 mod memory;
+mod rocksdb;
 mod servers;
 
 use std::path::Path;
+
+pub use everwarm::open as everwarm_store;
 
 use ::everwarm::Ack;
 use anyhow::Result;
@@ -50,6 +53,8 @@ pub enum Engine {
     FoyerPsync,
     /// fjall, values apart from keys.
     Fjall,
+    /// RocksDB with BlobDB: values apart from keys.
+    RocksDb,
     /// Everwarm, mutations at the level `Memory`.
     EverwarmMemory,
     /// foyer without its disk.
@@ -74,6 +79,7 @@ impl Engine {
             Self::FoyerUring => Box::new(foyer::open(dir, size, true)?),
             Self::FoyerPsync => Box::new(foyer::open(dir, size, false)?),
             Self::Fjall => Box::new(fjall::open(dir, size)?),
+            Self::RocksDb => Box::new(rocksdb::open(dir, size)?),
             Self::EverwarmMemory => Box::new(everwarm::open(dir, size, Ack::Memory, false)?),
             Self::FoyerMemory => Box::new(foyer::open_memory(size)),
             Self::QuickCache => Box::new(memory::quick_cache(size)),

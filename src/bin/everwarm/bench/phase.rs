@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use everwarm::{Ack, Cache, Tier, Value};
+use futures::StreamExt;
 use futures::executor::block_on;
-use futures::future::try_join_all;
+use futures::stream::FuturesUnordered;
 use hdrhistogram::Histogram;
 use indicatif::ProgressBar;
 use rand::Rng;
@@ -119,7 +120,7 @@ pub(crate) struct Tally {
     /// Nanoseconds of each call that reads, from its intended start, and of each that writes.
     pub(crate) reads: Histogram<u64>,
     pub(crate) writes: Histogram<u64>,
-    /// Of all calls at a given rate, by what else the cache did when they began or returned.
+    /// Of all calls at a given rate, by what else the cache did between their intended start and their return.
     pub(crate) beside: [Histogram<u64>; KINDS.len()],
     /// Keys that were found, by tier: memory, buffer, flash.
     pub(crate) hits: [u64; 3],
@@ -230,8 +231,6 @@ struct Caller<'a> {
     key: Vec<u8>,
     value: Vec<u8>,
     tally: Tally,
-    /// What else the cache did when the call began.
-    beside: [bool; 2],
 }
 
 impl<'a> Caller<'a> {
@@ -248,7 +247,6 @@ impl<'a> Caller<'a> {
             key: Vec::new(),
             value: Vec::new(),
             tally: Tally::new(),
-            beside: Default::default(),
         }
     }
 
@@ -351,10 +349,9 @@ impl<'a> Caller<'a> {
     }
 
     /// Now, or when the next call should begin.
-    fn begin(&mut self) -> Instant {
+    fn begin(&self) -> Instant {
         let Some(intended) = self.intended() else { return Instant::now() };
         std::thread::sleep(intended.saturating_duration_since(Instant::now()));
-        self.beside = self.bench.background.now();
         intended
     }
 
@@ -363,9 +360,7 @@ impl<'a> Caller<'a> {
         let histogram = if kind == Kind::Read { &mut self.tally.reads } else { &mut self.tally.writes };
         histogram.saturating_record(took);
         if self.bench.rate > 0 {
-            let now = self.bench.background.now();
-            let both = [now[0] || self.beside[0], now[1] || self.beside[1]];
-            let beside = [true, !both[0] && !both[1], both[0], both[1]];
+            let beside = self.bench.background.beside(began);
             self.tally.beside.iter_mut().zip(beside).filter(|(_, is)| *is).for_each(|(histogram, _)| histogram.saturating_record(took));
         }
         self.done.store(self.tally.calls(), Relaxed);
@@ -434,7 +429,14 @@ impl<'a> Caller<'a> {
             }
             anyhow::Ok(())
         };
-        block_on(try_join_all((0..tasks).map(|_| one())))?;
+        let mut all: FuturesUnordered<_> = (0..tasks).map(|_| one()).collect();
+        block_on(async {
+            while let Some(done) = all.next().await {
+                done?;
+            }
+            anyhow::Ok(())
+        })?;
+        drop(all);
         Ok(caller.into_inner().tally)
     }
 

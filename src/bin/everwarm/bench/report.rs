@@ -74,7 +74,7 @@ pub(crate) struct Row {
     device_bytes_read: Option<u64>,
     device_bytes_written: Option<u64>,
     cpu_ms: f64,
-    cpu_us_per_call: f64,
+    cpu_us_per_call: Option<f64>,
     gauges: Vec<Gauge>,
     memory_bytes: u64,
     resident_bytes: Option<u64>,
@@ -140,7 +140,7 @@ impl Row {
             device_bytes_written: cost.device_written,
             cpu_ms: cost.cpu.as_secs_f64() * 1e3,
             gauges,
-            cpu_us_per_call: cost.cpu.as_secs_f64() * 1e6 / calls.max(1) as f64,
+            cpu_us_per_call: (calls > 0).then(|| cost.cpu.as_secs_f64() * 1e6 / calls as f64),
             memory_bytes: stats.memory_bytes,
             resident_bytes,
             index_bytes_per_entry: (stats.entries >= MANY).then(|| stats.index_bytes as f64 / stats.entries as f64),
@@ -176,7 +176,7 @@ impl Report {
             let read = row.device_bytes_read.filter(|_| row.hits_flash > 0).map(|bytes| bytes as f64 / row.hits_flash as f64);
             let written = row.device_bytes_written.filter(|_| row.bytes_put > 0).map(|bytes| bytes as f64 / row.bytes_put as f64);
             line(format_args!(
-                "{:<10} {:>11} {:>8.2} {:>9.2} {:>10.0} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>8.2} {:>9}",
+                "{:<10} {:>11} {:>8.2} {:>9.2} {:>10.0} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>8} {:>9}",
                 row.name,
                 row.calls,
                 row.seconds,
@@ -188,7 +188,7 @@ impl Report {
                 share(row.misses),
                 cell(read, 0),
                 cell(written, 3),
-                row.cpu_us_per_call,
+                cell(row.cpu_us_per_call, 2),
                 show_bytes(row.memory_bytes)
             ));
         }
