@@ -54,6 +54,7 @@ pub enum Engine {
     /// fjall, values apart from keys.
     Fjall,
     /// RocksDB with BlobDB: values apart from keys.
+    #[value(name = "rocksdb")]
     RocksDb,
     /// Everwarm, mutations at the level `Memory`.
     EverwarmMemory,
