@@ -56,11 +56,9 @@ impl Event {
         // Pairs with the fences in `wait` and `Happened::poll`: either the waiter sees the new count, or this sees the waiter.
         fence(Ordering::SeqCst);
         if self.waiters.load(Ordering::SeqCst) > 0 {
-            let woken = {
-                let mut tasks = lock(&self.tasks);
-                self.condvar.notify_all();
-                std::mem::take(&mut tasks.wakers)
-            };
+            // Whoever looked before the count moved and still holds the lock waits by the time that it is free. Woken after that, nobody finds it taken.
+            let woken = std::mem::take(&mut lock(&self.tasks).wakers);
+            self.condvar.notify_all();
             self.waiters.fetch_sub(woken.len(), Ordering::SeqCst);
             woken.into_iter().for_each(|(_, waker)| wake(waker));
         }
