@@ -218,12 +218,12 @@ pub(crate) fn load(store: StoreId, sequence: u64, file: &dyn File, index: &Index
     if BLOCK as u64 + u64::from(header.chunks) * CHUNK_LEN as u64 > file.len() {
         return Ok(Loaded::Broken);
     }
-    let loaded = AtomicU64::new(0);
+    let (loaded, batches) = (AtomicU64::new(0), (header.chunks as usize).div_ceil(BATCH));
     let is_whole = thread::scope(|scope| -> io::Result<bool> {
         let (to, from) = crossbeam::channel::bounded(1);
         let (give_back, spare) = crossbeam::channel::bounded(READ_AHEAD);
-        for _ in 0..READ_AHEAD {
-            give_back.send(AlignedBuf::zeroed(BATCH * CHUNK_LEN)).expect("there is room for all");
+        for _ in 0..READ_AHEAD.min(batches) {
+            give_back.send(AlignedBuf::zeroed(BATCH.min(header.chunks as usize) * CHUNK_LEN)).expect("there is room for all");
         }
         thread::Builder::new().spawn_scoped(scope, move || read_ahead(file, header.chunks as usize, &spare, &to))?;
         let mut payload = Payload { store, header, from, give_back, batch: None, number: 0, rest: 0..0 };
@@ -233,7 +233,7 @@ pub(crate) fn load(store: StoreId, sequence: u64, file: &dyn File, index: &Index
         }
         let keep = keep(&words(&bytes).collect::<Vec<u64>>());
         let (to, from) = crossbeam::channel::bounded::<Stretch>(1);
-        for number in 0..threads() {
+        for number in 0..threads().min(batches) {
             let (from, keep, loaded) = (from.clone(), Arc::clone(&keep), &loaded);
             let fill = move || {
                 for stretch in from {
@@ -273,7 +273,7 @@ struct Stretch {
 
 impl Stretch {
     fn beginning_at(first: usize) -> Self {
-        Self { first, counts: Vec::new(), slots: Vec::with_capacity(STRETCH) }
+        Self { first, counts: Vec::new(), slots: Vec::new() }
     }
 
     /// Fills the partitions. How many slots were kept.
