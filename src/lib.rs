@@ -12,6 +12,7 @@ mod io;
 mod manifest;
 mod segment;
 mod sync;
+mod team;
 mod tier;
 mod wal;
 

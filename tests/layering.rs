@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// From the bottom up. Modules of one row do not import each other.
 const ROWS: [&[&str]; 8] = [
-    &["error", "id", "clock", "sync"],
+    &["error", "id", "clock", "sync", "team"],
     &["config"],
     &["codec"],
     &["io"],

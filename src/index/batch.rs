@@ -3,12 +3,12 @@
 
 use std::num::NonZeroU64;
 use std::sync::Mutex;
-use std::thread;
 
+use super::Index;
 use super::geometry::{Entry, Geometry};
-use super::{Index, threads};
 use crate::id::KeyHash;
 use crate::sync::lock;
+use crate::team::{self, together};
 
 /// Changes that may be merged at once: bounds the DRAM that recovery takes, and each merge passes over the whole index.
 const LEN_MAX_MIN: usize = 1 << 21;
@@ -79,7 +79,7 @@ impl Batch {
     /// Merges what was collected into `index`, and forgets it. Only while nobody else uses the index.
     pub(crate) fn merge(&mut self, index: &Index) {
         assert_eq!(self.geometry, index.geometry, "a batch is for one geometry");
-        let threads = if self.len < SHARED_MIN { 1 } else { threads() };
+        let threads = if self.len < SHARED_MIN { 1 } else { team::size() };
         let shares = Mutex::new(self.buckets.chunks_mut(SHARE));
         let next = || lock(&shares).next();
         let work = || {
@@ -88,9 +88,9 @@ impl Batch {
                 buckets.iter_mut().for_each(|bucket| merge(bucket, index, &mut scratch));
             }
         };
-        thread::scope(|scope| {
+        together(|team| {
             // Where no more threads are to be had, there is more to do for this one.
-            let _fewer = (1..threads).try_for_each(|_| thread::Builder::new().spawn_scoped(scope, work).map(drop));
+            let _fewer = (1..threads).try_for_each(|_| team.spawn(work));
             work();
         });
         self.len = 0;

@@ -6,16 +6,16 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
 
 use crossbeam::channel::{Receiver, Sender};
 
+use super::Index;
 use super::geometry::Geometry;
-use super::{Index, threads};
 use crate::codec::{self, Put, Reader};
 use crate::id::{Location, StoreId};
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, File};
+use crate::team::{self, together};
 
 /// The table above, as `inspect layout` prints it.
 pub(crate) const LAYOUT: &str = include_str!("checkpoint.layout.txt");
@@ -219,13 +219,13 @@ pub(crate) fn load(store: StoreId, sequence: u64, file: &dyn File, index: &Index
         return Ok(Loaded::Broken);
     }
     let (loaded, batches) = (AtomicU64::new(0), (header.chunks as usize).div_ceil(BATCH));
-    let is_whole = thread::scope(|scope| -> io::Result<bool> {
+    let is_whole = together(|team| -> io::Result<bool> {
         let (to, from) = crossbeam::channel::bounded(1);
         let (give_back, spare) = crossbeam::channel::bounded(READ_AHEAD);
         for _ in 0..READ_AHEAD.min(batches) {
             give_back.send(AlignedBuf::zeroed(BATCH.min(header.chunks as usize) * CHUNK_LEN)).expect("there is room for all");
         }
-        thread::Builder::new().spawn_scoped(scope, move || read_ahead(file, header.chunks as usize, &spare, &to))?;
+        team.spawn(move || read_ahead(file, header.chunks as usize, &spare, &to))?;
         let mut payload = Payload { store, header, from, give_back, batch: None, number: 0, rest: 0..0 };
         let mut bytes = Vec::new();
         if !payload.take(header.bases as usize * 8, &mut bytes)? {
@@ -233,17 +233,17 @@ pub(crate) fn load(store: StoreId, sequence: u64, file: &dyn File, index: &Index
         }
         let keep = keep(&words(&bytes).collect::<Vec<u64>>());
         let (to, from) = crossbeam::channel::bounded::<Stretch>(1);
-        for number in 0..threads().min(batches) {
+        for number in 0..team::size().min(batches) {
             let (from, keep, loaded) = (from.clone(), Arc::clone(&keep), &loaded);
             let fill = move || {
                 for stretch in from {
                     loaded.fetch_add(stretch.load(index, &keep), Ordering::Relaxed);
                 }
             };
-            match thread::Builder::new().spawn_scoped(scope, fill) {
+            match team.spawn(fill) {
                 // Fewer do as well.
                 Err(_) if number > 0 => break,
-                spawned => drop(spawned?),
+                spawned => spawned?,
             }
         }
         drop(from);

@@ -10,7 +10,6 @@ pub(crate) mod geometry;
 mod partition;
 mod version;
 
-use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::epoch;
@@ -18,13 +17,6 @@ use crossbeam::epoch;
 use crate::id::{KeyHash, Location, SegmentId};
 use geometry::{Entry, Geometry};
 use partition::{Partition, prefetch};
-
-/// Threads that share work on the whole index, while nobody else uses it.
-const THREADS_MAX: usize = 8;
-
-fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(THREADS_MAX)
-}
 
 /// See the module.
 #[derive(Debug)]

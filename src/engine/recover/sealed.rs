@@ -15,6 +15,7 @@ use crate::io::{Disk, is_shortage};
 use crate::manifest::Checkpoint;
 use crate::segment::reader::{self, Contents};
 use crate::segment::table::{Row, State};
+use crate::team::together;
 
 impl Recovery<'_> {
     /// Brings the index to where sealed segments say: the checkpoint, then the footers of what was sealed since. Without a checkpoint, all footers.
@@ -45,8 +46,8 @@ impl Recovery<'_> {
             floor: self.floor,
         };
         let (to, from) = crossbeam::channel::bounded(0);
-        std::thread::scope(|scope| {
-            std::thread::Builder::new().spawn_scoped(scope, move || reader.read_all(&rows, &to))?;
+        together(|team| {
+            team.spawn(move || reader.read_all(&rows, &to))?;
             if !first(self)? {
                 return Ok(false);
             }
