@@ -206,8 +206,10 @@ impl Engine {
         let unsynced = self.unsynced_bytes();
         if self.marks.unsynced_since_ms.load(Ordering::Relaxed) == 0 {
             let now = self.time.monotonic().as_millis() as u64 + 1;
-            self.marks.unsynced_since_ms.store(now, Ordering::Release);
-            self.events.sync.signal();
+            self.marks.unsynced_since_ms.store(now, Ordering::SeqCst);
+            if self.sync_rests.load(Ordering::SeqCst) && self.sync_rests.swap(false, Ordering::SeqCst) {
+                self.events.sync.signal();
+            }
         } else if unsynced > self.settings.sync_bytes && unsynced - bytes <= self.settings.sync_bytes {
             self.request_sync();
         }

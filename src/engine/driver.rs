@@ -49,8 +49,7 @@ impl Threads {
             }
         };
         let checkpoint: fn(&Engine) = |e| e.run(&e.events.checkpoint, Engine::step_names, Engine::rest_of_names);
-        let sync: fn(&Engine) =
-            |e| e.run(&e.events.sync, Engine::step_sync_when_due, |e| e.until_sync().map_or(Rest::UntilEvent, Rest::AtMost));
+        let sync: fn(&Engine) = |e| e.run(&e.events.sync, Engine::step_sync_when_due, Engine::rest_of_sync);
         let heat: fn(&Engine) = |e| e.run(&e.events.heat, Engine::step_warmth, |_| Rest::AtMost(heat::INTERVAL));
         let bodies = [("flush", flush), ("sync", sync), ("prepare", prepare), ("checkpoint", checkpoint), ("heat", heat)];
         for (name, body) in bodies {
@@ -126,7 +125,7 @@ impl Engine {
             event.signal();
         }
         self.events.room.signal();
-        self.events.durable.signal();
+        self.events.durable.signal_all();
         self.events.stop.signal();
     }
 
@@ -151,14 +150,24 @@ impl Engine {
         Ok((due && self.until_sync_retry().is_zero() && self.step_sync()?) || sealed)
     }
 
+    /// Until a sync is due. While others sync, this looks once in an interval, and need not be woken for every mutation that is the first after a sync.
+    fn rest_of_sync(&self) -> Rest {
+        let syncs = self.counters.syncs.load(Ordering::Relaxed);
+        if self.marks.syncs_seen.swap(syncs, Ordering::Relaxed) != syncs {
+            return Rest::AtMost(self.until_sync().unwrap_or(self.settings.sync_interval));
+        }
+        self.sync_rests.store(true, Ordering::SeqCst);
+        self.until_sync().map_or(Rest::UntilEvent, Rest::AtMost)
+    }
+
     /// Time until the oldest unsynced mutation must be synced. `None` if there is none.
     fn until_sync(&self) -> Option<Duration> {
-        let since = self.marks.unsynced_since_ms.load(Ordering::Acquire);
+        let since = self.marks.unsynced_since_ms.load(Ordering::SeqCst);
         (since > 0).then(|| self.settings.sync_interval.saturating_sub(self.unsynced_age()).max(self.until_sync_retry()))
     }
 
     /// Time until a sync that could not be done is tried again.
-    fn until_sync_retry(&self) -> Duration {
+    pub(super) fn until_sync_retry(&self) -> Duration {
         Duration::from_millis(self.marks.sync_retry_ms.load(Ordering::Acquire)).saturating_sub(self.time.monotonic())
     }
 

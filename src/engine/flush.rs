@@ -90,6 +90,9 @@ impl Engine {
 
     /// Seals full segments whose records were written. Says whether there was one.
     pub(crate) fn step_seal(&self) -> Result<bool> {
+        if lock(&self.log).full.is_empty() {
+            return Ok(false);
+        }
         let _alone = lock(&self.syncing);
         let mut busy = false;
         while self.failure.get().is_none()

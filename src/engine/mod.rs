@@ -22,6 +22,7 @@ mod scan;
 pub(crate) mod stats;
 mod sync;
 mod tasks;
+mod turns;
 mod write;
 
 #[cfg(test)]
@@ -110,6 +111,8 @@ pub(crate) struct Engine {
     closing: AtomicBool,
     /// Somebody waits for a sync.
     sync_now: AtomicBool,
+    /// The thread that syncs has nothing to do, and must be woken for the first mutation.
+    sync_rests: AtomicBool,
     /// The disk had no room for the next segment.
     starved: AtomicBool,
     /// It had no room for a longer manifest.
@@ -140,6 +143,8 @@ struct Marks {
     syncing_since_ms: AtomicU64,
     /// A sync that could not be done is not tried again before this, ms since open.
     sync_retry_ms: AtomicU64,
+    /// Syncs that the thread for them knows of.
+    syncs_seen: AtomicU64,
     /// Records appended since the last checkpoint began.
     since_checkpoint: AtomicU64,
     /// Store time that the newest mark states, ms.
@@ -152,7 +157,7 @@ struct Events {
     /// There may be room again.
     room: Event,
     /// `durable` grew, or never will.
-    durable: Event,
+    durable: turns::Turns,
     flush: Event,
     sync: Event,
     prepare: Event,

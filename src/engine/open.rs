@@ -412,6 +412,7 @@ fn build(
         failure: Default::default(),
         closing: false.into(),
         sync_now: false.into(),
+        sync_rests: false.into(),
         starved: false.into(),
         notes_starved: false.into(),
         checkpoint_asked: false.into(),

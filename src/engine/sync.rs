@@ -1,5 +1,6 @@
 //! Making durable: one sync for all who wait.
 
+use std::sync::TryLockError;
 use std::sync::atomic::Ordering;
 
 use super::Engine;
@@ -14,6 +15,26 @@ impl Engine {
     /// Syncs everything that was appended before the call. Says whether there was anything.
     pub(crate) fn step_sync(&self) -> Result<bool> {
         let _alone = lock(&self.syncing);
+        self.sync_alone()
+    }
+
+    /// The same, if no sync is under way, wanted by others, or postponed. Says whether it was tried.
+    fn try_sync(&self) -> bool {
+        if self.sync_now.load(Ordering::Acquire) || !self.until_sync_retry().is_zero() {
+            return false;
+        }
+        let _alone = match self.syncing.try_lock() {
+            Ok(alone) => alone,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        // A failure is recorded in the engine, where the caller looks next.
+        let _recorded = self.sync_alone();
+        true
+    }
+
+    /// One at a time: `syncing` is held.
+    fn sync_alone(&self) -> Result<bool> {
         if self.failure.get().is_some() {
             return Ok(false);
         }
@@ -39,6 +60,7 @@ impl Engine {
             return Ok(false);
         }
         let _during = self.during(Activity::Sync);
+        self.events.durable.begin(Lsn(appended));
         if by_reference {
             self.sync_segments()?;
         }
@@ -64,7 +86,7 @@ impl Engine {
         self.marks.syncing_since_ms.store(0, Ordering::Release);
         self.counters.syncs.fetch_add(1, Ordering::Relaxed);
         self.append_mark();
-        self.events.durable.signal();
+        self.events.durable.end();
         self.events.room.signal();
         Ok(true)
     }
@@ -78,6 +100,7 @@ impl Engine {
         self.marks.unsynced_since_ms.store(since.max(1), Ordering::Release);
         // It may not be the thread of this event that called.
         self.events.sync.signal();
+        self.events.durable.give_up(self.durable());
         false
     }
 
@@ -105,18 +128,30 @@ impl Engine {
         }
     }
 
+    /// Sees to it that a sync comes for `lsn`. Which event it signals.
+    pub(super) fn turn_of(&self, lsn: Lsn) -> usize {
+        let (turn, has_begun) = self.events.durable.turn(lsn);
+        if !has_begun {
+            self.request_sync();
+        }
+        turn
+    }
+
     /// Waits until everything up to `lsn` is as durable as `level` says.
     pub(super) fn wait_for(&self, level: Ack, lsn: Lsn) -> Result<()> {
         if level < Ack::Host {
             return Ok(());
         }
         loop {
-            let seen = self.events.durable.count();
+            let seen = self.events.durable.seen();
             if self.is_durable(lsn)? {
                 return Ok(());
             }
-            self.request_sync();
-            self.wait(&self.events.durable, seen, None);
+            if self.try_sync() {
+                continue;
+            }
+            let turn = self.turn_of(lsn);
+            self.wait(self.events.durable.event(turn), seen[turn], None);
         }
     }
 

@@ -155,12 +155,12 @@ impl Engine {
             return Ok(());
         }
         loop {
-            let seen = self.events.durable.count();
+            let seen = self.events.durable.seen();
             if self.is_durable(lsn)? {
                 return Ok(());
             }
-            self.request_sync();
-            self.events.durable.after(seen).await;
+            let turn = self.turn_of(lsn);
+            self.events.durable.event(turn).after(seen[turn]).await;
         }
     }
 

@@ -25,6 +25,8 @@ use crate::sync::lock;
 const WORD: usize = 8;
 /// Longest single write of a write-out.
 const PIECE: u64 = 1 << 20;
+/// A partial block and so much before it are copied and written at once: a second write takes longer than the copy.
+const BOUNCE: usize = 128 << 10;
 
 /// See the module.
 #[derive(Debug)]
@@ -38,7 +40,7 @@ pub(crate) struct Ring {
     appended: AtomicU64,
     /// Bytes of the longest append.
     longest: AtomicU64,
-    /// Held while bytes are lent to the kernel. Holds the bounce buffer for the last, partial block.
+    /// Held while bytes are lent to the kernel. Holds the bounce buffer for what ends in a partial block.
     write_out: Mutex<AlignedBuf>,
 }
 
@@ -55,7 +57,7 @@ impl Ring {
             written: AtomicU64::new(start),
             appended: AtomicU64::new(start),
             longest: AtomicU64::new(0),
-            write_out: Mutex::new(AlignedBuf::zeroed(BLOCK)),
+            write_out: Mutex::new(AlignedBuf::zeroed(BOUNCE)),
         }
     }
 
@@ -163,7 +165,9 @@ impl Ring {
         assert!(to <= self.appended.load(Ordering::Acquire), "only appended bytes are written out");
         let mut from = self.written();
         let whole = round_down(to, BLOCK as u64);
-        while from < whole {
+        let is_partial = to > from.max(whole);
+        let copied = |from| round_up(to - from, BLOCK as u64) as usize;
+        while from < whole && !(is_partial && copied(from) <= BOUNCE) {
             let to_wrap = self.size() - (from & (self.size() - 1));
             let len = (whole - from).min(to_wrap).min(PIECE);
             // SAFETY: nobody stores to `[from, from + len)` while the slice lives. It lies in `[written, appended)`: `append` refuses positions below
@@ -173,10 +177,13 @@ impl Ring {
             from += len;
             self.written.store(from, Ordering::Release);
         }
-        if to > from {
-            bounce.fill(0);
-            self.copy(from, &mut bounce[..(to - from) as usize]);
-            sink(from, &bounce)?;
+        if is_partial {
+            let bounce = &mut bounce[..copied(from)];
+            let (bytes, rest) = bounce.split_at_mut((to - from) as usize);
+            self.copy(from, bytes);
+            rest.fill(0);
+            sink(from, bounce)?;
+            self.written.store(from.max(whole), Ordering::Release);
         }
         Ok(())
     }
@@ -287,9 +294,10 @@ mod tests {
         ring.append(8184, &[&[4; 8]]);
         ring.write_out(8192, &mut note).unwrap();
         assert_eq!(ring.written(), 8192);
-        assert_eq!(seen.iter().map(|(at, b)| (*at, b.len())).collect::<Vec<_>>(), [(0, 4096), (4096, 4096), (4096, 4096)]);
-        assert_eq!(seen[1].1[..8], seen[2].1[..8]);
-        assert_eq!((seen[1].1[8], seen[2].1[8]), (0, 3));
+        assert_eq!(seen.iter().map(|(at, b)| (*at, b.len())).collect::<Vec<_>>(), [(0, 8192), (4096, 4096)]);
+        let (first, second) = (&seen[0].1[4096..], &seen[1].1);
+        assert_eq!(first[..8], second[..8]);
+        assert_eq!((first[8], second[8]), (0, 3));
     }
 
     #[test]

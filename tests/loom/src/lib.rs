@@ -9,6 +9,8 @@ mod flights;
 mod id;
 #[path = "../../../src/sync.rs"]
 mod sync;
+#[path = "../../../src/engine/turns.rs"]
+mod turns;
 #[path = "../../../src/index/version.rs"]
 mod version;
 
@@ -19,9 +21,10 @@ mod models {
     use loom::thread;
 
     use super::flights::{Fills, Landing};
-    use super::id::KeyHash;
+    use super::id::{KeyHash, Lsn};
     use super::sync::primitives::{AtomicBool, AtomicU64, Mutex, Ordering};
     use super::sync::{Event, lock};
+    use super::turns::Turns;
     use super::version::Version;
 
     fn check(model: impl Fn() + Sync + Send + 'static) {
@@ -64,57 +67,83 @@ mod models {
 
     /// The order of `Engine::wait_for` and of the thread that syncs.
     #[test]
-    fn whoever_waits_for_a_sync_is_told_of_one_that_began_later() {
+    fn whoever_waits_for_a_sync_does_it_or_is_told_of_it() {
         #[derive(Default)]
         struct Log {
             appended: Mutex<u64>,
+            syncing: Mutex<()>,
             durable: AtomicU64,
             wanted: AtomicBool,
+            closing: AtomicBool,
             sync: Event,
-            is_durable: Event,
+            turns: Turns,
+        }
+        impl Log {
+            fn sync(&self) {
+                let appended = {
+                    let appended = lock(&self.appended);
+                    self.wanted.store(false, Ordering::Release);
+                    *appended
+                };
+                if appended > self.durable.load(Ordering::Acquire) {
+                    self.turns.begin(Lsn(appended));
+                    self.durable.store(appended, Ordering::Release);
+                    self.turns.end();
+                }
+            }
+
+            fn put(&self) {
+                let lsn = {
+                    let mut appended = lock(&self.appended);
+                    *appended += 1;
+                    Lsn(*appended)
+                };
+                loop {
+                    let seen = self.turns.seen();
+                    if self.durable.load(Ordering::Acquire) >= lsn.0 {
+                        return;
+                    }
+                    if !self.wanted.load(Ordering::Acquire)
+                        && let Ok(_alone) = self.syncing.try_lock()
+                    {
+                        self.sync();
+                        continue;
+                    }
+                    let (turn, has_begun) = self.turns.turn(lsn);
+                    if !has_begun {
+                        self.wanted.store(true, Ordering::Release);
+                        self.sync.signal();
+                    }
+                    self.turns.event(turn).wait(seen[turn], None);
+                }
+            }
         }
         check(|| {
             let log = Arc::new(Log::default());
             let syncs = {
                 let log = Arc::clone(&log);
                 thread::spawn(move || {
-                    while log.durable.load(Ordering::Acquire) < 2 {
+                    loop {
                         let seen = log.sync.count();
                         if log.wanted.load(Ordering::Acquire) {
-                            let appended = {
-                                let appended = lock(&log.appended);
-                                log.wanted.store(false, Ordering::Release);
-                                *appended
-                            };
-                            log.durable.store(appended, Ordering::Release);
-                            log.is_durable.signal();
+                            let _alone = lock(&log.syncing);
+                            log.sync();
+                        } else if log.closing.load(Ordering::Acquire) {
+                            return;
                         } else {
                             log.sync.wait(seen, None);
                         }
                     }
                 })
             };
-            let writer = |log: Arc<Log>| {
-                move || {
-                    let lsn = {
-                        let mut appended = lock(&log.appended);
-                        *appended += 1;
-                        *appended
-                    };
-                    loop {
-                        let seen = log.is_durable.count();
-                        if log.durable.load(Ordering::Acquire) >= lsn {
-                            return;
-                        }
-                        log.wanted.store(true, Ordering::Release);
-                        log.sync.signal();
-                        log.is_durable.wait(seen, None);
-                    }
-                }
+            let other = {
+                let log = Arc::clone(&log);
+                thread::spawn(move || log.put())
             };
-            let other = thread::spawn(writer(Arc::clone(&log)));
-            writer(Arc::clone(&log))();
+            log.put();
             other.join().unwrap();
+            log.closing.store(true, Ordering::Release);
+            log.sync.signal();
             syncs.join().unwrap();
         });
     }
