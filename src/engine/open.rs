@@ -376,7 +376,8 @@ fn build(
     };
     let heat = HeatState::load(disk.as_ref(), manifest.store, settings.memory);
     let buffers = Pool::new((settings.memory / POOL_SHARE).min(POOL_BYTES_MAX));
-    let besides = settings.segment_ring + settings.wal_ring + index.allocated() + buffers.bytes_max();
+    let rings = Ring::allocated(settings.segment_ring) + Ring::allocated(settings.wal_ring);
+    let besides = rings + index.allocated() + buffers.bytes_max();
     let memory = MemoryTier::new(settings.memory.saturating_sub(besides));
     Ok(Engine {
         store: manifest.store,

@@ -7,6 +7,7 @@ use crossbeam::utils::CachePadded;
 
 use super::Engine;
 use crate::id::Lsn;
+use crate::io::ring::Ring;
 use crate::segment::table::State;
 
 /// A count of what many threads do at once: each adds in a place of its own, so that none waits for another's cache line.
@@ -165,8 +166,8 @@ impl Engine {
         let full: usize = log.full.iter().map(|full| full.footer.allocated()).sum();
         let failed: usize = log.failed.iter().map(|failed| failed.allocated()).sum();
         self.index.allocated()
-            + self.segment_ring.size()
-            + self.settings.wal_ring
+            + Ring::allocated(self.settings.segment_ring)
+            + Ring::allocated(self.settings.wal_ring)
             + self.reads.bytes()
             + self.buffers.bytes_max()
             + (open + full + failed) as u64

@@ -25,8 +25,13 @@ use crate::sync::lock;
 const WORD: usize = 8;
 /// Longest single write of a write-out.
 const PIECE: u64 = 1 << 20;
-/// A partial block and so much before it are copied and written at once: a second write takes longer than the copy.
-const BOUNCE: usize = 128 << 10;
+/// A partial block and so much before it are copied and written at once, since a second write takes longer than the copy: a share of the ring, and at most so many bytes.
+const BOUNCE_SHARE: u64 = 32;
+const BOUNCE_MAX: u64 = 128 << 10;
+
+fn bounce_len(size: u64) -> u64 {
+    (size / BOUNCE_SHARE).clamp(BLOCK as u64, BOUNCE_MAX)
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -51,19 +56,25 @@ impl Ring {
         assert!(words.len().is_power_of_two(), "a ring's length is a power of two");
         assert!(words.as_ptr().addr().is_multiple_of(BLOCK), "a mapping starts at a page");
         assert!(start.is_multiple_of(BLOCK as u64), "a stream goes on at a block");
+        let bounce = bounce_len((words.len() * WORD) as u64) as usize;
         Self {
             mapping,
             low: AtomicU64::new(start),
             written: AtomicU64::new(start),
             appended: AtomicU64::new(start),
             longest: AtomicU64::new(0),
-            write_out: Mutex::new(AlignedBuf::zeroed(BOUNCE)),
+            write_out: Mutex::new(AlignedBuf::zeroed(bounce)),
         }
     }
 
     /// Bytes held.
     pub(crate) fn size(&self) -> u64 {
         (self.mapping.words().len() * WORD) as u64
+    }
+
+    /// Bytes of DRAM that a ring of `size` takes.
+    pub(crate) fn allocated(size: u64) -> u64 {
+        size + bounce_len(size)
     }
 
     pub(crate) fn written(&self) -> u64 {
@@ -167,7 +178,7 @@ impl Ring {
         let whole = round_down(to, BLOCK as u64);
         let is_partial = to > from.max(whole);
         let copied = |from| round_up(to - from, BLOCK as u64) as usize;
-        while from < whole && !(is_partial && copied(from) <= BOUNCE) {
+        while from < whole && !(is_partial && copied(from) <= bounce.len()) {
             let to_wrap = self.size() - (from & (self.size() - 1));
             let len = (whole - from).min(to_wrap).min(PIECE);
             // SAFETY: nobody stores to `[from, from + len)` while the slice lives. It lies in `[written, appended)`: `append` refuses positions below
@@ -229,15 +240,19 @@ mod tests {
 
     #[derive(Debug)]
     #[repr(align(4096))]
-    struct Heap([AtomicU64; 1024]);
-    impl Mapping for Heap {
+    struct Heap<const WORDS: usize>([AtomicU64; WORDS]);
+    impl<const WORDS: usize> Mapping for Heap<WORDS> {
         fn words(&self) -> &[AtomicU64] {
             &self.0
         }
     }
 
+    fn ring_of<const WORDS: usize>() -> Ring {
+        Ring::new(Arc::new(Heap([const { AtomicU64::new(0) }; WORDS])), 0)
+    }
+
     fn ring() -> Ring {
-        Ring::new(Arc::new(Heap([const { AtomicU64::new(0) }; 1024])), 0)
+        ring_of::<1024>()
     }
 
     #[test]
@@ -294,10 +309,24 @@ mod tests {
         ring.append(8184, &[&[4; 8]]);
         ring.write_out(8192, &mut note).unwrap();
         assert_eq!(ring.written(), 8192);
-        assert_eq!(seen.iter().map(|(at, b)| (*at, b.len())).collect::<Vec<_>>(), [(0, 8192), (4096, 4096)]);
-        let (first, second) = (&seen[0].1[4096..], &seen[1].1);
+        assert_eq!(seen.iter().map(|(at, b)| (*at, b.len())).collect::<Vec<_>>(), [(0, 4096), (4096, 4096), (4096, 4096)]);
+        let (first, second) = (&seen[1].1, &seen[2].1);
         assert_eq!(first[..8], second[..8]);
         assert_eq!((first[8], second[8]), (0, 3));
+    }
+
+    #[test]
+    fn what_ends_in_a_partial_block_is_one_write() {
+        let ring = ring_of::<{ BOUNCE_SHARE as usize * 2 * BLOCK / WORD }>();
+        ring.append(0, &[&[7; 5000]]);
+        let mut seen = Vec::new();
+        ring.write_out(5000, |at, bytes| {
+            seen.push((at, bytes.to_vec()));
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!((seen.len(), seen[0].0, seen[0].1.len(), ring.written()), (1, 0, 8192, 4096));
+        assert_eq!(seen[0].1, [[7; 5000].as_slice(), &[0; 3192]].concat());
     }
 
     #[test]
