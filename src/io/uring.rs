@@ -4,6 +4,7 @@
 //! behind another caller's reads. As one read ends the next one begins, while what was read is looked at. Single reads are not sent here: a plain `pread` is faster at depth 1.
 #![allow(unsafe_code, reason = "the kernel writes into buffers behind a submission queue")]
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Mutex;
 
@@ -15,8 +16,10 @@ use crate::sync::lock;
 
 /// Rings that are kept for the next stream.
 const POOL_MAX: usize = 8;
-/// So many reads are submitted at once, while more are looked for.
-const SUBMIT_AT: usize = 16;
+/// Reads are submitted when they are so small a share of those that may be in flight: fewer calls, and the device never waits for many.
+const SUBMIT_SHARE: usize = 16;
+/// What is planned ahead is at most such a share.
+const PLANNED_SHARE: usize = 4;
 
 /// A pool of rings.
 pub(crate) struct Rings {
@@ -61,42 +64,54 @@ impl Rings {
     }
 }
 
-/// A ring and the reads that are in flight in it.
+/// A ring, and the reads of one stream: planned, in flight, ended.
 struct Window {
     ring: IoUring,
-    /// By the entry's user data.
+    /// What begins as soon as something ends, so that nothing has to be looked for then.
+    planned: VecDeque<StreamRead>,
+    /// In flight, by the entry's user data.
     reads: Vec<Option<StreamRead>>,
     free: Vec<usize>,
+    /// Those of them that the kernel does not know of yet.
+    queued: usize,
+    ended: VecDeque<StreamRead>,
 }
 
 impl Window {
     fn new(depth: u32) -> io::Result<Self> {
         let ring = IoUring::new(depth.next_power_of_two())?;
-        Ok(Self { ring, reads: (0..depth).map(|_| None).collect(), free: (0..depth as usize).rev().collect() })
+        let (reads, free) = ((0..depth).map(|_| None).collect(), (0..depth as usize).rev().collect());
+        Ok(Self { ring, planned: VecDeque::new(), reads, free, queued: 0, ended: VecDeque::new() })
     }
 
     /// Lets all reads of `stream` pass through.
     fn pass(&mut self, stream: &mut dyn ReadStream) {
+        let depth = self.reads.len();
+        let (submit_at, planned_max) = ((depth / SUBMIT_SHARE).max(1), depth.div_ceil(PLANNED_SHARE));
         loop {
-            let mut pushed = 0;
+            self.reap();
             while !self.free.is_empty()
+                && let Some(read) = self.planned.pop_front()
+            {
+                self.push(read);
+            }
+            if self.queued >= submit_at {
+                self.enter(0);
+            }
+            if !self.free.is_empty()
                 && let Some(read) = stream.next()
             {
-                match self.push(read) {
-                    Ok(()) => pushed += 1,
-                    Err(read) => stream.ended(read.retried()),
-                }
-                if pushed == SUBMIT_AT {
-                    self.enter(0);
-                    pushed = 0;
-                }
-            }
-            if self.is_empty() {
-                return;
-            }
-            self.enter(1);
-            while let Some(read) = self.reap() {
+                self.planned.push_back(read);
+            } else if let Some(read) = self.ended.pop_front() {
                 stream.ended(read.retried());
+            } else if self.planned.len() < planned_max
+                && let Some(read) = stream.next()
+            {
+                self.planned.push_back(read);
+            } else if self.is_empty() {
+                return;
+            } else {
+                self.enter(1);
             }
         }
     }
@@ -105,37 +120,38 @@ impl Window {
         self.free.len() == self.reads.len()
     }
 
-    /// Queues a read in a free slot, or gives it back.
-    fn push(&mut self, mut read: StreamRead) -> Result<(), StreamRead> {
-        let (Some(fd), Some(slot)) = (read.file.descriptor(), self.free.last().copied()) else { return Err(read) };
+    /// Queues a read in a free slot. If it cannot be, it has ended.
+    fn push(&mut self, mut read: StreamRead) {
+        let (Some(fd), Some(slot)) = (read.file.descriptor(), self.free.last().copied()) else { return self.ended.push_back(read) };
         let (buf, len) = (read.buf.as_mut_ptr(), read.buf.len() as u32);
         let entry = opcode::Read::new(types::Fd(fd), buf, len).offset(read.offset).build().user_data(slot as u64);
         // SAFETY: the buffer and the descriptor belong to `read`, which stays in `reads` until its completion was seen, and `drop` waits for that.
         if unsafe { self.ring.submission().push(&entry) }.is_err() {
-            return Err(read);
+            return self.ended.push_back(read);
         }
         self.free.pop();
         self.reads[slot] = Some(read);
-        Ok(())
+        self.queued += 1;
     }
 
     /// Submits what is queued, and waits until so many have ended.
-    fn enter(&self, wanted: usize) {
+    fn enter(&mut self, wanted: usize) {
         match self.ring.submit_and_wait(wanted) {
-            Ok(_) => {}
+            Ok(_) => self.queued = 0,
             Err(e) if is_passing(&e) => {}
             Err(e) => give_up(&e),
         }
     }
 
-    /// One that has ended.
-    fn reap(&mut self) -> Option<StreamRead> {
-        let completion = self.ring.completion().next()?;
-        let slot = completion.user_data() as usize;
-        let mut read = self.reads[slot].take()?;
-        self.free.push(slot);
-        read.done = completion.result() == read.buf.len() as i32;
-        Some(read)
+    /// Takes in those that have ended.
+    fn reap(&mut self) {
+        for completion in self.ring.completion() {
+            let slot = completion.user_data() as usize;
+            let Some(mut read) = self.reads[slot].take() else { continue };
+            self.free.push(slot);
+            read.done = completion.result() == read.buf.len() as i32;
+            self.ended.push_back(read);
+        }
     }
 }
 
@@ -144,7 +160,7 @@ impl Drop for Window {
     fn drop(&mut self) {
         while !self.is_empty() {
             self.enter(1);
-            while self.reap().is_some() {}
+            self.reap();
         }
     }
 }

@@ -323,7 +323,7 @@ fn compare_reads(load: &Load, depths: &[u64], rounds: usize, seconds: u64, json:
     // Of records of one length most reads are as long as this; the column shows if not.
     let len = (len / reads::SECTOR as f64).round() as u64 * reads::SECTOR;
     for (round, depth) in (0..rounds).flat_map(|round| depths.iter().map(move |depth| (round, *depth))) {
-        for reader in [Reader::Fio, Reader::Threads, Reader::OneThread, Reader::TwoThreads] {
+        for reader in [Reader::Fio, Reader::Threads, Reader::OneThread, Reader::TwoThreads, Reader::OneList, Reader::TwoLists] {
             if depth == 1 && !matches!(reader, Reader::Fio | Reader::Threads) {
                 continue;
             }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::hits;
-use crate::stores::{Size, everwarm_store};
+use crate::stores::{Size, everwarm_options};
 use crate::work::{key, value};
 
 /// What reads.
@@ -32,6 +32,18 @@ pub enum Reader {
     /// Tasks on one thread, and on two threads.
     OneThread,
     TwoThreads,
+    /// Long lists of keys on one thread, and on two threads.
+    OneList,
+    TwoLists,
+}
+
+/// How its callers read.
+#[derive(Clone, Copy)]
+enum Way {
+    Gets,
+    Tasks(u64),
+    /// So many reads of a list are in flight.
+    Lists(u32),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -48,22 +60,27 @@ pub struct Reads {
 const WARM_UP: Duration = Duration::from_secs(1);
 /// Bytes that fio reads from.
 const FIO_FILE: u64 = 4 << 30;
+/// Keys of a list: so many that its last reads, when fewer are in flight, hardly count.
+const LIST_LEN: usize = 8192;
 /// What reads are multiples of.
 pub const SECTOR: u64 = 512;
 
 /// Opens what a child has filled, reads for `time` keys drawn by `seed` with `depth` in flight, and says what it found.
 pub fn run(reader: Reader, dir: &Path, size: Size, depth: u64, seed: u64, time: Duration) -> Result<()> {
-    let cache = everwarm_store(dir, size, Ack::Process, false)?;
-    let (threads, tasks) = match reader {
-        Reader::Threads => (depth, 1),
-        Reader::OneThread => (1, depth),
-        Reader::TwoThreads => (2, depth.div_ceil(2)),
+    let options = everwarm_options(dir, size, Ack::Process, false);
+    let share = depth.div_ceil(2);
+    let (threads, way, options) = match reader {
+        Reader::Threads => (depth, Way::Gets, options),
+        Reader::OneThread => (1, Way::Tasks(depth), options),
+        Reader::TwoThreads => (2, Way::Tasks(share), options),
+        Reader::OneList => (1, Way::Lists(depth as u32), options.depth(depth as u32)),
+        Reader::TwoLists => (2, Way::Lists(share as u32), options.depth(share as u32)),
         Reader::Fio => unreachable!("it has a process of its own"),
     };
-    let in_tasks = reader != Reader::Threads;
-    all(&cache, size, (threads, tasks, in_tasks), 2 * seed, WARM_UP)?;
+    let cache = Cache::open(options)?;
+    all(&cache, size, threads, way, 2 * seed, WARM_UP)?;
     let (cpu, bytes, start) = (hits::cpu(), read_bytes()?, Instant::now());
-    let (reads, busy) = all(&cache, size, (threads, tasks, in_tasks), 2 * seed + 1, time)?;
+    let (reads, busy) = all(&cache, size, threads, way, 2 * seed + 1, time)?;
     let took = start.elapsed().as_secs_f64();
     ensure!(reads > 0, "nothing was read from flash");
     let reads = Reads {
@@ -78,10 +95,16 @@ pub fn run(reader: Reader, dir: &Path, size: Size, depth: u64, seed: u64, time: 
 }
 
 /// How many gets flash answered, and how long they took together.
-fn all(cache: &Cache, size: Size, (threads, tasks, in_tasks): (u64, u64, bool), seed: u64, time: Duration) -> Result<(u64, Duration)> {
+fn all(cache: &Cache, size: Size, threads: u64, way: Way, seed: u64, time: Duration) -> Result<(u64, Duration)> {
     let end = Instant::now() + time;
     let parts: Vec<Result<Caller>> = std::thread::scope(|scope| {
-        let one = |seed| move || if in_tasks { work_in_tasks(cache, size, seed, tasks, end) } else { work(cache, size, seed, end) };
+        let one = |seed| {
+            move || match way {
+                Way::Gets => work(cache, size, seed, end),
+                Way::Tasks(tasks) => work_in_tasks(cache, size, seed, tasks, end),
+                Way::Lists(depth) => work_on_lists(cache, size, seed, depth, end),
+            }
+        };
         let callers: Vec<_> = (0..threads).map(|thread| scope.spawn(one(seed << 16 | thread))).collect();
         callers.into_iter().map(|caller| caller.join().expect("a caller panicked")).collect()
     });
@@ -156,6 +179,23 @@ fn work_in_tasks(cache: &Cache, size: Size, seed: u64, tasks: u64, end: Instant)
     })?;
     drop(all);
     Ok(caller.into_inner())
+}
+
+/// A list ends when all its reads have: how long a read took follows from how many are in flight (Little, 1961).
+fn work_on_lists(cache: &Cache, size: Size, seed: u64, depth: u32, end: Instant) -> Result<Caller> {
+    let mut caller = Caller::new(seed, size);
+    while Instant::now() < end {
+        let list: Vec<u64> = (0..LIST_LEN).map(|_| caller.draw()).collect();
+        let keys: Vec<_> = list.iter().map(|n| key(*n)).collect();
+        let began = Instant::now();
+        let found = cache.get_many(&keys)?;
+        let took = began.elapsed();
+        for (n, found) in list.into_iter().zip(found) {
+            caller.check(n, found, Duration::ZERO)?;
+        }
+        caller.busy += took * depth;
+    }
+    Ok(caller)
 }
 
 /// Bytes that this process had read from devices.

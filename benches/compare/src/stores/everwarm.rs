@@ -12,10 +12,14 @@ const INDEX: u64 = 10;
 const RECORD: u64 = 64;
 
 pub fn open(dir: &Path, size: Size, ack: Ack, wal_values: bool) -> Result<Cache> {
+    Ok(Cache::open(options(dir, size, ack, wal_values))?)
+}
+
+pub fn options(dir: &Path, size: Size, ack: Ack, wal_values: bool) -> Options {
     let bytes = size.entries * (size.value_len as u64 + RECORD);
     let flash = (bytes * size.flash_times + bytes / 8).next_multiple_of(64 << 20).max(256 << 20);
     let wal = if wal_values { WalValues::Always } else { WalValues::Never };
-    Ok(Cache::open(Options::new(dir).memory(size.entries * INDEX + size.memory).flash(flash).wal_values(wal).ack(ack))?)
+    Options::new(dir).memory(size.entries * INDEX + size.memory).flash(flash).wal_values(wal).ack(ack)
 }
 
 impl Store for Cache {

@@ -9,7 +9,7 @@ mod servers;
 
 use std::path::Path;
 
-pub use everwarm::open as everwarm_store;
+pub use everwarm::options as everwarm_options;
 
 use ::everwarm::Ack;
 use anyhow::Result;
