@@ -7,7 +7,7 @@ use std::alloc::{self, Layout};
 use std::fmt;
 use std::ptr::{self, NonNull};
 use std::slice;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, Ordering};
 
 use bytes::Bytes;
 
@@ -29,29 +29,41 @@ pub(crate) struct About {
 /// A counted handle.
 pub(crate) struct Item(NonNull<Node>);
 
-/// The front of the allocation. The key follows, and then the value, unless that is in a buffer of its own.
+/// The front of the allocation. What few items have follows, a word each; then the key; and then the value, unless that is in a buffer of its own.
 #[derive(Debug)]
-#[repr(C)]
 pub(super) struct Node {
-    handles: AtomicUsize,
-    /// The next one in its bucket. Changed under the shard's lock.
-    pub(super) next: AtomicPtr<Node>,
-    pub(super) about: About,
+    handles: AtomicU32,
+    value_len: u32,
     key_len: u16,
     pub(super) frequency: AtomicU8,
     /// In which of its shard's queues it is. Guarded by the shard's lock.
     pub(super) in_main: AtomicBool,
-    value_len: u32,
-    /// The value, if it does not follow the key, and the bytes of DRAM that it keeps.
-    apart: Option<Box<(Bytes, usize)>>,
+    /// The words that follow: of [`SCOPE`], [`EXPIRES`] and [`APART`], in that order.
+    words: u8,
+    /// The next one in its bucket. Changed under the shard's lock.
+    pub(super) next: AtomicPtr<Node>,
+    pub(super) hash: KeyHash,
+    lsn: Lsn,
     /// Its neighbours in its shard's queue. Guarded by the shard's lock.
     pub(super) older: AtomicPtr<Node>,
     pub(super) newer: AtomicPtr<Node>,
     meter: Meter,
 }
 
-/// Bytes of DRAM that an item takes besides key and value, without what its allocator adds.
+/// The number of the key's scope, unless that is the first.
+const SCOPE: u8 = 1;
+/// When it expires, ms, if it does.
+const EXPIRES: u8 = 2;
+/// A box with the value that does not follow the key.
+const APART: u8 = 4;
+const WORD: usize = size_of::<u64>();
+
+/// A value in a buffer of its own, and the bytes of DRAM that it keeps.
+type Apart = (Bytes, usize);
+
+/// Bytes of DRAM that an item takes besides key and value, without what its allocator adds and the words that few have.
 pub(super) const NODE_LEN: usize = size_of::<Node>();
+const _: () = assert!(NODE_LEN <= 64 && align_of::<Node>() <= WORD && size_of::<*mut Apart>() <= WORD);
 
 // SAFETY: what is shared is atomic or never changes after the allocation was filled.
 unsafe impl Send for Item {}
@@ -71,22 +83,24 @@ impl Item {
 
     /// A copy of the key, with a value that keeps `held` bytes of DRAM, which are counted already.
     pub(crate) fn sharing(about: About, key: &[u8], value: Bytes, held: usize, meter: &Meter) -> Self {
-        Self::new(about, key, &[], Some(Box::new((value, held))), meter)
+        Self::new(about, key, &[], Some((value, held)), meter)
     }
 
-    fn new(about: About, key: &[u8], inline: &[u8], apart: Option<Box<(Bytes, usize)>>, meter: &Meter) -> Self {
+    fn new(about: About, key: &[u8], inline: &[u8], apart: Option<Apart>, meter: &Meter) -> Self {
+        let scope = Some(about.scope.0).filter(|_| about.scope != Scope::FIRST);
         let value_len = apart.as_ref().map_or(inline.len(), |apart| apart.0.len());
         let (key_len, value_len) = (key.len().try_into().expect("keys are short"), value_len.try_into().expect("values are below 4 GiB"));
         meter.add(key.len() + inline.len());
         let node = Node {
-            handles: AtomicUsize::new(1),
-            next: AtomicPtr::default(),
-            about,
+            handles: AtomicU32::new(1),
+            value_len,
             key_len,
             frequency: AtomicU8::new(0),
             in_main: AtomicBool::new(false),
-            value_len,
-            apart,
+            words: scope.map_or(0, |_| SCOPE) | about.expires_ms.map_or(0, |_| EXPIRES) | apart.as_ref().map_or(0, |_| APART),
+            next: AtomicPtr::default(),
+            hash: about.hash,
+            lsn: about.lsn,
             older: AtomicPtr::default(),
             newer: AtomicPtr::default(),
             meter: meter.clone(),
@@ -97,9 +111,19 @@ impl Item {
         let at = at.cast::<Node>();
         // SAFETY: the allocation is aligned for a node and has room for it; nobody else knows of it yet.
         unsafe { at.write(node) };
+        for (which, number) in [(SCOPE, scope), (EXPIRES, about.expires_ms)] {
+            if let (Some(to), Some(number)) = (word(at, which), number) {
+                // SAFETY: the layout has room for the words that the node has, and the allocation is aligned for them.
+                unsafe { to.write(number) };
+            }
+        }
+        if let (Some(to), Some(apart)) = (word(at, APART), apart) {
+            // SAFETY: as above; a pointer is no longer than a word.
+            unsafe { to.cast::<*mut Apart>().write(Box::into_raw(Box::new(apart))) };
+        }
         let mut to = following(at);
         for part in [key, inline] {
-            // SAFETY: the layout has room for both behind the node.
+            // SAFETY: the layout has room for both behind the words.
             unsafe { to.copy_from_nonoverlapping(part.as_ptr(), part.len()) };
             to = to.wrapping_add(part.len());
         }
@@ -141,15 +165,15 @@ impl Item {
     }
 
     pub(crate) fn hash(&self) -> KeyHash {
-        self.get().about.hash
+        self.get().hash
     }
 
     pub(crate) fn lsn(&self) -> Lsn {
-        self.get().about.lsn
+        self.get().lsn
     }
 
     pub(crate) fn expires_ms(&self) -> Option<u64> {
-        self.get().about.expires_ms
+        number(self.0, EXPIRES)
     }
 
     pub(crate) fn key(&self) -> &[u8] {
@@ -157,18 +181,21 @@ impl Item {
     }
 
     pub(crate) fn value(&self) -> &[u8] {
-        let node = self.get();
-        node.apart.as_ref().map_or_else(|| &self.following()[node.key_len.into()..], |apart| &apart.0)
+        apart(self.0).map_or_else(|| &self.following()[self.get().key_len.into()..], |apart| &apart.0)
+    }
+
+    fn scope(&self) -> Scope {
+        number(self.0, SCOPE).map_or(Scope::FIRST, Scope)
     }
 
     /// Whether this is the record of `key`.
     pub(crate) fn is_of(&self, key: Key<'_>) -> bool {
-        self.get().about.scope == key.scope && self.key() == key.bytes
+        self.scope() == key.scope && self.key() == key.bytes
     }
 
     /// The value, as long as anybody wants it.
     pub(crate) fn into_bytes(self) -> Bytes {
-        match &self.get().apart {
+        match apart(self.0) {
             Some(apart) => apart.0.clone(),
             None => Bytes::from_owner(ValueOf(self)),
         }
@@ -176,31 +203,31 @@ impl Item {
 
     fn following(&self) -> &[u8] {
         let len = self.get().following_len();
-        // SAFETY: so many bytes follow the node, written by `new` before there was a handle and never changed.
+        // SAFETY: so many bytes follow the words, written by `new` before there was a handle and never changed.
         unsafe { slice::from_raw_parts(following(self.0), len) }
     }
 }
 
 impl Node {
-    /// Bytes of key and value, where the value is in a buffer that is longer, that buffer's.
-    pub(super) fn held(&self) -> u64 {
-        let apart = self.apart.as_ref().map_or(0, |apart| apart.1);
-        (self.following_len() + apart) as u64
+    /// Bytes of the key, and of the value if it follows.
+    fn following_len(&self) -> usize {
+        usize::from(self.key_len) + if self.words & APART == 0 { self.value_len as usize } else { 0 }
     }
 
-    /// Bytes that follow the node in its allocation.
-    fn following_len(&self) -> usize {
-        usize::from(self.key_len) + if self.apart.is_none() { self.value_len as usize } else { 0 }
+    fn words_len(&self) -> usize {
+        self.words.count_ones() as usize * WORD
     }
 
     fn layout(&self) -> Layout {
-        let whole = NODE_LEN + self.following_len();
+        let whole = NODE_LEN + self.words_len() + self.following_len();
         Layout::from_size_align(whole, align_of::<Node>()).expect("a key and a value are shorter than the address space")
     }
 
     fn share(&self) {
-        // As in `Arc`: whoever shares has a handle, so nothing needs to be ordered.
-        self.handles.fetch_add(1, Ordering::Relaxed);
+        // As in `Arc`: whoever shares has a handle, so nothing needs to be ordered, and handles that are forgotten without end must not wrap round.
+        if self.handles.fetch_add(1, Ordering::Relaxed) > u32::MAX / 2 {
+            std::process::abort();
+        }
     }
 }
 
@@ -211,9 +238,34 @@ pub(super) fn node<'a>(at: NonNull<Node>) -> &'a Node {
     unsafe { at.as_ref() }
 }
 
-/// Where the bytes are that follow a node in its allocation.
-fn following(node: NonNull<Node>) -> *mut u8 {
-    node.as_ptr().wrapping_add(1).cast()
+/// Where a word is, if the node has it.
+fn word(at: NonNull<Node>, which: u8) -> Option<*mut u64> {
+    let words = node(at).words;
+    let before = (words & (which - 1)).count_ones() as usize;
+    (words & which != 0).then(|| at.as_ptr().wrapping_add(1).cast::<u64>().wrapping_add(before))
+}
+
+fn number(at: NonNull<Node>, which: u8) -> Option<u64> {
+    // SAFETY: the node has this word, which `new` wrote before there was a handle, and it never changes.
+    word(at, which).map(|word| unsafe { word.read() })
+}
+
+fn apart<'a>(at: NonNull<Node>) -> Option<&'a Apart> {
+    // SAFETY: as above.
+    let apart = word(at, APART).map(|word| unsafe { word.cast::<*mut Apart>().read() });
+    // SAFETY: the box lives as long as the node.
+    apart.map(|apart| unsafe { &*apart })
+}
+
+/// Where key and value are in a node's allocation.
+fn following(at: NonNull<Node>) -> *mut u8 {
+    at.as_ptr().wrapping_add(1).cast::<u8>().wrapping_add(node(at).words_len())
+}
+
+/// Bytes of what an item has besides its node: where the value is in a buffer that is longer, that buffer's.
+pub(super) fn held(at: NonNull<Node>) -> u64 {
+    let apart = apart(at).map_or(0, |apart| size_of::<Apart>() + apart.1);
+    (node(at).words_len() + node(at).following_len() + apart) as u64
 }
 
 impl Clone for Item {
@@ -232,6 +284,12 @@ impl Drop for Item {
         self.get().handles.load(Ordering::Acquire);
         let layout = self.get().layout();
         self.get().meter.subtract(self.get().following_len());
+        if let Some(apart) = word(self.0, APART) {
+            // SAFETY: the node has this word.
+            let apart = unsafe { apart.cast::<*mut Apart>().read() };
+            // SAFETY: `new` made it of a box, and this was the last handle.
+            drop(unsafe { Box::from_raw(apart) });
+        }
         // SAFETY: this was the last handle, so nobody else has the node.
         unsafe { ptr::drop_in_place(self.0.as_ptr()) };
         // SAFETY: it was allocated with this layout.
@@ -241,7 +299,7 @@ impl Drop for Item {
 
 impl fmt::Debug for Item {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Item({} B of {:?})", self.value().len(), self.get().about)
+        write!(f, "Item({} B of {:?})", self.value().len(), self.get())
     }
 }
 
@@ -251,5 +309,32 @@ struct ValueOf(Item);
 impl AsRef<[u8]> for ValueOf {
     fn as_ref(&self) -> &[u8] {
         self.0.value()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_put_in_comes_out_and_nothing_is_left_counted() {
+        let meter = Meter::default();
+        let scopes = [Scope::FIRST, Scope(9), Scope::NOTES];
+        let all = scopes.into_iter().flat_map(|scope| [None, Some(0), Some(u64::MAX)].map(|expires_ms| (scope, expires_ms)));
+        for (scope, expires_ms) in all {
+            let about = About { hash: KeyHash(7), scope, lsn: Lsn(3), expires_ms };
+            let buf = meter.copy(b"in a buffer");
+            let kept = buf.held();
+            let apart = Item::sharing(about, b"key", Bytes::from_owner(buf), kept, &meter);
+            let inline = Item::copied(about, b"key", b"following", &meter);
+            assert_eq!(held(apart.node()) - held(inline.node()) + 9, (kept + WORD + size_of::<Apart>()) as u64);
+            for (item, value) in [(apart, &b"in a buffer"[..]), (inline, b"following")] {
+                assert_eq!((item.hash(), item.lsn(), item.expires_ms(), item.scope()), (KeyHash(7), Lsn(3), expires_ms, scope));
+                assert_eq!((item.key(), item.value()), (&b"key"[..], value));
+                assert!(item.is_of(Key { scope, bytes: b"key" }) && !item.is_of(Key { scope: Scope(8), bytes: b"key" }));
+                assert_eq!(item.clone().into_bytes(), value);
+            }
+        }
+        assert_eq!(meter.bytes(), 0);
     }
 }

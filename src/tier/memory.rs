@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use crossbeam::epoch::{self, Guard};
 
-use super::item::{FREQUENCY_MAX, Item, NODE_LEN, Node, node};
+use super::item::{FREQUENCY_MAX, Item, NODE_LEN, Node, held, node};
 use super::queue::Queue;
 use crate::id::{Key, KeyHash};
 use crate::sync::lock;
@@ -133,7 +133,7 @@ impl MemoryTier {
     /// The node of the entry for `hash`, which lives as long as the guard.
     fn find(&self, hash: KeyHash, _guard: &Guard) -> Option<NonNull<Node>> {
         let mut at = self.buckets[self.bucket(hash)].load(Ordering::Acquire);
-        while let Some(found) = NonNull::new(at).filter(|at| node(*at).about.hash != hash) {
+        while let Some(found) = NonNull::new(at).filter(|at| node(*at).hash != hash) {
             at = node(found).next.load(Ordering::Acquire);
         }
         NonNull::new(at)
@@ -211,7 +211,7 @@ impl MemoryTier {
     /// What a shard may take, unless this item is too large for it.
     fn budget_for(&self, item: &Item) -> Option<u64> {
         let budget = self.budget.load(Ordering::Relaxed);
-        (charge(node(item.node())) <= budget / 4).then_some(budget)
+        (charge(item.node()) <= budget / 4).then_some(budget)
     }
 
     /// Makes an item the first of its bucket. The caller has the shard.
@@ -221,7 +221,7 @@ impl MemoryTier {
         node(at).next.store(bucket.load(Ordering::Relaxed), Ordering::Relaxed);
         // Pairs with the acquire loads in `find`.
         bucket.store(at.as_ptr(), Ordering::Release);
-        self.bytes.fetch_add(charge(node(at)), Ordering::Relaxed);
+        self.bytes.fetch_add(charge(at), Ordering::Relaxed);
         self.entries.fetch_add(1, Ordering::Relaxed);
         self.inserts.fetch_add(1, Ordering::Relaxed);
         at
@@ -229,13 +229,13 @@ impl MemoryTier {
 
     /// Takes a node that is here out of its bucket. The caller has the shard, and gives the node to [`Shard::leave`] or [`Shard::replace`].
     fn unlink(&self, unlinked: NonNull<Node>) {
-        let mut link = &self.buckets[self.bucket(node(unlinked).about.hash)];
+        let mut link = &self.buckets[self.bucket(node(unlinked).hash)];
         while let Some(at) = NonNull::new(link.load(Ordering::Relaxed)).filter(|at| *at != unlinked) {
             link = &node(at).next;
         }
         // Pairs with the acquire loads in `find`.
         link.store(node(unlinked).next.load(Ordering::Relaxed), Ordering::Release);
-        self.bytes.fetch_sub(charge(node(unlinked)), Ordering::Relaxed);
+        self.bytes.fetch_sub(charge(unlinked), Ordering::Relaxed);
         self.entries.fetch_sub(1, Ordering::Relaxed);
     }
 
@@ -245,7 +245,7 @@ impl MemoryTier {
             let from_small = shard.small_bytes > budget / SMALL_SHARE || shard.main.oldest().is_none();
             let oldest = if from_small { shard.small.oldest() } else { shard.main.oldest() };
             let Some(at) = oldest else { return };
-            let Node { frequency, about, .. } = node(at);
+            let Node { frequency, hash, .. } = node(at);
             let uses = frequency.load(Ordering::Relaxed);
             if uses > 0 {
                 // Used since it came in, or since it was last looked at: it stays, one use poorer.
@@ -255,7 +255,7 @@ impl MemoryTier {
             }
             self.unlink(at);
             if from_small {
-                shard.haunt(about.hash);
+                shard.haunt(*hash);
             }
             shard.leave(at, guard);
         }
@@ -271,9 +271,9 @@ impl MemoryTier {
             for bucket in buckets {
                 let first = NonNull::new(bucket.load(Ordering::Acquire));
                 for at in std::iter::successors(first, |at| NonNull::new(node(*at).next.load(Ordering::Acquire))) {
-                    let Node { frequency, in_main, about, .. } = node(at);
+                    let Node { frequency, in_main, hash, .. } = node(at);
                     let proved = usize::from(in_main.load(Ordering::Relaxed)) * (FREQUENCY_MAX as usize + 1);
-                    degrees[proved + usize::from(frequency.load(Ordering::Relaxed).min(FREQUENCY_MAX))].push(about.hash);
+                    degrees[proved + usize::from(frequency.load(Ordering::Relaxed).min(FREQUENCY_MAX))].push(*hash);
                 }
             }
         }
@@ -310,21 +310,21 @@ impl Drop for MemoryTier {
     }
 }
 
-fn charge(node: &Node) -> u64 {
-    node.held() + OVERHEAD
+fn charge(at: NonNull<Node>) -> u64 {
+    held(at) + OVERHEAD
 }
 
 impl Shard {
     /// A node was linked.
     fn enter(&mut self, at: NonNull<Node>, proved: bool) {
-        self.bytes += charge(node(at));
+        self.bytes += charge(at);
         self.entries += 1;
-        if proved || self.ghost_set.contains(&ghost(node(at).about.hash)) {
+        if proved || self.ghost_set.contains(&ghost(node(at).hash)) {
             node(at).in_main.store(true, Ordering::Relaxed);
             self.main.push(at);
         } else {
             self.small.push(at);
-            self.small_bytes += charge(node(at));
+            self.small_bytes += charge(at);
         }
     }
 
@@ -341,7 +341,7 @@ impl Shard {
             self.main.remove(at);
         } else {
             self.small.remove(at);
-            self.small_bytes -= charge(node(at));
+            self.small_bytes -= charge(at);
         }
     }
 
@@ -361,15 +361,15 @@ impl Shard {
             self.main.replace(old, new);
         } else {
             self.small.replace(old, new);
-            self.small_bytes = self.small_bytes - charge(before) + charge(after);
+            self.small_bytes = self.small_bytes - charge(old) + charge(new);
         }
-        self.bytes += charge(after);
+        self.bytes += charge(new);
         self.retire(old, guard);
     }
 
     /// Drops the tier's handle once no reader can come from a bucket.
     fn retire(&mut self, at: NonNull<Node>, guard: &Guard) {
-        let charge = charge(node(at));
+        let charge = charge(at);
         // SAFETY: it was linked, so it has the tier's handle, which is taken back here alone.
         let item = unsafe { Item::from_node(at) };
         guard.defer(move || drop(item));

@@ -36,8 +36,8 @@ impl Queue {
 
     /// From oldest to newest.
     #[cfg(test)]
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Node> {
-        std::iter::successors(self.oldest(), |at| NonNull::new(node(*at).newer.load(Relaxed))).map(node)
+    pub(super) fn iter(&self) -> impl Iterator<Item = NonNull<Node>> {
+        std::iter::successors(self.oldest(), |at| NonNull::new(node(*at).newer.load(Relaxed)))
     }
 
     /// Makes two nodes neighbours. Null stands for the end of the queue.
