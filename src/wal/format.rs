@@ -2,7 +2,7 @@
 //!
 #![doc = concat!("```text\n", include_str!("format.layout.txt"), "```")]
 
-use crate::codec::{self, Put, Reader};
+use crate::codec::{self, Checksum, Put, Reader};
 use crate::id::{KeyHash, Lsn, Position, StoreId};
 use crate::io::BLOCK;
 
@@ -104,11 +104,11 @@ pub(crate) fn encode_frame(store: StoreId, at: u64, frame: &Frame, record: &[&[u
     }
     let zeros = [0u8; 8];
     let padding = &zeros[..len as usize - FRAME_LEN - inline];
-    let mut parts: Vec<&[u8]> = vec![&out[4..]];
-    parts.extend_from_slice(record);
-    parts.push(padding);
-    let check = codec::checksum(store, FRAME_MAGIC, at, &parts);
-    out[..4].copy_from_slice(&check.to_le_bytes());
+    let mut check = Checksum::new(store, FRAME_MAGIC, at);
+    check.update(&out[4..]);
+    record.iter().for_each(|part| check.update(part));
+    check.update(padding);
+    out[..4].copy_from_slice(&check.finish().to_le_bytes());
     out
 }
 
