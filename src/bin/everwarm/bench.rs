@@ -40,7 +40,7 @@ const RECORD: u64 = 40;
 const FLASH_MIN: u64 = 16 << 20;
 /// The longest value takes at most this part of the memory, of a segment, and of all segments.
 const PART_OF_MEMORY: u64 = 32;
-const PART_OF_SEGMENT: u64 = 4;
+const PART_OF_SEGMENT: u64 = 32;
 const SEGMENTS: u64 = 32;
 /// Up to here values fit the segments that a store has by default.
 const LONG: u64 = 128 << 10;
