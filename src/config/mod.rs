@@ -381,7 +381,8 @@ impl Options {
         self
     }
 
-    /// Calls `observer` when a background activity begins (`true`) and ends (`false`), from the thread that does it: for tools that want to interrupt it.
+    /// Calls `observer` when an activity begins (`true`) and ends (`false`), from the thread that does it, which is one of the background's or, for [`Activity::Sync`], one that
+    /// waits for the sync: for tools that want to interrupt it.
     #[must_use]
     pub fn activity(mut self, observer: impl Fn(Activity, bool) + Send + Sync + 'static) -> Self {
         self.activity = Some(Observer(Arc::new(observer)));

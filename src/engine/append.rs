@@ -210,7 +210,8 @@ impl Engine {
             if self.sync_rests.load(Ordering::SeqCst) && self.sync_rests.swap(false, Ordering::SeqCst) {
                 self.events.sync.signal();
             }
-        } else if unsynced > self.settings.sync_bytes && unsynced - bytes <= self.settings.sync_bytes {
+        }
+        if unsynced > self.settings.sync_bytes && unsynced - bytes <= self.settings.sync_bytes {
             self.request_sync();
         }
         let piece = (self.settings.segment_ring / 4).min(1 << 20);

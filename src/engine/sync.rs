@@ -1,5 +1,7 @@
 //! Making durable: one sync for all who wait.
 
+use std::io;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::TryLockError;
 use std::sync::atomic::Ordering;
 
@@ -28,8 +30,14 @@ impl Engine {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return false,
         };
-        // A failure is recorded in the engine, where the caller looks next.
-        let _recorded = self.sync_alone();
+        // As on a thread of the background: a panic, of a user's observer perhaps, fails the engine. What fails is recorded there, where the caller looks next.
+        let _recorded = match panic::catch_unwind(AssertUnwindSafe(|| self.sync_alone())) {
+            Ok(synced) => synced,
+            Err(_reported) => Err(self.fail("a sync", &io::Error::other("it panicked"))),
+        };
+        if self.unsynced_bytes() > self.settings.sync_bytes {
+            self.request_sync();
+        }
         true
     }
 
@@ -151,6 +159,10 @@ impl Engine {
                 continue;
             }
             let turn = self.turn_of(lsn);
+            if self.is_durable(lsn)? {
+                // The latest sync may be one more.
+                return Ok(());
+            }
             self.wait(self.events.durable.event(turn), seen[turn], None);
         }
     }

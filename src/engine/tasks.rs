@@ -160,6 +160,9 @@ impl Engine {
                 return Ok(());
             }
             let turn = self.turn_of(lsn);
+            if self.is_durable(lsn)? {
+                return Ok(());
+            }
             self.events.durable.event(turn).after(seen[turn]).await;
         }
     }

@@ -99,6 +99,7 @@ impl Window {
                 self.enter(0);
             }
             if !self.free.is_empty()
+                && self.ended.len() < depth
                 && let Some(read) = stream.next()
             {
                 self.planned.push_back(read);

@@ -90,7 +90,6 @@ impl Item {
         let scope = Some(about.scope.0).filter(|_| about.scope != Scope::FIRST);
         let value_len = apart.as_ref().map_or(inline.len(), |apart| apart.0.len());
         let (key_len, value_len) = (key.len().try_into().expect("keys are short"), value_len.try_into().expect("values are below 4 GiB"));
-        meter.add(key.len() + inline.len());
         let node = Node {
             handles: AtomicU32::new(1),
             value_len,
@@ -105,6 +104,7 @@ impl Item {
             newer: AtomicPtr::default(),
             meter: meter.clone(),
         };
+        meter.add(node.own_len());
         let layout = node.layout();
         // SAFETY: the layout is that of a node and more, so not empty.
         let Some(at) = NonNull::new(unsafe { alloc::alloc(layout) }) else { alloc::handle_alloc_error(layout) };
@@ -218,6 +218,11 @@ impl Node {
         self.words.count_ones() as usize * WORD
     }
 
+    /// Bytes of what was allocated for it alone, without the node.
+    fn own_len(&self) -> usize {
+        self.words_len() + self.following_len() + if self.words & APART == 0 { 0 } else { size_of::<Apart>() }
+    }
+
     fn layout(&self) -> Layout {
         let whole = NODE_LEN + self.words_len() + self.following_len();
         Layout::from_size_align(whole, align_of::<Node>()).expect("a key and a value are shorter than the address space")
@@ -264,8 +269,8 @@ fn following(at: NonNull<Node>) -> *mut u8 {
 
 /// Bytes of what an item has besides its node: where the value is in a buffer that is longer, that buffer's.
 pub(super) fn held(at: NonNull<Node>) -> u64 {
-    let apart = apart(at).map_or(0, |apart| size_of::<Apart>() + apart.1);
-    (node(at).words_len() + node(at).following_len() + apart) as u64
+    let buffer = apart(at).map_or(0, |apart| apart.1);
+    (node(at).own_len() + buffer) as u64
 }
 
 impl Clone for Item {
@@ -283,7 +288,7 @@ impl Drop for Item {
         // Pairs with the release of every other handle's end.
         self.get().handles.load(Ordering::Acquire);
         let layout = self.get().layout();
-        self.get().meter.subtract(self.get().following_len());
+        self.get().meter.subtract(self.get().own_len());
         if let Some(apart) = word(self.0, APART) {
             // SAFETY: the node has this word.
             let apart = unsafe { apart.cast::<*mut Apart>().read() };
@@ -327,6 +332,7 @@ mod tests {
             let kept = buf.held();
             let apart = Item::sharing(about, b"key", Bytes::from_owner(buf), kept, &meter);
             let inline = Item::copied(about, b"key", b"following", &meter);
+            assert_eq!(held(apart.node()) + held(inline.node()), meter.bytes());
             assert_eq!(held(apart.node()) - held(inline.node()) + 9, (kept + WORD + size_of::<Apart>()) as u64);
             for (item, value) in [(apart, &b"in a buffer"[..]), (inline, b"following")] {
                 assert_eq!((item.hash(), item.lsn(), item.expires_ms(), item.scope()), (KeyHash(7), Lsn(3), expires_ms, scope));

@@ -40,8 +40,10 @@ const RECORD: u64 = 40;
 const FLASH_MIN: u64 = 16 << 20;
 /// The longest value takes at most this part of the memory, of a segment, and of all segments.
 const PART_OF_MEMORY: u64 = 32;
-const PART_OF_SEGMENT: u64 = 32;
+const PART_OF_SEGMENT: u64 = 4;
 const SEGMENTS: u64 = 32;
+/// And segments are so many times as long as that says, if flash has room for as many.
+const ROOMIER: u64 = 8;
 /// Up to here values fit the segments that a store has by default.
 const LONG: u64 = 128 << 10;
 const KEY_LEN: u16 = 16;
@@ -252,13 +254,14 @@ impl Setup {
             (Keys::new(entries, KEY_LEN, value_len as u32), order)
         };
         let longest = keys.longest() as u64;
-        let segment_size = (longest > LONG).then(|| (PART_OF_SEGMENT * longest).next_power_of_two());
+        let shortest = (longest > LONG).then(|| (PART_OF_SEGMENT * longest).next_power_of_two());
         let memory = args.memory.unwrap_or_else(|| (MEMORY + INDEX * u64::from(keys.entries)).max(PART_OF_MEMORY * longest));
         let footprint = keys.bytes() + RECORD * u64::from(keys.entries);
         let flash = match args.flash {
             Flash::Bytes(bytes) => bytes,
-            multiple @ Flash::Footprints(_) => multiple.bytes(footprint).max(FLASH_MIN).max(SEGMENTS * segment_size.unwrap_or(0)),
+            multiple @ Flash::Footprints(_) => multiple.bytes(footprint).max(FLASH_MIN).max(SEGMENTS * shortest.unwrap_or(0)),
         };
+        let roomy = |shortest: u64| (1 << (flash / SEGMENTS).max(1).ilog2()).clamp(shortest, ROOMIER * shortest);
         let wal_values = match args.wal_values {
             InWal::Never => WalValues::Never,
             InWal::Host => WalValues::Host,
@@ -266,7 +269,7 @@ impl Setup {
         };
         let backend = if args.portable { Backend::Portable } else { Backend::Auto };
         let options = Options::new("").memory(memory).flash(flash).ack(args.ack.into()).wal_values(wal_values).backend(backend);
-        let options = segment_size.into_iter().fold(options, Options::segment_size);
+        let options = shortest.map(roomy).into_iter().fold(options, Options::segment_size);
         let options = args.depth.into_iter().fold(options, Options::depth);
         let options = if args.rebuild { options.recovery(RecoveryMode::Rebuild) } else { options };
         Ok(Self { keys, order, recorded, memory, flash, options })
