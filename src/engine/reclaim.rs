@@ -3,11 +3,9 @@
 use std::collections::HashSet;
 use std::io;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use super::Engine;
 use super::append::{Append, NoRoom};
-use super::driver::Mode;
 use crate::config::{Activity, Cause, Evicted};
 use crate::id::{Location, Scope, SegmentId};
 use crate::io::is_shortage;
@@ -23,10 +21,6 @@ const KEEP_ALL_PERCENT: u64 = 75;
 const SEGMENTS_IN_FLIGHT: u64 = 4;
 /// Beyond that, at most one in this many bytes of a drained segment's records is reinserted, what is hot, so that reclaiming always wins room.
 const REINSERT_SHARE: u64 = 4;
-/// Live entries of so many bytes are moved at once, as long as nobody waits for the segment.
-const PACE_BYTES: u64 = 64 << 10;
-/// No pause is longer.
-const REST_MAX: Duration = Duration::from_millis(10);
 /// A version this much older than the newest may be too far from a segment's base to be stated relative to it.
 const FAR: u64 = 1 << 30;
 
@@ -38,12 +32,6 @@ enum Fate {
     Dead(Cause),
     /// It is not wanted enough, or there is no room for it.
     Unwanted,
-}
-
-/// How far the emptying of a segment has come since it last paused.
-struct Pace {
-    bytes: u64,
-    since: Duration,
 }
 
 impl Engine {
@@ -123,11 +111,11 @@ impl Engine {
             true => row.size,
             false => data_bytes / REINSERT_SHARE,
         };
-        let mut window = Window::new(file.as_ref(), row.size, if self.is_calm() { SMALL_WINDOW } else { WINDOW });
+        // As long as others are ready, nobody waits for this one.
+        let is_calm = lock(&self.log).ready.len() >= self.ready_wanted();
+        let mut window = Window::new(file.as_ref(), row.size, if is_calm { SMALL_WINDOW } else { WINDOW });
         let scopes = self.scopes();
-        let mut pace = Pace { bytes: 0, since: self.time.monotonic() };
         for entry in live {
-            self.keep_pace(&mut pace, entry.len);
             let keep = u64::from(entry.len) <= budget && (keep_all || self.is_hot(entry, location(entry)));
             if !keep && self.listener.is_none() {
                 self.evict(entry, location(entry));
@@ -163,25 +151,6 @@ impl Engine {
             self.index.remove_segment(row.life.id);
         }
         Ok(true)
-    }
-
-    /// As long as others are ready, nobody waits for the one that is emptied.
-    fn is_calm(&self) -> bool {
-        lock(&self.log).ready.len() >= self.ready_wanted()
-    }
-
-    /// Leaves device and processor to callers for as long as it had them, if nobody waits.
-    fn keep_pace(&self, pace: &mut Pace, len: u32) {
-        pace.bytes += u64::from(len);
-        if pace.bytes < PACE_BYTES || self.driver != Mode::Threads {
-            return;
-        }
-        let took = self.time.monotonic() - pace.since;
-        let seen = self.events.stop.count();
-        if self.is_calm() && !self.is_stopping() {
-            self.events.stop.wait(seen, Some(took.min(REST_MAX)));
-        }
-        *pace = Pace { bytes: 0, since: self.time.monotonic() };
     }
 
     /// The record of an entry, if it verifies. A place that cannot be read costs the entries that lie there.

@@ -68,6 +68,15 @@ mod models {
     /// The order of `Engine::wait_for` and of the thread that syncs.
     #[test]
     fn whoever_waits_for_a_sync_does_it_or_is_told_of_it() {
+        check_group_commit(false);
+    }
+
+    #[test]
+    fn whoever_waits_for_a_sync_that_comes_to_nothing_looks_again() {
+        check_group_commit(true);
+    }
+
+    fn check_group_commit(first_comes_to_nothing: bool) {
         #[derive(Default)]
         struct Log {
             appended: Mutex<u64>,
@@ -75,6 +84,7 @@ mod models {
             durable: AtomicU64,
             wanted: AtomicBool,
             closing: AtomicBool,
+            comes_to_nothing: AtomicBool,
             sync: Event,
             turns: Turns,
         }
@@ -87,6 +97,9 @@ mod models {
                 };
                 if appended > self.durable.load(Ordering::Acquire) {
                     self.turns.begin(Lsn(appended));
+                    if self.comes_to_nothing.swap(false, Ordering::AcqRel) {
+                        return self.turns.give_up(Lsn(self.durable.load(Ordering::Acquire)));
+                    }
                     self.durable.store(appended, Ordering::Release);
                     self.turns.end();
                 }
@@ -118,8 +131,8 @@ mod models {
                 }
             }
         }
-        check(|| {
-            let log = Arc::new(Log::default());
+        check(move || {
+            let log = Arc::new(Log { comes_to_nothing: AtomicBool::new(first_comes_to_nothing), ..Log::default() });
             let syncs = {
                 let log = Arc::clone(&log);
                 thread::spawn(move || {
