@@ -17,6 +17,8 @@ use crate::id::{Key, Lsn};
 /// Every future may be dropped at any time. A read that is dropped has no effect. A mutation that is dropped is in doubt: it happened or it did not, and nothing else. A
 /// limit of [`crate::Wait::UpTo`] is looked at when there may be room; for a strict one, use the runtime's.
 ///
+/// Tasks are woken by the cache's threads and by threads that wait in a call of the same cache, so a waker must not wait for anything that is held across such a call.
+///
 /// ```
 /// # fn main() -> everwarm::Result<()> {
 /// # let dir = tempfile::tempdir().unwrap();
