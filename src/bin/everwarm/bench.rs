@@ -61,7 +61,7 @@ pub(crate) struct Args {
     /// Threads that ask
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     callers: u16,
-    /// Gets that each caller keeps under way, in tasks; 0 for threads that wait for each
+    /// Calls that each caller keeps under way, in tasks: gets, or the puts of `fill`; 0 for threads that wait for each
     #[arg(long, default_value_t = 0, conflicts_with = "rate", value_parser = clap::value_parser!(u16).range(0..=4096))]
     tasks: u16,
     /// How long to read, mix or overwrite
@@ -231,8 +231,8 @@ impl Setup {
         let range = payload::VALUE_LEN_MIN as u64..=32 << 20;
         ensure!(range.contains(&value_len), "--value-size is {value_len} B, 16B to 32MiB are possible");
         ensure!(!args.rebuild || args.workload == Kind::Restart, "--rebuild says how `restart` opens; nothing else does");
-        let in_tasks = matches!(args.workload, Kind::Read | Kind::Small | Kind::Large | Kind::Restart);
-        ensure!(args.tasks == 0 || in_tasks, "--tasks is for workloads that only get: read, small, large, restart");
+        let in_tasks = matches!(args.workload, Kind::Fill | Kind::Read | Kind::Small | Kind::Large | Kind::Restart);
+        ensure!(args.tasks == 0 || in_tasks, "--tasks is for workloads that only put or only get: fill, read, small, large, restart");
         ensure!(args.alpha.is_finite() && args.alpha >= 0.0, "--alpha is {}, a number from 0 on is possible", args.alpha);
         let mut recorded = None;
         let (keys, order) = if let (Kind::Trace, Some(file)) = (args.workload, &args.trace) {
@@ -346,8 +346,11 @@ fn measure(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<Report> {
     };
     let mut phases = Vec::new();
     for (phase, is_counted) in phases_of(args, setup) {
-        let rate = if matches!(phase.work, Work::PutEach) { 0 } else { args.rate };
-        let outcome = Bench { rate, ..bench }.run(&phase)?;
+        // Other workloads only begin with a fill.
+        let is_filled = matches!(phase.work, Work::PutEach);
+        let rate = if is_filled { 0 } else { args.rate };
+        let tasks = if is_filled && args.workload != Kind::Fill { 0 } else { bench.tasks };
+        let outcome = Bench { rate, tasks, ..bench }.run(&phase)?;
         if is_counted {
             phases.push(Row::new(phase.name, outcome, &cache.stats(), meter::resident()));
         }

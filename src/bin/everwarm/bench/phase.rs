@@ -83,7 +83,7 @@ pub(crate) struct Bench<'a> {
     /// How many keys there may be.
     pub(crate) capacity: u32,
     pub(crate) callers: usize,
-    /// Gets that each caller keeps under way; 0 if it waits for each.
+    /// Calls that each caller keeps under way; 0 if it waits for each.
     pub(crate) tasks: usize,
     /// Operations a second of all callers together, 0 for as many as possible.
     pub(crate) rate: u64,
@@ -255,6 +255,7 @@ impl<'a> Caller<'a> {
             rustix::thread::set_current_timer_slack(Some(SLACK))?;
         }
         match work {
+            Work::PutEach if self.bench.tasks > 0 => return self.put_in_tasks(),
             Work::PutEach => self.each_own(|caller, key| caller.put(key))?,
             Work::DeleteEach => self.each_own(|caller, key| caller.delete(key))?,
             Work::GetEach => self.each_own(|caller, key| caller.get(key).map(drop))?,
@@ -408,28 +409,51 @@ impl<'a> Caller<'a> {
 
     /// Gets of many tasks on this thread, until the phase is over.
     fn get_in_tasks(self, order: &Order) -> anyhow::Result<Tally> {
-        let (cache, keys, versions, tasks) = (self.bench.cache.for_tasks(), self.bench.keys, self.bench.versions, self.bench.tasks);
-        let caller = RefCell::new(self);
-        let begin = |bytes: &mut Vec<u8>| {
-            let caller = &mut *caller.borrow_mut();
-            let entries = caller.entries();
-            let key = order.draw(&mut caller.random, entries);
-            payload::write_key(bytes, key, keys.key_len(key));
-            (key, versions.oldest(key))
-        };
-        let one = || async {
+        let Bench { cache, keys, versions, .. } = *self.bench;
+        let cache = cache.for_tasks();
+        self.in_tasks(async |caller| {
             let mut bytes = Vec::new();
             while caller.borrow().goes_on() {
-                let (key, oldest) = begin(&mut bytes);
+                let entries = caller.borrow().entries();
+                let key = order.draw(&mut caller.borrow_mut().random, entries);
+                let oldest = versions.oldest(key);
+                payload::write_key(&mut bytes, key, keys.key_len(key));
                 let began = Instant::now();
                 let found = cache.get(&bytes).await?;
                 let mut caller = caller.borrow_mut();
                 caller.end(Kind::Read, began);
                 caller.check(key, oldest, found.as_ref());
             }
-            anyhow::Ok(())
-        };
-        let mut all: FuturesUnordered<_> = (0..tasks).map(|_| one()).collect();
+            Ok(())
+        })
+    }
+
+    /// As [`Caller::put`] for each of its keys, by many tasks on this thread.
+    fn put_in_tasks(self) -> anyhow::Result<Tally> {
+        let Bench { cache, keys, versions, callers, .. } = *self.bench;
+        let (cache, own) = (cache.for_tasks(), RefCell::new((self.number as u32..keys.entries).step_by(callers)));
+        let next_own = || own.borrow_mut().next();
+        self.in_tasks(async |caller| {
+            let (mut bytes, mut value) = (Vec::new(), Vec::new());
+            while let Some(key) = next_own() {
+                let version = versions.begin(key, false);
+                payload::write_key(&mut bytes, key, keys.key_len(key));
+                payload::write_value(&mut value, key, version.into(), keys.value_len(key));
+                let began = Instant::now();
+                cache.put(&bytes, &value).await?;
+                versions.returned(key, version);
+                let mut caller = caller.borrow_mut();
+                caller.end(Kind::Write, began);
+                caller.tally.bytes_put += (bytes.len() + value.len()) as u64;
+            }
+            Ok(())
+        })
+    }
+
+    /// As many of `task` on this thread as a caller keeps under way.
+    fn in_tasks(self, task: impl AsyncFn(&RefCell<Self>) -> anyhow::Result<()>) -> anyhow::Result<Tally> {
+        let (tasks, caller) = (self.bench.tasks, RefCell::new(self));
+        let mut all: FuturesUnordered<_> = (0..tasks).map(|_| task(&caller)).collect();
         block_on(async {
             while let Some(done) = all.next().await {
                 done?;
