@@ -349,6 +349,7 @@ fn a_benchmark_does_what_it_is_named_after_and_checks_its_answers() {
     let documented = include_str!("../docs/PERFORMANCE.md");
     let mut benches: Vec<(Vec<&str>, Vec<&str>)> = vec![
         (vec!["fill"], vec!["fill"]),
+        (vec!["fill", "--tasks", "4", "--ack", "host"], vec!["fill"]),
         (vec!["read", "--rate", "2000"], vec!["fill", "read"]),
         (vec!["read", "--tasks", "4", "--depth", "8"], vec!["fill", "read"]),
         (vec!["idle"], vec!["fill", "idle"]),
@@ -394,7 +395,7 @@ fn a_benchmark_does_what_it_is_named_after_and_checks_its_answers() {
 #[test]
 fn a_benchmark_refuses_what_it_cannot_do() {
     refused(&everwarm(&["bench", "fill", "--value-size", "1"]), "16B to 32MiB");
-    refused(&everwarm(&["bench", "fill", "--tasks", "2"]), "--tasks");
+    refused(&everwarm(&["bench", "mixed", "--tasks", "2"]), "--tasks");
     refused(&everwarm(&["bench", "read", "--tasks", "2", "--rate", "5"]), "--rate");
     refused(&everwarm(&["bench", "trace"]), "--trace");
     refused(&everwarm(&["bench", "trace", "--trace", "/nowhere"]), "/nowhere");

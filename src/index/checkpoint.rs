@@ -24,8 +24,10 @@ const CHUNK_MAGIC: u32 = u32::from_le_bytes(*b"EWCC");
 pub(crate) const VERSION: u32 = 1;
 pub(crate) const CHUNK_LEN: usize = 64 << 10;
 const PAYLOAD_LEN: usize = CHUNK_LEN - 8;
-/// Chunks that are read or written at once.
+/// Chunks that are read at once.
 const BATCH: usize = 16;
+/// Chunks that are written at once: fewer, since the reads of others wait for each write.
+const WRITE_BATCH: usize = 4;
 /// Batches that are read or looked at at the same time.
 const READ_AHEAD: usize = 3;
 /// Slots that a thread takes at once while a checkpoint is loaded, about.
@@ -91,7 +93,7 @@ pub(crate) fn file_len(index: &Index, bases: usize) -> u64 {
 /// Writes a checkpoint of `index` into `file`, whose length is [`file_len`], and syncs it. `bases` are the segments' base positions when it
 /// began. What was written, or `None` if the index outgrew the file.
 pub(crate) fn write(store: StoreId, sequence: u64, index: &Index, bases: &[u64], file: &dyn File) -> io::Result<Option<u64>> {
-    let mut out = Chunks { store, sequence, file, batch: AlignedBuf::zeroed(BATCH * CHUNK_LEN), number: 0, used: 0, full: false };
+    let mut out = Chunks { store, sequence, file, batch: AlignedBuf::zeroed(WRITE_BATCH * CHUNK_LEN), number: 0, used: 0, full: false };
     for base in bases {
         out.push(&base.to_le_bytes())?;
     }
@@ -137,7 +139,7 @@ impl Chunks<'_> {
     fn push(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() && !self.full {
             let n = bytes.len().min(PAYLOAD_LEN - self.used);
-            let start = self.number as usize % BATCH * CHUNK_LEN + 8 + self.used;
+            let start = self.number as usize % WRITE_BATCH * CHUNK_LEN + 8 + self.used;
             self.batch[start..start + n].copy_from_slice(&bytes[..n]);
             self.used += n;
             bytes = &bytes[n..];
@@ -149,7 +151,7 @@ impl Chunks<'_> {
     }
 
     fn close_chunk(&mut self) -> io::Result<()> {
-        let slot = self.number as usize % BATCH;
+        let slot = self.number as usize % WRITE_BATCH;
         let chunk = &mut self.batch[slot * CHUNK_LEN..(slot + 1) * CHUNK_LEN];
         chunk[8 + self.used..].fill(0);
         chunk[4..8].copy_from_slice(&(self.used as u32).to_le_bytes());
@@ -157,8 +159,8 @@ impl Chunks<'_> {
         chunk[..4].copy_from_slice(&check.to_le_bytes());
         self.number += 1;
         self.used = 0;
-        if slot + 1 == BATCH {
-            self.write_batch(BATCH)?;
+        if slot + 1 == WRITE_BATCH {
+            self.write_batch(WRITE_BATCH)?;
         }
         Ok(())
     }
@@ -178,7 +180,7 @@ impl Chunks<'_> {
         if self.used > 0 {
             self.close_chunk()?;
         }
-        match self.number as usize % BATCH {
+        match self.number as usize % WRITE_BATCH {
             0 => {}
             rest => self.write_batch(rest)?,
         }

@@ -1,38 +1,64 @@
-//! The report as a page: calls a second over the time, and how long calls took.
+//! The report as a page: calls a second over the time, how long calls took, and memory over the time.
 
 use std::path::Path;
 
 use anyhow::anyhow;
 use plotters::prelude::*;
 
+use super::phase::Gauge;
 use super::report::{Report, Row};
 use crate::html;
 
 const SIZE: (u32, u32) = (1160, 360);
 const COLOURS: [RGBColor; 4] = [BLUE, RED, GREEN, MAGENTA];
+const MIB: f64 = (1 << 20) as f64;
+
+/// An SVG.
+type Plot = Result<String, Box<dyn std::error::Error>>;
 
 /// Writes the page.
 pub(crate) fn write(path: &Path, report: &Report) -> anyhow::Result<()> {
-    let drawn = |plot: Result<String, Box<dyn std::error::Error>>| plot.map_err(|error| anyhow!("cannot draw a plot: {error}"));
+    let phases = &report.phases;
     let plots = [
+        (Some(throughput(phases)), "Thousands of calls a second over the seconds of each phase, one point for a tenth of a second."),
         (
-            drawn(throughput(&report.phases))?,
-            "Thousands of calls a second over the seconds of each phase, one point for a tenth of a second.".to_owned(),
+            Some(latency(phases)),
+            "Microseconds within which a share of the calls had returned, from their intended start; both axes are logarithmic.",
         ),
         (
-            drawn(latency(&report.phases))?,
-            "Microseconds within which a share of the calls had returned, from their intended start; both axes are logarithmic.".to_owned(),
+            memory(phases),
+            "MiB of DRAM over the seconds of a phase: what the cache accounts for, and what the process has that belongs to no file.",
         ),
     ];
+    let drawn = |(plot, caption): (Option<Plot>, &str)| Some(plot?.map(|plot| (plot, caption.to_owned())));
+    let plots: Vec<_> =
+        plots.into_iter().filter_map(drawn).collect::<Result<_, _>>().map_err(|error| anyhow!("cannot draw a plot: {error}"))?;
     html::write(path, &format!("everwarm bench {}", report.workload), &plots, &[report.describe(), report.table()].join("\n\n"))
 }
 
-fn throughput(phases: &[Row]) -> Result<String, Box<dyn std::error::Error>> {
+fn throughput(phases: &[Row]) -> Plot {
     let rates = |row: &Row| -> Vec<(f64, f64)> {
         let rate = |pair: &[(f64, u64)]| (pair[1].0, (pair[1].1 - pair[0].1) as f64 / (pair[1].0 - pair[0].0).max(1e-3) / 1e3);
         row.series.windows(2).map(rate).collect()
     };
-    let curves: Vec<(&str, Vec<(f64, f64)>)> = phases.iter().map(|row| (row.name, rates(row))).collect();
+    over_time("1000 calls/s", phases.iter().map(|row| (row.name.to_owned(), rates(row))).collect())
+}
+
+/// Nothing if no phase had a length to divide.
+fn memory(phases: &[Row]) -> Option<Plot> {
+    let mut curves = Vec::new();
+    for row in phases.iter().filter(|row| !row.gauges.is_empty()) {
+        let points = |of: &dyn Fn(&Gauge) -> Option<u64>| -> Vec<(f64, f64)> {
+            row.gauges.iter().filter_map(|gauge| Some((gauge.seconds, of(gauge)? as f64 / MIB))).collect()
+        };
+        curves.push((format!("{}, accounted for", row.name), points(&|gauge| Some(gauge.memory_bytes))));
+        curves.push((format!("{}, resident", row.name), points(&|gauge| gauge.resident_bytes)));
+    }
+    (!curves.is_empty()).then(|| over_time("MiB", curves))
+}
+
+/// Lines over seconds, from zero on.
+fn over_time(what: &str, curves: Vec<(String, Vec<(f64, f64)>)>) -> Plot {
     let most = |of: fn(&(f64, f64)) -> f64| curves.iter().flat_map(|(_, points)| points).map(of).fold(1e-3, f64::max);
     let (width, height) = (most(|point| point.0), 1.1 * most(|point| point.1));
     let mut svg = String::new();
@@ -41,7 +67,7 @@ fn throughput(phases: &[Row]) -> Result<String, Box<dyn std::error::Error>> {
         area.fill(&WHITE)?;
         let mut chart =
             ChartBuilder::on(&area).margin(10).x_label_area_size(36).y_label_area_size(60).build_cartesian_2d(0.0..width, 0.0..height)?;
-        chart.configure_mesh().x_desc("s").y_desc("1000 calls/s").bold_line_style(BLACK.mix(0.08)).light_line_style(WHITE).draw()?;
+        chart.configure_mesh().x_desc("s").y_desc(what).bold_line_style(BLACK.mix(0.08)).light_line_style(WHITE).draw()?;
         for ((name, points), colour) in curves.into_iter().zip(COLOURS.into_iter().cycle()) {
             let series = chart.draw_series(LineSeries::new(points, colour))?;
             series.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour));
@@ -53,7 +79,7 @@ fn throughput(phases: &[Row]) -> Result<String, Box<dyn std::error::Error>> {
 }
 
 /// Over `1 / (1 - quantile)`, so that each further nine is one step.
-fn latency(phases: &[Row]) -> Result<String, Box<dyn std::error::Error>> {
+fn latency(phases: &[Row]) -> Plot {
     const NINES: f64 = 5.0;
     let mut curves = Vec::new();
     for row in phases {

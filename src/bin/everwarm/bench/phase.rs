@@ -15,7 +15,7 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 use serde::Serialize;
 
-use super::background::{Background, KINDS};
+use super::background::{Background, Done, KINDS};
 use super::keys::{self, Keys, Order};
 use super::meter::{self, Cost, Meter};
 use super::versions::Versions;
@@ -104,14 +104,16 @@ pub(crate) struct Outcome {
     pub(crate) gauges: Vec<Gauge>,
     /// Of the log.
     pub(crate) syncs: u64,
+    /// Checkpoints and reclaims that ended.
+    pub(crate) background: [Done; 2],
 }
 
 /// What the process took at a moment of a phase.
 #[derive(Serialize)]
 pub(crate) struct Gauge {
-    seconds: f64,
-    memory_bytes: u64,
-    resident_bytes: Option<u64>,
+    pub(crate) seconds: f64,
+    pub(crate) memory_bytes: u64,
+    pub(crate) resident_bytes: Option<u64>,
     descriptors: Option<usize>,
 }
 
@@ -160,7 +162,8 @@ impl Bench<'_> {
         self.bar.set_length(self.length(phase));
         self.bar.set_position(0);
         let done: Vec<AtomicU64> = (0..self.callers).map(|_| AtomicU64::new(0)).collect();
-        let (over, syncs, begun) = (AtomicBool::new(false), self.cache.stats().syncs, self.meter.read());
+        let (over, syncs, background, begun) =
+            (AtomicBool::new(false), self.cache.stats().syncs, self.background.done(), self.meter.read());
         let start = Instant::now();
         let (tallies, (series, gauges)) = std::thread::scope(|scope| {
             let callers: Vec<_> = done
@@ -182,8 +185,10 @@ impl Bench<'_> {
         }
         let cost = begun.cost(&self.meter.read());
         let syncs = self.cache.stats().syncs - syncs;
+        let [checkpoint, reclaim] = self.background.done();
+        let background = [checkpoint.since(background[0]), reclaim.since(background[1])];
         let tally = tallies.into_iter().try_fold(Tally::new(), |sum, tally| anyhow::Ok(sum.add(&tally?)))?;
-        Ok(Outcome { tally, cost, accepted, series, gauges, syncs })
+        Ok(Outcome { tally, cost, accepted, series, gauges, syncs, background })
     }
 
     /// Calls, or milliseconds.

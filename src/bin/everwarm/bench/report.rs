@@ -8,7 +8,7 @@ use everwarm::Stats;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::background::KINDS;
+use super::background::{Done, KINDS};
 use super::phase::{Gauge, Outcome, Tally};
 use crate::size::show_bytes;
 
@@ -70,12 +70,14 @@ pub(crate) struct Row {
     wrong: u64,
     bytes_put: u64,
     syncs: u64,
+    /// What ended, by kind.
+    background: BTreeMap<&'static str, Done>,
     /// By everybody who used the device meanwhile.
     device_bytes_read: Option<u64>,
     device_bytes_written: Option<u64>,
     cpu_ms: f64,
     cpu_us_per_call: Option<f64>,
-    gauges: Vec<Gauge>,
+    pub(crate) gauges: Vec<Gauge>,
     memory_bytes: u64,
     resident_bytes: Option<u64>,
     index_bytes_per_entry: Option<f64>,
@@ -117,7 +119,7 @@ impl Latency {
 
 impl Row {
     pub(crate) fn new(name: &'static str, outcome: Outcome, stats: &Stats, resident_bytes: Option<u64>) -> Self {
-        let Outcome { tally, cost, accepted, series, gauges, syncs } = outcome;
+        let Outcome { tally, cost, accepted, series, gauges, syncs, background } = outcome;
         let calls = tally.calls();
         let Tally { reads, writes, beside, hits: [hits_memory, hits_buffer, hits_flash], misses, wrong, bytes_put } = tally;
         Self {
@@ -136,6 +138,7 @@ impl Row {
             wrong,
             bytes_put,
             syncs,
+            background: KINDS[2..].iter().copied().zip(background).collect(),
             device_bytes_read: cost.device_read,
             device_bytes_written: cost.device_written,
             cpu_ms: cost.cpu.as_secs_f64() * 1e3,
