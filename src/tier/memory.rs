@@ -24,6 +24,9 @@ const SHARDS_MAX: usize = 16;
 /// A shard has at least this many bytes, so that large values find room.
 const SHARD_BYTES_MIN: u64 = 4 << 20;
 const BYTES_PER_BUCKET: u64 = 512;
+/// No fewer buckets, and a multiple of any number of shards.
+const BUCKETS_MIN: usize = 64;
+const _: () = assert!(BUCKETS_MIN.is_multiple_of(SHARDS_MAX));
 /// One in this many bytes of a shard is for entries that have not proved themselves.
 const SMALL_SHARE: u64 = 10;
 /// Entries are freed some time after they went, when no reader can have them any more. Beyond this many bytes of a shard it is asked whether that is so.
@@ -34,6 +37,7 @@ const OVERHEAD: u64 = (NODE_LEN + 16 + 16 + 2 * 8) as u64;
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct MemoryTier {
+    /// In the order of the hashes that belong there, as shards are: each shard has buckets of its own.
     buckets: Box<[AtomicPtr<Node>]>,
     shards: Box<[Mutex<Shard>]>,
     /// For each shard.
@@ -75,8 +79,8 @@ impl Drop for Place<'_> {
 impl MemoryTier {
     /// A tier that may take `budget` bytes, buckets included. It never has more buckets than `budget` says now.
     pub(crate) fn new(budget: u64) -> Self {
-        let buckets = (budget / BYTES_PER_BUCKET).next_power_of_two().max(64) as usize;
         let shards = ((budget / SHARD_BYTES_MIN).max(1) as usize).next_power_of_two().min(SHARDS_MAX);
+        let buckets = ((budget / BYTES_PER_BUCKET) as usize).next_multiple_of(shards).max(BUCKETS_MIN);
         let tier = Self {
             buckets: (0..buckets).map(|_| AtomicPtr::default()).collect(),
             shards: (0..shards).map(|_| Mutex::default()).collect(),
@@ -122,17 +126,17 @@ impl MemoryTier {
         self.inserts.load(Ordering::Relaxed)
     }
 
-    fn bucket(&self, hash: KeyHash) -> usize {
-        hash.0 as usize & (self.buckets.len() - 1)
+    fn bucket(&self, hash: KeyHash) -> &AtomicPtr<Node> {
+        &self.buckets[part(hash, self.buckets.len())]
     }
 
     fn shard(&self, hash: KeyHash) -> &Mutex<Shard> {
-        &self.shards[hash.0 as usize & (self.shards.len() - 1)]
+        &self.shards[part(hash, self.shards.len())]
     }
 
     /// The node of the entry for `hash`, which lives as long as the guard.
     fn find(&self, hash: KeyHash, _guard: &Guard) -> Option<NonNull<Node>> {
-        let mut at = self.buckets[self.bucket(hash)].load(Ordering::Acquire);
+        let mut at = self.bucket(hash).load(Ordering::Acquire);
         while let Some(found) = NonNull::new(at).filter(|at| node(*at).hash != hash) {
             at = node(found).next.load(Ordering::Acquire);
         }
@@ -216,7 +220,7 @@ impl MemoryTier {
 
     /// Makes an item the first of its bucket. The caller has the shard.
     fn link(&self, item: Item) -> NonNull<Node> {
-        let bucket = &self.buckets[self.bucket(item.hash())];
+        let bucket = self.bucket(item.hash());
         let at = item.into_node();
         node(at).next.store(bucket.load(Ordering::Relaxed), Ordering::Relaxed);
         // Pairs with the acquire loads in `find`.
@@ -229,7 +233,7 @@ impl MemoryTier {
 
     /// Takes a node that is here out of its bucket. The caller has the shard, and gives the node to [`Shard::leave`] or [`Shard::replace`].
     fn unlink(&self, unlinked: NonNull<Node>) {
-        let mut link = &self.buckets[self.bucket(node(unlinked).hash)];
+        let mut link = self.bucket(node(unlinked).hash);
         while let Some(at) = NonNull::new(link.load(Ordering::Relaxed)).filter(|at| *at != unlinked) {
             link = &node(at).next;
         }
@@ -308,6 +312,11 @@ impl Drop for MemoryTier {
             }
         }
     }
+}
+
+/// Which of so many equal parts of all hashes this one is in.
+fn part(hash: KeyHash, parts: usize) -> usize {
+    (u128::from(hash.0) * parts as u128 >> u64::BITS) as usize
 }
 
 fn charge(at: NonNull<Node>) -> u64 {
