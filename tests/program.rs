@@ -345,15 +345,16 @@ fn a_benchmark_does_what_it_is_named_after_and_checks_its_answers() {
     let mut file = flate2::write::GzEncoder::new(std::fs::File::create(&trace).unwrap(), flate2::Compression::fast());
     std::io::Write::write_all(&mut file, format!("ts_ms_or_seq,op,key,key_size,value_size,ttl_s\n{rows}").as_bytes()).unwrap();
     file.finish().unwrap();
-    let trace = trace.to_string_lossy();
+    let (trace, page) = (trace.to_string_lossy(), dir.path().join("page.html"));
+    let page_name = page.to_string_lossy();
     let documented = include_str!("../docs/PERFORMANCE.md");
     let mut benches: Vec<(Vec<&str>, Vec<&str>)> = vec![
         (vec!["fill"], vec!["fill"]),
-        (vec!["fill", "--tasks", "4", "--ack", "host"], vec!["fill"]),
+        (vec!["fill", "--tasks", "16", "--ack", "host"], vec!["fill"]),
         (vec!["read", "--rate", "2000"], vec!["fill", "read"]),
         (vec!["read", "--tasks", "4", "--depth", "8"], vec!["fill", "read"]),
         (vec!["idle"], vec!["fill", "idle"]),
-        (vec!["overwrite"], vec!["fill", "overwrite"]),
+        (vec!["overwrite", "--report", &page_name], vec!["fill", "overwrite"]),
         (vec!["delete"], vec!["fill", "delete", "look"]),
         (vec!["multiget", "--batch", "7"], vec!["fill", "multiget"]),
         (vec!["restart"], vec!["read"]),
@@ -385,6 +386,16 @@ fn a_benchmark_does_what_it_is_named_after_and_checks_its_answers() {
                 let beside = last["beside"].as_object().unwrap().values().map(|latency| latency["calls"].as_u64().unwrap()).sum::<u64>();
                 assert!(beside >= last["calls"].as_u64().unwrap(), "{last}");
                 assert!(last["gauges"].as_array().unwrap().iter().all(|gauge| gauge["descriptors"].as_u64() > Some(3)), "{last}");
+            }
+            "fill" => {
+                assert_eq!(last["writes"]["calls"], 3_000);
+                assert_eq!(last["bytes_put"], report["footprint"]);
+                // Three threads that wait for each put share a sync among three at most.
+                assert!(!args.contains(&"--tasks") || last["syncs"].as_u64().is_some_and(|syncs| (1..1_000).contains(&syncs)), "{last}");
+            }
+            "overwrite" => {
+                let drawn = std::fs::read_to_string(&page).unwrap();
+                assert!(drawn.matches("<svg").count() == 3 && drawn.contains("accounted for"), "{drawn}");
             }
             "multiget" => assert_eq!(hits, 7 * last["calls"].as_u64().unwrap()),
             _ => {}

@@ -379,3 +379,36 @@ impl Payload {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{KeyHash, Location, SegmentId};
+    use crate::index::geometry::Entry;
+    use crate::io::Disk;
+    use crate::io::sim::SimDisk;
+
+    #[test]
+    fn a_checkpoint_of_any_number_of_batches_is_loaded_as_it_was() {
+        // Less than a chunk; and batches that are written, not full and full, and then read in others.
+        for entries in [10, 20_000, 31_000, 140_000] {
+            let hash = |n: u64| KeyHash(xxhash_rust::xxh3::xxh3_64(&n.to_le_bytes()));
+            let entry = |n: u64| Entry::new(Location { segment: SegmentId(1), offset: n as u32 * 8 }, 100);
+            let geometry = Geometry::new(4, 4 << 20);
+            let (index, loaded) = (Index::new(geometry), Index::new(geometry));
+            for n in 0..entries {
+                index.insert(hash(n), &entry(n));
+            }
+            let file = SimDisk::new(1).create("checkpoint", file_len(&index, 2)).unwrap();
+            let written = write(StoreId(1), 7, &index, &[5, 6], file.as_ref()).unwrap().unwrap();
+            assert!(written <= file.len() && written > entries * 8);
+            let keep = |bases: &[u64]| -> Keep {
+                assert_eq!(bases, [5, 6]);
+                Arc::new(|_| true)
+            };
+            let came = load(StoreId(1), 7, file.as_ref(), &loaded, keep).unwrap();
+            assert_eq!(came, Loaded::Entries(index.entries()));
+            assert!((0..entries).all(|n| index.get(hash(n)).map(|e| e.location) == loaded.get(hash(n)).map(|e| e.location)));
+        }
+    }
+}

@@ -26,7 +26,7 @@ const WORD: usize = 8;
 /// Longest single write of a write-out, while there is much to write and while there is not: reads of the device wait for each.
 const PIECE: u64 = 1 << 20;
 const SHORT_PIECE: u64 = 256 << 10;
-/// So many bytes are much.
+/// So many bytes that wait for it are much.
 const MUCH: u64 = 2 << 20;
 /// A partial block and so much before it are copied and written at once, since a second write takes longer than the copy: a share of the ring, and at most so many bytes.
 const BOUNCE_SHARE: u64 = 32;
@@ -183,7 +183,9 @@ impl Ring {
         let copied = |from| round_up(to - from, BLOCK as u64) as usize;
         while from < whole && !(is_partial && copied(from) <= bounce.len()) {
             let to_wrap = self.size() - (from & (self.size() - 1));
-            let piece = if whole - from > MUCH { PIECE } else { SHORT_PIECE };
+            // Also if most of it is of another segment.
+            let waiting = self.appended.load(Ordering::Relaxed) - from;
+            let piece = if waiting > MUCH { PIECE } else { SHORT_PIECE };
             let len = (whole - from).min(to_wrap).min(piece);
             // SAFETY: nobody stores to `[from, from + len)` while the slice lives. It lies in `[written, appended)`: `append` refuses positions below
             // `appended`, and positions above `written + size`, which are the ones that share these words; `written` moves only under the lock held here.

@@ -93,10 +93,13 @@ impl MemoryTier {
         tier
     }
 
-    /// Changes how many bytes the tier may take. Takes effect with the next insert in each shard.
+    /// Changes how many bytes the tier may take.
     pub(crate) fn set_budget(&self, budget: u64) {
         let each = budget.saturating_sub(self.buckets_len()) / self.shards.len() as u64;
-        self.budget.store(each, Ordering::Relaxed);
+        if each < self.budget.swap(each, Ordering::Relaxed) {
+            let guard = epoch::pin();
+            self.shards.iter().for_each(|shard| self.shrink(&mut lock(shard), each, &guard));
+        }
     }
 
     fn buckets_len(&self) -> u64 {
@@ -269,10 +272,13 @@ impl MemoryTier {
     pub(crate) fn hottest(&self, most: usize) -> (Vec<KeyHash>, usize) {
         // One list for each degree of heat, coldest first: what has proved itself comes after what has not.
         let mut degrees = [const { Vec::new() }; 2 * (FREQUENCY_MAX as usize + 1)];
-        for buckets in self.buckets.chunks(1024) {
-            // Pinned anew for each, so that what is evicted meanwhile is freed.
+        // One bucket of each shard after the other: whoever refills the tier in this order fills its shards alike.
+        let (shards, of_shard) = (self.shards.len(), self.buckets.len() / self.shards.len());
+        for first in (0..of_shard).step_by(64) {
+            // Pinned anew for each few, so that what is evicted meanwhile is freed.
             let _guard = epoch::pin();
-            for bucket in buckets {
+            let next = (first..of_shard.min(first + 64)).flat_map(|n| (0..shards).map(move |shard| shard * of_shard + n));
+            for bucket in next.map(|n| &self.buckets[n]) {
                 let first = NonNull::new(bucket.load(Ordering::Acquire));
                 for at in std::iter::successors(first, |at| NonNull::new(node(*at).next.load(Ordering::Acquire))) {
                     let Node { frequency, in_main, hash, .. } = node(at);
@@ -501,7 +507,6 @@ mod tests {
         }
         assert_eq!(queued(&tier), tier.entries() as usize);
         tier.set_budget(256 << 10);
-        insert(&tier, 1 << 40, 10);
         assert!(tier.allocated() <= 256 << 10);
         let of_shard = |shard: &Mutex<Shard>| {
             let shard = lock(shard);
@@ -509,6 +514,31 @@ mod tests {
         };
         let kept: u64 = tier.shards.iter().map(of_shard).sum();
         assert_eq!(kept, tier.bytes());
+    }
+
+    #[test]
+    fn no_two_shards_share_a_bucket() {
+        for budget in [1, 5 << 20, 8 << 20, (17 << 20) + 513, (64 << 20) - 1, 1 << 30] {
+            let tier = MemoryTier::new(budget);
+            let (buckets, shards) = (tier.buckets.len(), tier.shards.len());
+            for shard in 0..shards {
+                let first = KeyHash((u128::from(shard as u64) << 64).div_ceil(shards as u128) as u64);
+                let last = KeyHash((u128::from(shard as u64 + 1) << 64).div_ceil(shards as u128).wrapping_sub(1) as u64);
+                assert_eq!([first, last].map(|hash| part(hash, shards)), [shard; 2], "{budget}");
+                let own = buckets / shards * shard..buckets / shards * (shard + 1);
+                assert_eq!([first, last].map(|hash| part(hash, buckets)), [own.start, own.end - 1], "{budget}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_listed_as_hottest_fills_all_shards_alike() {
+        let tier = MemoryTier::new(32 << 20);
+        (0..40_000).for_each(|n| assert!(insert(&tier, n, 10)));
+        let (hottest, _) = tier.hottest(4_000);
+        let mut of_shard = vec![0; tier.shards.len()];
+        hottest.iter().for_each(|hash| of_shard[part(*hash, tier.shards.len())] += 1);
+        assert!(of_shard.len() == 8 && of_shard.iter().all(|n| (400..600).contains(n)), "{of_shard:?}");
     }
 
     #[test]
@@ -537,14 +567,18 @@ mod tests {
     #[test]
     fn readers_see_no_older_version_while_entries_come_and_go() {
         const KEYS: u64 = if cfg!(miri) { 40 } else { 500 };
-        const ROUNDS: u64 = if cfg!(miri) { 2 } else { 120 };
-        let tier = MemoryTier::new(64 << 10);
+        const ROUNDS: u64 = if cfg!(miri) { 2 } else { 60 };
+        // One shard that evicts, and four.
+        [64 << 10, 16 << 20].into_iter().for_each(|budget| no_older_version_is_seen(&MemoryTier::new(budget), KEYS, ROUNDS));
+    }
+
+    fn no_older_version_is_seen(tier: &MemoryTier, keys: u64, rounds: u64) {
         // What the index would name, and what has been superseded for certain.
-        let [named, newest] = [(); 2].map(|()| (0..KEYS).map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
+        let [named, newest] = [(); 2].map(|()| (0..keys).map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
         std::thread::scope(|s| {
             s.spawn(|| {
-                for round in 1..=ROUNDS {
-                    for n in 0..KEYS {
+                for round in 1..=rounds {
+                    for n in 0..keys {
                         let successor = (n % 3 != 0).then(|| version(n, round, 200));
                         tier.supersede(hash(n), successor, || named[n as usize].store(round, Ordering::Release));
                         newest[n as usize].store(round, Ordering::Release);
@@ -553,10 +587,10 @@ mod tests {
             });
             let read = || {
                 let mut n = 0;
-                while newest[KEYS as usize - 1].load(Ordering::Acquire) < ROUNDS {
-                    n = (n + 1) % KEYS;
+                while newest[keys as usize - 1].load(Ordering::Acquire) < rounds {
+                    n = (n + 1) % keys;
                     let least = newest[n as usize].load(Ordering::Acquire);
-                    if let Some(found) = get(&tier, n) {
+                    if let Some(found) = get(tier, n) {
                         assert!(found.lsn().0 >= least, "{:?} of {least}", found.lsn());
                         assert_eq!(found.value(), vec![found.lsn().0 as u8; 200]);
                     }

@@ -4,6 +4,7 @@ mod everwarm;
 mod fjall;
 mod foyer;
 mod memory;
+#[cfg(feature = "rocksdb")]
 mod rocksdb;
 mod servers;
 
@@ -80,7 +81,10 @@ impl Engine {
             Self::FoyerUring => Box::new(foyer::open(dir, size, true)?),
             Self::FoyerPsync => Box::new(foyer::open(dir, size, false)?),
             Self::Fjall => Box::new(fjall::open(dir, size)?),
+            #[cfg(feature = "rocksdb")]
             Self::RocksDb => Box::new(rocksdb::open(dir, size)?),
+            #[cfg(not(feature = "rocksdb"))]
+            Self::RocksDb => anyhow::bail!("this was built without RocksDB"),
             Self::EverwarmMemory => Box::new(everwarm::open(dir, size, Ack::Memory, false)?),
             Self::FoyerMemory => Box::new(foyer::open_memory(size)),
             Self::QuickCache => Box::new(memory::quick_cache(size)),

@@ -28,7 +28,7 @@ struct Kind {
     took: AtomicU64,
 }
 
-/// What has ended of one kind.
+/// What has ended of one kind, whatever came of it.
 #[derive(Clone, Copy, Serialize)]
 pub(crate) struct Done {
     count: u64,

@@ -28,7 +28,7 @@ pub(crate) struct Report {
     /// Bytes of all keys and values once.
     pub(crate) footprint: u64,
     pub(crate) callers: usize,
-    /// Gets under way of each caller; 0: it waits for each.
+    /// Calls under way of each caller; 0: it waits for each.
     pub(crate) tasks: u16,
     /// Calls a second that were asked for; 0: as many as possible.
     pub(crate) rate: u64,
@@ -230,8 +230,9 @@ impl Report {
     /// What was measured, in a line.
     pub(crate) fn describe(&self) -> String {
         let rate = if self.rate == 0 { "as fast as they can".to_owned() } else { format!("{} calls/s", self.rate) };
+        let tasks = if self.tasks == 0 { String::new() } else { format!(" of {} tasks", self.tasks) };
         format!(
-            "{}: {} entries, {} of keys and values, {} callers, {rate}, memory {}, flash {}, seed {}, in {}",
+            "{}: {} entries, {} of keys and values, {} callers{tasks}, {rate}, memory {}, flash {}, seed {}, in {}",
             self.workload,
             self.entries,
             show_bytes(self.footprint),
