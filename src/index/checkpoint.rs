@@ -391,7 +391,7 @@ mod tests {
     #[test]
     fn a_checkpoint_of_any_number_of_batches_is_loaded_as_it_was() {
         // Less than a chunk; and batches that are written, not full and full, and then read in others.
-        for entries in [10, 20_000, 31_000, 140_000] {
+        for entries in [10, 20_000, 31_000, 170_000] {
             let hash = |n: u64| KeyHash(xxhash_rust::xxh3::xxh3_64(&n.to_le_bytes()));
             let entry = |n: u64| Entry::new(Location { segment: SegmentId(1), offset: n as u32 * 8 }, 100);
             let geometry = Geometry::new(4, 4 << 20);
