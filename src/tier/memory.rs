@@ -97,8 +97,11 @@ impl MemoryTier {
     pub(crate) fn set_budget(&self, budget: u64) {
         let each = budget.saturating_sub(self.buckets_len()) / self.shards.len() as u64;
         if each < self.budget.swap(each, Ordering::Relaxed) {
-            let guard = epoch::pin();
-            self.shards.iter().for_each(|shard| self.shrink(&mut lock(shard), each, &guard));
+            for shard in &self.shards {
+                // Pinned anew for each, as in `hottest`.
+                let guard = epoch::pin();
+                self.shrink(&mut lock(shard), each, &guard);
+            }
         }
     }
 
