@@ -325,7 +325,7 @@ impl Drop for MemoryTier {
 
 /// Which of so many equal parts of all hashes this one is in.
 fn part(hash: KeyHash, parts: usize) -> usize {
-    (u128::from(hash.0) * parts as u128 >> u64::BITS) as usize
+    ((u128::from(hash.0) * parts as u128) >> u64::BITS) as usize
 }
 
 fn charge(at: NonNull<Node>) -> u64 {
