@@ -171,8 +171,8 @@ impl MemoryTier {
     /// Takes in a record that was read, if it `is_current`, and evicts others until it fits. `proved` says that it was used often before. False if it is superseded or too large.
     pub(crate) fn insert(&self, item: &Item, proved: bool, is_current: impl FnOnce() -> bool) -> bool {
         let (hash, guard) = (item.hash(), epoch::pin());
-        let Some(budget) = self.budget_for(item) else { return false };
         let mut shard = lock(self.shard(hash));
+        let Some(budget) = self.budget_for(item) else { return false };
         if self.find(hash, &guard).is_some() {
             return true;
         }
