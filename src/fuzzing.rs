@@ -9,6 +9,7 @@ use crate::config::{Ack, Options};
 use crate::engine::driver::Mode;
 use crate::engine::{self, DeleteOptions, Engine, PutOptions};
 use crate::id::{Lsn, Position, SegmentId, StoreId};
+use crate::index::batch::Pending;
 use crate::index::geometry::Geometry;
 use crate::index::{Index, checkpoint};
 use crate::io::sim::{PowerCut, SimClock, SimDisk};
@@ -137,7 +138,8 @@ pub fn checkpoint_file(data: &[u8]) {
         header.encode(STORE, &mut bytes);
         bytes.extend_from_slice(rest);
         let file = file(&disk, "checkpoint.1", BLOCK + header.chunks as usize * checkpoint::CHUNK_LEN, &bytes);
-        checkpoint::load(STORE, 1, file.as_ref(), &Index::new(geometry), |_| std::sync::Arc::new(|_| true)).map(drop)
+        checkpoint::load(STORE, 1, file.as_ref(), &Index::new(geometry), Pending::none(geometry), |_| std::sync::Arc::new(|_| true))
+            .map(drop)
     })
     .expect("no fault is planned");
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::config::Backend;
 use crate::id::{Key, KeyHash, Location, Lsn, Position, SegmentId, StoreId};
+use crate::index::batch::Pending;
 use crate::index::geometry::{Entry, Geometry};
 use crate::index::{self, checkpoint};
 use crate::io::posix::PosixDisk;
@@ -127,7 +128,7 @@ impl Checkpoint {
     /// Loads it into an empty index, as opening does. How many entries there were.
     pub fn load(&self) -> io::Result<u64> {
         let index = index::Index::new(self.geometry);
-        match checkpoint::load(STORE, 1, self.file.as_ref(), &index, |_| std::sync::Arc::new(|_| true))? {
+        match checkpoint::load(STORE, 1, self.file.as_ref(), &index, Pending::none(index.geometry()), |_| std::sync::Arc::new(|_| true))? {
             checkpoint::Loaded::Entries(entries) => Ok(entries),
             other => Err(io::Error::other(format!("{other:?}"))),
         }

@@ -95,7 +95,7 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
             let geometry = recover::geometry(&manifest, &settings);
             let settings = fit_geometry(settings, options, &geometry)?;
             descriptors = check_machine(is_real, &settings)?;
-            recover::recover(&disk, &settings, manifest, damaged).map(|r| (settings, r))
+            recover::recover(&disk, clock.as_ref(), &settings, manifest, damaged).map(|r| (settings, r))
         }
     };
     let (mut settings, mut recovered) = recovered.map_err(io_error)?;

@@ -2,7 +2,8 @@
 //! a processor's cache, and processors share them.
 
 use std::num::NonZeroU64;
-use std::sync::Mutex;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
 use super::Index;
 use super::geometry::{Entry, Geometry};
@@ -12,8 +13,8 @@ use crate::team::{self, together};
 
 /// Changes that may be merged at once: bounds the DRAM that recovery takes, and each merge passes over the whole index.
 const LEN_MAX_MIN: usize = 1 << 21;
-/// Bytes of DRAM for a change: in a batch that is filled and in one that is merged, with what their vectors have to spare.
-const CHANGE_BYTES: u64 = 64;
+/// Bytes of DRAM for a change, with what its vector has to spare.
+const CHANGE_BYTES: u64 = 32;
 /// Buckets that a thread takes at once.
 const SHARE: usize = 4;
 /// Fewer changes are merged by the thread that has them.
@@ -34,16 +35,10 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// Changes to an index of this geometry, where `room` bytes of DRAM are free.
+    /// Changes to an index of this geometry, where `room` bytes of DRAM are free for them.
     pub(crate) fn new(geometry: Geometry, room: u64) -> Self {
-        let bits = BUCKET_BITS.min(geometry.partition_bits);
         let len_max = LEN_MAX_MIN.max((room / CHANGE_BYTES) as usize);
-        Self { geometry, buckets: vec![Vec::new(); 1 << bits], len: 0, len_max }
-    }
-
-    /// Another one of the same kind.
-    pub(crate) fn successor(&self) -> Self {
-        Self { buckets: vec![Vec::new(); self.buckets.len()], len: 0, ..*self }
+        Self { geometry, buckets: vec![Vec::new(); 1 << bucket_bits(geometry)], len: 0, len_max }
     }
 
     /// Sets the entry for `hash`.
@@ -58,8 +53,7 @@ impl Batch {
     }
 
     fn push(&mut self, change: Change) {
-        let bits = self.buckets.len().trailing_zeros();
-        self.buckets[(change.0.0 >> (64 - bits)) as usize].push(change);
+        self.buckets[(change.0.0 >> (64 - bucket_bits(self.geometry))) as usize].push(change);
         self.len += 1;
     }
 
@@ -67,25 +61,32 @@ impl Batch {
         self.len >= self.len_max
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Puts the changes into the order in which they are merged. Needs no index, so it can be done beside other work.
-    pub(crate) fn sort(&mut self) {
-        self.buckets.iter_mut().for_each(|bucket| sort(self.geometry, bucket));
+    /// The changes to what is yet to be loaded.
+    pub(crate) fn into_pending(mut self) -> Pending {
+        let geometry = self.geometry;
+        self.share(|| |bucket| sort(geometry, bucket));
+        Pending { geometry, buckets: self.buckets.into_iter().map(Arc::new).collect() }
     }
 
     /// Merges what was collected into `index`, and forgets it. Only while nobody else uses the index.
     pub(crate) fn merge(&mut self, index: &Index) {
         assert_eq!(self.geometry, index.geometry, "a batch is for one geometry");
+        self.share(|| {
+            let mut scratch = (Vec::new(), Vec::new());
+            move |bucket| merge(bucket, index, &mut scratch)
+        });
+        self.len = 0;
+    }
+
+    /// Does the work that `begin` prepares, in each thread, to every bucket.
+    fn share<W: FnMut(&mut Vec<Change>)>(&mut self, begin: impl Fn() -> W + Sync) {
         let threads = if self.len < SHARED_MIN { 1 } else { team::size() };
         let shares = Mutex::new(self.buckets.chunks_mut(SHARE));
         let next = || lock(&shares).next();
         let work = || {
-            let mut scratch = (Vec::new(), Vec::new());
+            let mut work = begin();
             while let Some(buckets) = next() {
-                buckets.iter_mut().for_each(|bucket| merge(bucket, index, &mut scratch));
+                buckets.iter_mut().for_each(&mut work);
             }
         };
         together(|team| {
@@ -93,8 +94,66 @@ impl Batch {
             let _fewer = (1..threads).try_for_each(|_| team.spawn(work));
             work();
         });
-        self.len = 0;
     }
+}
+
+/// Changes to an index that is loaded front to back. What was applied takes no DRAM any more.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    geometry: Geometry,
+    /// Sorted.
+    buckets: Vec<Arc<Vec<Change>>>,
+}
+
+impl Pending {
+    /// No changes.
+    pub(crate) fn none(geometry: Geometry) -> Self {
+        Batch::new(geometry, 0).into_pending()
+    }
+
+    /// The changes to partitions that are loaded next, and follow each other. Keeps none to those before the last.
+    pub(super) fn next(&mut self, partitions: Range<usize>) -> Stretch {
+        let shift = self.geometry.partition_bits - bucket_bits(self.geometry);
+        let bucket = |partition: usize| partition >> shift;
+        let (first, last) = (bucket(partitions.start), bucket(partitions.end - 1));
+        let buckets = self.buckets[first..=last].to_vec();
+        self.buckets[..last].fill_with(Arc::default);
+        Stretch { geometry: self.geometry, first, shift, buckets }
+    }
+}
+
+/// Changes to some partitions.
+#[derive(Debug)]
+pub(super) struct Stretch {
+    geometry: Geometry,
+    /// The first of its buckets.
+    first: usize,
+    shift: u32,
+    buckets: Vec<Arc<Vec<Change>>>,
+}
+
+impl Stretch {
+    /// Those to one partition.
+    fn of(&self, partition: usize) -> &[Change] {
+        let bucket = &self.buckets[(partition >> self.shift) - self.first];
+        let below = |limit: usize| bucket.partition_point(|(hash, _)| self.geometry.partition(*hash) < limit);
+        &bucket[below(partition)..below(partition + 1)]
+    }
+
+    /// What the `old` slots of a partition are after them.
+    pub(super) fn apply<'s>(&self, partition: usize, old: &'s [u64], scratch: &'s mut Vec<u64>) -> &'s [u64] {
+        let changes = self.of(partition);
+        if changes.is_empty() {
+            return old;
+        }
+        merge_slots(self.geometry, old, changes, scratch);
+        scratch
+    }
+}
+
+/// How many of a hash's upper bits choose a bucket.
+fn bucket_bits(geometry: Geometry) -> u32 {
+    BUCKET_BITS.min(geometry.partition_bits)
 }
 
 fn sort(geometry: Geometry, bucket: &mut [Change]) {
@@ -109,21 +168,31 @@ fn merge(bucket: &mut Vec<Change>, index: &Index, (old, new): &mut (Vec<u64>, Ve
     for of_partition in bucket.chunk_by(|a, b| geometry.partition(a.0) == geometry.partition(b.0)) {
         let number = geometry.partition(of_partition[0].0);
         index.copy_partition(number, old);
-        new.clear();
-        let mut rest = &old[..];
-        for same in of_partition.chunk_by(|a, b| geometry.fingerprint(a.0) == geometry.fingerprint(b.0)) {
-            let Some((hash, last)) = same.last() else { continue };
-            let tag = geometry.tag(*hash);
-            let below = rest.iter().position(|slot| geometry.tag_of(*slot) >= tag).unwrap_or(rest.len());
-            new.extend_from_slice(&rest[..below]);
-            rest = &rest[below..];
-            if rest.first().is_some_and(|slot| geometry.tag_of(*slot) == tag) {
-                rest = &rest[1..];
-            }
-            new.extend(last.map(NonZeroU64::get));
-        }
-        new.extend_from_slice(rest);
-        index.replace_partition(number, old, new);
+        let bytes = merge_slots(geometry, old, of_partition, new);
+        index.replace_partition(number, old.len(), new, bytes);
     }
     bucket.clear();
+}
+
+/// Writes to `new` what the `old` slots of a partition are after sorted `changes`. By how much more the bytes of their records are than before, modulo 2^64.
+fn merge_slots(geometry: Geometry, old: &[u64], changes: &[Change], new: &mut Vec<u64>) -> u64 {
+    new.clear();
+    let (mut rest, mut bytes) = (old, 0u64);
+    for same in changes.chunk_by(|a, b| geometry.fingerprint(a.0) == geometry.fingerprint(b.0)) {
+        let Some((hash, last)) = same.last() else { continue };
+        let tag = geometry.tag(*hash);
+        let below = rest.iter().position(|slot| geometry.tag_of(*slot) >= tag).unwrap_or(rest.len());
+        new.extend_from_slice(&rest[..below]);
+        rest = &rest[below..];
+        if let Some(slot) = rest.first().filter(|slot| geometry.tag_of(**slot) == tag) {
+            bytes = bytes.wrapping_sub(geometry.len_expected(*slot));
+            rest = &rest[1..];
+        }
+        if let Some(slot) = last {
+            bytes = bytes.wrapping_add(geometry.len_expected(slot.get()));
+            new.push(slot.get());
+        }
+    }
+    new.extend_from_slice(rest);
+    bytes
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam::channel::{Receiver, Sender};
 
 use super::Index;
+use super::batch::{self, Pending};
 use super::geometry::Geometry;
 use crate::codec::{self, Put, Reader};
 use crate::id::{Location, StoreId};
@@ -202,9 +203,16 @@ pub(crate) enum Loaded {
 /// Which slots of a checkpoint are kept, by where their records are.
 pub(crate) type Keep = Arc<dyn Fn(Location) -> bool + Send + Sync>;
 
-/// Loads checkpoint `sequence` from `file` into the empty `index`, keeping the slots whose location `keep`s, given the bases in the checkpoint. One thread reads, others fill
-/// partitions.
-pub(crate) fn load(store: StoreId, sequence: u64, file: &dyn File, index: &Index, keep: impl FnOnce(&[u64]) -> Keep) -> io::Result<Loaded> {
+/// Loads checkpoint `sequence` from `file` into the empty `index`, keeping the slots whose location `keep`s, given the bases in the checkpoint, and with the `changes` since.
+/// One thread reads, others fill partitions.
+pub(crate) fn load(
+    store: StoreId,
+    sequence: u64,
+    file: &dyn File,
+    index: &Index,
+    mut changes: Pending,
+    keep: impl FnOnce(&[u64]) -> Keep,
+) -> io::Result<Loaded> {
     let mut block = AlignedBuf::zeroed(BLOCK);
     if file.len() < BLOCK as u64 {
         return Ok(Loaded::Broken);
@@ -234,12 +242,13 @@ pub(crate) fn load(store: StoreId, sequence: u64, file: &dyn File, index: &Index
             return Ok(false);
         }
         let keep = keep(&words(&bytes).collect::<Vec<u64>>());
-        let (to, from) = crossbeam::channel::bounded::<Stretch>(1);
+        let (to, from) = crossbeam::channel::bounded::<(Stretch, batch::Stretch)>(1);
         for number in 0..team::size().min(batches) {
             let (from, keep, loaded) = (from.clone(), Arc::clone(&keep), &loaded);
             let fill = move || {
-                for stretch in from {
-                    loaded.fetch_add(stretch.load(index, &keep), Ordering::Relaxed);
+                let mut scratch = Vec::new();
+                for (stretch, changes) in from {
+                    loaded.fetch_add(stretch.load(index, &keep, &changes, &mut scratch), Ordering::Relaxed);
                 }
             };
             match team.spawn(fill) {
@@ -249,7 +258,7 @@ pub(crate) fn load(store: StoreId, sequence: u64, file: &dyn File, index: &Index
             }
         }
         drop(from);
-        payload.send_stretches(index.geometry().partitions(), &to)
+        payload.send_stretches(index.geometry().partitions(), &mut changes, &to)
     })?;
     Ok(if is_whole { Loaded::Entries(loaded.into_inner()) } else { Loaded::Broken })
 }
@@ -279,7 +288,7 @@ impl Stretch {
     }
 
     /// Fills the partitions. How many slots were kept.
-    fn load(mut self, index: &Index, keep: &Keep) -> u64 {
+    fn load(mut self, index: &Index, keep: &Keep, changes: &batch::Stretch, scratch: &mut Vec<u64>) -> u64 {
         let (geometry, mut loaded, mut rest) = (index.geometry(), 0, &mut self.slots[..]);
         for (number, count) in (self.first..).zip(self.counts) {
             let (slots, behind) = rest.split_at_mut(count as usize);
@@ -288,8 +297,9 @@ impl Stretch {
                 slots[kept] = slots[i];
                 kept += usize::from(keep(geometry.unpack(slots[i]).location));
             }
-            if kept > 0 {
-                index.load_partition(number, &slots[..kept]);
+            let changed = changes.apply(number, &slots[..kept], scratch);
+            if !changed.is_empty() {
+                index.load_partition(number, changed);
             }
             loaded += kept as u64;
             rest = behind;
@@ -318,7 +328,7 @@ struct Payload {
 
 impl Payload {
     /// Sends all partitions, in order. Whether they verify.
-    fn send_stretches(&mut self, partitions: usize, to: &Sender<Stretch>) -> io::Result<bool> {
+    fn send_stretches(&mut self, partitions: usize, changes: &mut Pending, to: &Sender<(Stretch, batch::Stretch)>) -> io::Result<bool> {
         let (mut stretch, mut bytes) = (Stretch::beginning_at(0), Vec::new());
         for partition in 0..partitions {
             let count = match self.take(4, &mut bytes)? {
@@ -332,7 +342,8 @@ impl Payload {
             stretch.slots.extend(words(&bytes));
             if stretch.slots.len() >= STRETCH || partition + 1 == partitions {
                 let full = std::mem::replace(&mut stretch, Stretch::beginning_at(partition + 1));
-                to.send(full).expect("whoever receives them ends after this");
+                let changes = changes.next(full.first..partition + 1);
+                to.send((full, changes)).expect("whoever receives them ends after this");
             }
         }
         Ok(true)
@@ -406,7 +417,7 @@ mod tests {
                 assert_eq!(bases, [5, 6]);
                 Arc::new(|_| true)
             };
-            let came = load(StoreId(1), 7, file.as_ref(), &loaded, keep).unwrap();
+            let came = load(StoreId(1), 7, file.as_ref(), &loaded, Pending::none(geometry), keep).unwrap();
             assert_eq!(came, Loaded::Entries(index.entries()));
             assert!((0..entries).all(|n| index.get(hash(n)).map(|e| e.location) == loaded.get(hash(n)).map(|e| e.location)));
         }

@@ -117,7 +117,7 @@ impl Index {
             self.copy_partition(number, &mut slots);
             let kept: Vec<u64> = slots.iter().copied().filter(|slot| keep(&self.geometry.unpack(*slot))).collect();
             if slots.len() != kept.len() {
-                self.replace_partition(number, &slots, &kept);
+                self.replace_partition(number, slots.len(), &kept, self.bytes_of(&kept).wrapping_sub(self.bytes_of(&slots)));
             }
         }
     }
@@ -149,16 +149,20 @@ impl Index {
 
     /// Fills the empty partition `number` with slots from [`Index::copy_partition`] of an index of the same geometry. Only while nobody else uses the index.
     pub(crate) fn load_partition(&self, number: usize, slots: &[u64]) {
-        self.replace_partition(number, &[], slots);
+        self.replace_partition(number, 0, slots, self.bytes_of(slots));
     }
 
-    /// Replaces the slots of partition `number`, which are `old`. Only while nobody else uses the index.
-    fn replace_partition(&self, number: usize, old: &[u64], new: &[u64]) {
+    /// Replaces the slots of partition `number`, which are `old` many; their records have so many `bytes` more, modulo 2^64. Only while nobody else uses the index.
+    fn replace_partition(&self, number: usize, old: usize, new: &[u64], bytes: u64) {
         let grown = self.partitions[number].replace(new);
-        let bytes = |slots: &[u64]| slots.iter().map(|slot| self.geometry.len_expected(*slot)).sum::<u64>();
         self.slots.fetch_add(grown as u64, Ordering::Relaxed);
-        self.entries.fetch_add((new.len() as u64).wrapping_sub(old.len() as u64), Ordering::Relaxed);
-        self.bytes.fetch_add(bytes(new).wrapping_sub(bytes(old)), Ordering::Relaxed);
+        self.entries.fetch_add((new.len() as u64).wrapping_sub(old as u64), Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Of the records of so many slots, as expected.
+    fn bytes_of(&self, slots: &[u64]) -> u64 {
+        slots.iter().map(|slot| self.geometry.len_expected(*slot)).sum()
     }
 
     pub(crate) fn entries(&self) -> u64 {

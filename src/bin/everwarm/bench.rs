@@ -469,7 +469,17 @@ fn first_hit(cache: &Cache, keys: &Keys, begun: Instant, open: Duration) -> anyh
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let first_hit_ms = found.as_ref().map(|_| ms(begun.elapsed()));
     ensure!(found.is_none_or(|value| payload::verify_value(&value, number).is_some()), "the first value after the kill is wrong");
-    Ok(Restart { open_ms: ms(open), first_hit_ms, entries: cache.stats().entries })
+    let report = cache.recovery();
+    Ok(Restart {
+        open_ms: ms(open),
+        load_ms: ms(report.load_took),
+        replay_ms: ms(report.replay_took),
+        checkpoint_entries: report.checkpoint_entries,
+        footer_entries: report.footer_entries,
+        wal_frames: report.wal_frames,
+        first_hit_ms,
+        entries: cache.stats().entries,
+    })
 }
 
 fn progress_bar(args: &Args) -> anyhow::Result<ProgressBar> {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{files, flush};
+use crate::clock::Clock;
 use crate::config::{OnHostCrash, RecoveryMode, Settings};
 use crate::id::{Location, Lsn, Position, SegmentId, StoreId};
 use crate::index::Index;
@@ -80,6 +81,10 @@ pub struct RecoveryReport {
     pub alive_until_ms: u64,
     /// From the call of open until the cache could serve.
     pub took: Duration,
+    /// Of it, what sealed segments say was loaded: the checkpoint and footers.
+    pub load_took: Duration,
+    /// Of it, the WAL was replayed.
+    pub replay_took: Duration,
 }
 
 /// A store that is ready for its next manifest.
@@ -121,10 +126,16 @@ pub(super) fn checkpoint_entries(disk: &dyn Disk, manifest: &Manifest) -> u64 {
 }
 
 /// Brings back the store that `manifest` describes.
-pub(super) fn recover(disk: &Arc<dyn Disk>, settings: &Settings, mut manifest: Manifest, manifest_damaged: bool) -> io::Result<Recovered> {
+pub(super) fn recover(
+    disk: &Arc<dyn Disk>,
+    clock: &dyn Clock,
+    settings: &Settings,
+    mut manifest: Manifest,
+    manifest_damaged: bool,
+) -> io::Result<Recovered> {
     let mut damaged = Vec::new();
     loop {
-        let done = match attempt(disk.as_ref(), settings, manifest.clone(), manifest_damaged) {
+        let done = match attempt(disk.as_ref(), clock, settings, manifest.clone(), manifest_damaged) {
             // What a new file needs may be there, in files of no use.
             Err(error) if is_shortage(&error) && remove_free(disk.as_ref(), &manifest) => continue,
             done => done?,
@@ -162,6 +173,7 @@ struct Interrupted {
 /// One attempt.
 fn attempt(
     disk: &dyn Disk,
+    clock: &dyn Clock,
     settings: &Settings,
     mut manifest: Manifest,
     manifest_damaged: bool,
@@ -207,9 +219,11 @@ fn attempt(
         // For good: it may be what made the caller ask.
         recovery.report.rebuilt = manifest.checkpoint.take().is_some();
     }
-    recovery.load_sealed(manifest.checkpoint)?;
+    let mut lap = lap(clock);
+    recovery.load_sealed(manifest.checkpoint, entries, room)?;
     recovery.check_files()?;
-    let report = &recovery.report;
+    let report = &mut recovery.report;
+    report.load_took = lap();
     tracing::debug!(
         checkpoint = report.checkpoint_entries,
         footers = report.footer_entries,
@@ -241,9 +255,19 @@ fn attempt(
         manifest.time_ms = manifest.time_ms.max(summary.time_ms);
         // A file that is lost may have been followed by what only the ring held.
         wal_limit = wal_limit.max(replay.limit(summary.end) + manifest.wal_payload);
+        recovery.report.replay_took = lap();
         tracing::debug!(frames = summary.frames, torn = summary.torn_bytes, holes = summary.holes.len(), "the WAL is replayed");
     }
     Ok(Ok(recovery.finish(manifest, wal_limit)))
+}
+
+/// How long it has been since the last call, or the beginning.
+fn lap(clock: &dyn Clock) -> impl FnMut() -> Duration {
+    let mut last = clock.monotonic();
+    move || {
+        let before = std::mem::replace(&mut last, clock.monotonic());
+        last.saturating_sub(before)
+    }
 }
 
 /// Leaves nothing that could be served, and no resume token: it may not be the newest.

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use crossbeam::channel::Sender;
 
-use super::{Recovery, change, open_segment};
+use super::{Recovery, SLOT_BYTES, change, open_segment};
 use crate::engine::files;
 use crate::id::{Location, Position, StoreId};
 use crate::index::batch::Batch;
 use crate::index::checkpoint::{Keep, Loaded};
+use crate::index::geometry::Geometry;
 use crate::index::{self, Index};
 use crate::io::{Disk, is_shortage};
 use crate::manifest::Checkpoint;
@@ -18,23 +19,35 @@ use crate::segment::table::{Row, State};
 use crate::team::together;
 
 impl Recovery<'_> {
-    /// Brings the index to where sealed segments say: the checkpoint, then the footers of what was sealed since. Without a checkpoint, all footers.
-    pub(super) fn load_sealed(&mut self, named: Option<Checkpoint>) -> io::Result<()> {
+    /// Brings the index to where sealed segments say: the checkpoint, then the footers of what was sealed since. Without a checkpoint, all footers. The checkpoint is said
+    /// to have so many `entries`, and `room` bytes of DRAM are free beside them.
+    pub(super) fn load_sealed(&mut self, named: Option<Checkpoint>, entries: u64, room: u64) -> io::Result<()> {
         if let Some(checkpoint) = named {
-            let loaded = self.with_footers(checkpoint.start, |recovery| recovery.load_checkpoint(checkpoint.sequence))?;
-            if loaded {
+            if self
+                .with_footers(checkpoint.start, entries, room, |recovery, changes| recovery.load_checkpoint(checkpoint.sequence, changes))?
+            {
                 return Ok(());
             }
             // Another geometry is as good a reason as damage: footers say everything.
             self.report.rebuilt = true;
             self.index = Index::new(self.index.geometry());
         }
-        self.with_footers(Position(0), |_| Ok(true)).map(drop)
+        let merge = |recovery: &mut Self, mut changes: Batch| {
+            changes.merge(&recovery.index);
+            Ok(true)
+        };
+        self.with_footers(Position(0), 0, room, merge).map(drop)
     }
 
-    /// Runs `first`, and if it says so applies the footers of sealed segments that end after `start`, oldest first. They are read and sorted by a thread of their own
-    /// meanwhile.
-    fn with_footers(&mut self, start: Position, first: impl FnOnce(&mut Self) -> io::Result<bool>) -> io::Result<bool> {
+    /// Applies the footers of sealed segments that end after `start`, oldest first, which are read by a thread of their own: the first of what they say as `begin` does, which
+    /// says whether to go on. It may be so much that it fits where so many `entries` are to be, since it goes as they come.
+    fn with_footers(
+        &mut self,
+        start: Position,
+        entries: u64,
+        room: u64,
+        begin: impl FnOnce(&mut Self, Batch) -> io::Result<bool>,
+    ) -> io::Result<bool> {
         let after = |r: &&Row| r.state == State::Sealed && r.life.base.plus(r.size) > start;
         let mut rows: Vec<Row> = self.rows.iter().filter(after).copied().collect();
         rows.sort_by_key(|r| r.life.base);
@@ -42,20 +55,28 @@ impl Recovery<'_> {
             disk: self.disk,
             store: self.store,
             hash_seed: self.hash_seed,
-            empty: self.batch.successor(),
+            geometry: self.index.geometry(),
+            // While one is merged, the next is filled.
+            room: room / 2,
             floor: self.floor,
         };
+        let first = Batch::new(self.index.geometry(), entries * SLOT_BYTES + room / 2);
         let (to, from) = crossbeam::channel::bounded(0);
         together(|team| {
-            team.spawn(move || reader.read_all(&rows, &to))?;
-            if !first(self)? {
-                return Ok(false);
-            }
+            team.spawn(move || reader.read_all(&rows, first, &to))?;
+            let mut begin = Some(begin);
             for part in from {
                 match part {
                     Footers::Entries(mut batch, count) => {
-                        batch.merge(&self.index);
                         self.report.footer_entries += count;
+                        match begin.take() {
+                            None => batch.merge(&self.index),
+                            Some(begin) => {
+                                if !begin(self, batch)? {
+                                    return Ok(false);
+                                }
+                            }
+                        }
                     }
                     Footers::Lost(row, lost, to) => self.lose(&row, &lost, to),
                     // At another time it can be.
@@ -76,8 +97,8 @@ impl Recovery<'_> {
         self.raise_floor(row.life.base.plus(to.into()));
     }
 
-    /// Loads a checkpoint. False if it is not there, not whole, or of another geometry.
-    fn load_checkpoint(&mut self, sequence: u64) -> io::Result<bool> {
+    /// Loads a checkpoint, with the `changes` since. False if it is not there, not whole, or of another geometry.
+    fn load_checkpoint(&mut self, sequence: u64, changes: Batch) -> io::Result<bool> {
         let file = match self.disk.open(&files::checkpoint(sequence)) {
             Ok(file) => file,
             Err(e) if is_shortage(&e) => return Err(e),
@@ -95,7 +116,7 @@ impl Recovery<'_> {
                 _ => false,
             })
         };
-        let loaded = match index::checkpoint::load(self.store, sequence, file.as_ref(), &self.index, keep) {
+        let loaded = match index::checkpoint::load(self.store, sequence, file.as_ref(), &self.index, changes.into_pending(), keep) {
             Ok(loaded) => loaded,
             // No thread to be had, or no descriptor.
             Err(e) if is_shortage(&e) || e.kind() == io::ErrorKind::WouldBlock => return Err(e),
@@ -116,29 +137,34 @@ impl Recovery<'_> {
     }
 }
 
-/// A part of what footers say, in order.
+/// A part of what footers say, in order. The first are entries.
 enum Footers {
-    /// Sorted changes, and how many entries they come from.
+    /// Changes, and how many entries they come from.
     Entries(Batch, u64),
     /// Stretches of a segment are lost, up to this offset.
     Lost(Row, String, u32),
     Unreadable(Row, io::Error),
 }
 
-/// Reads footers while the checkpoint is loaded.
+/// Reads footers while others merge what they say.
 struct FooterReader<'a> {
     disk: &'a dyn Disk,
     store: StoreId,
     hash_seed: u64,
-    /// What the changes go into.
-    empty: Batch,
+    geometry: Geometry,
+    /// Bytes of DRAM for a batch of changes.
+    room: u64,
     floor: Position,
 }
 
 impl FooterReader<'_> {
-    /// Sends everything that the footers of `rows` say, until nobody wants it.
-    fn read_all(&self, rows: &[Row], to: &Sender<Footers>) {
-        let (mut batch, mut count) = (self.empty.successor(), 0);
+    /// Sends everything that the footers of `rows` say, until nobody wants it, the first of it in `batch`.
+    fn read_all(&self, rows: &[Row], mut batch: Batch, to: &Sender<Footers>) {
+        let mut count = 0;
+        let send = |batch: &mut Batch, count: &mut u64| {
+            let full = std::mem::replace(batch, Batch::new(self.geometry, self.room));
+            to.send(Footers::Entries(full, std::mem::take(count)))
+        };
         for row in rows {
             let read = open_segment(self.disk, row).map(|file| reader::entries(self.store, row, self.hash_seed, file.as_ref()));
             let (contents, damage) = match read {
@@ -150,9 +176,7 @@ impl FooterReader<'_> {
                 Err(error) => (Contents::default(), Some(Footers::Unreadable(*row, error))),
             };
             if batch.is_full() || damage.is_some() {
-                batch.sort();
-                let full = std::mem::replace(&mut batch, self.empty.successor());
-                let sent = to.send(Footers::Entries(full, std::mem::take(&mut count)));
+                let sent = send(&mut batch, &mut count);
                 if sent.is_err() || damage.is_some_and(|damage| to.send(damage).is_err()) {
                     return;
                 }
@@ -161,10 +185,7 @@ impl FooterReader<'_> {
             contents.entries.iter().for_each(|entry| change(&mut batch, row, entry, floor));
             count += contents.entries.len() as u64;
         }
-        if !batch.is_empty() {
-            batch.sort();
-            // Whoever does not want it has given up on the checkpoint and asks again.
-            let _unwanted = to.send(Footers::Entries(batch, count));
-        }
+        // Whoever does not want it has given up on the checkpoint and asks again.
+        let _unwanted = send(&mut batch, &mut count);
     }
 }

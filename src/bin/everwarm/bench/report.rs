@@ -44,6 +44,14 @@ pub(crate) struct Report {
 pub(crate) struct Restart {
     /// From the call to open until it returned.
     pub(crate) open_ms: f64,
+    /// Of it, loading the checkpoint and footers.
+    pub(crate) load_ms: f64,
+    /// Of it, replaying the WAL.
+    pub(crate) replay_ms: f64,
+    /// How much of each there was.
+    pub(crate) checkpoint_entries: u64,
+    pub(crate) footer_entries: u64,
+    pub(crate) wal_frames: u64,
     /// Until a first get had its value as well.
     pub(crate) first_hit_ms: Option<f64>,
     /// Entries that the index knew then.
@@ -213,8 +221,13 @@ impl Report {
         line(format_args!(""));
         if let Some(restart) = &self.restart {
             line(format_args!(
-                "after a kill: open {:.1} ms, first hit {} ms, {} entries",
+                "after a kill: open {:.1} ms ({:.1} for {} entries of the checkpoint and {} of footers, {:.1} for {} frames of the WAL), first hit {} ms, {} entries",
                 restart.open_ms,
+                restart.load_ms,
+                restart.checkpoint_entries,
+                restart.footer_entries,
+                restart.replay_ms,
+                restart.wal_frames,
                 cell(restart.first_hit_ms, 1),
                 restart.entries
             ));
