@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::id::SegmentId;
 use crate::index::Index;
 use crate::index::batch::Pending;
-use crate::index::checkpoint::Loaded;
+use crate::index::checkpoint::{Keep, Loaded};
 use crate::io::aligned::AlignedBuf;
 use crate::io::posix::PosixDisk;
 use crate::io::{BLOCK, Disk, InMemory, Mapping, numbered};
@@ -231,8 +231,8 @@ fn verify_checkpoint(disk: &dyn Disk, manifest: &Manifest, verified: &mut Verifi
     let header = file.read_at(0, &mut block).ok().and_then(|()| index::checkpoint::Header::decode(manifest.store, &block));
     let Some(header) = header else { return };
     let index = Index::new(header.geometry);
-    match index::checkpoint::load(manifest.store, named.sequence, file.as_ref(), &index, Pending::none(index.geometry()), |_| {
-        std::sync::Arc::new(|_| true)
+    match index::checkpoint::load(manifest.store, named.sequence, file.as_ref(), &index, Pending::none(header.geometry), |_| {
+        Keep::all(header.geometry)
     }) {
         Ok(Loaded::Entries(entries)) => verified.checkpoint_entries = entries,
         Ok(_) => out.problems.push(format!("checkpoint {} does not verify; the next open rebuilds from footers", named.sequence)),

@@ -128,7 +128,9 @@ impl Checkpoint {
     /// Loads it into an empty index, as opening does. How many entries there were.
     pub fn load(&self) -> io::Result<u64> {
         let index = index::Index::new(self.geometry);
-        match checkpoint::load(STORE, 1, self.file.as_ref(), &index, Pending::none(index.geometry()), |_| std::sync::Arc::new(|_| true))? {
+        match checkpoint::load(STORE, 1, self.file.as_ref(), &index, Pending::none(self.geometry), |_| {
+            checkpoint::Keep::all(self.geometry)
+        })? {
             checkpoint::Loaded::Entries(entries) => Ok(entries),
             other => Err(io::Error::other(format!("{other:?}"))),
         }

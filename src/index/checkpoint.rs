@@ -200,10 +200,30 @@ pub(crate) enum Loaded {
     Broken,
 }
 
-/// Which slots of a checkpoint are kept, by where their records are.
-pub(crate) type Keep = Arc<dyn Fn(Location) -> bool + Send + Sync>;
+/// Which slots of a checkpoint are kept: of each segment those whose records begin at an offset or later.
+#[derive(Debug)]
+pub(crate) struct Keep(Vec<u32>);
 
-/// Loads checkpoint `sequence` from `file` into the empty `index`, keeping the slots whose location `keep`s, given the bases in the checkpoint, and with the `changes` since.
+impl Keep {
+    /// Keeps all of so many segments.
+    pub(crate) fn all(geometry: Geometry) -> Self {
+        Self(vec![0; 1 << geometry.segment_bits])
+    }
+
+    fn has(&self, location: Location) -> bool {
+        self.0.get(location.segment.index()).is_some_and(|from| location.offset >= *from)
+    }
+}
+
+impl FromIterator<Option<u32>> for Keep {
+    /// From the first segment on. None of a segment without an offset is kept.
+    fn from_iter<T: IntoIterator<Item = Option<u32>>>(offsets: T) -> Self {
+        // No record begins there: they begin at multiples of their unit.
+        Self(offsets.into_iter().map(|from| from.unwrap_or(u32::MAX)).collect())
+    }
+}
+
+/// Loads checkpoint `sequence` from `file` into the empty `index`: the slots that `keep` says, given the bases in the checkpoint, and then the `changes` since.
 /// One thread reads, others fill partitions.
 pub(crate) fn load(
     store: StoreId,
@@ -241,7 +261,7 @@ pub(crate) fn load(
         if !payload.take(header.bases as usize * 8, &mut bytes)? {
             return Ok(false);
         }
-        let keep = keep(&words(&bytes).collect::<Vec<u64>>());
+        let keep = Arc::new(keep(&words(&bytes).collect::<Vec<u64>>()));
         let (to, from) = crossbeam::channel::bounded::<(Stretch, batch::Stretch)>(1);
         for number in 0..team::size().min(batches) {
             let (from, keep, loaded) = (from.clone(), Arc::clone(&keep), &loaded);
@@ -295,7 +315,7 @@ impl Stretch {
             let mut kept = 0;
             for i in 0..slots.len() {
                 slots[kept] = slots[i];
-                kept += usize::from(keep(geometry.unpack(slots[i]).location));
+                kept += usize::from(keep.has(geometry.location(slots[i])));
             }
             let changed = changes.apply(number, &slots[..kept], scratch);
             if !changed.is_empty() {
@@ -413,9 +433,9 @@ mod tests {
             let file = SimDisk::new(1).create("checkpoint", file_len(&index, 2)).unwrap();
             let written = write(StoreId(1), 7, &index, &[5, 6], file.as_ref()).unwrap().unwrap();
             assert!(written <= file.len() && written > entries * 8);
-            let keep = |bases: &[u64]| -> Keep {
+            let keep = |bases: &[u64]| {
                 assert_eq!(bases, [5, 6]);
-                Arc::new(|_| true)
+                Keep::all(geometry)
             };
             let came = load(StoreId(1), 7, file.as_ref(), &loaded, Pending::none(geometry), keep).unwrap();
             assert_eq!(came, Loaded::Entries(index.entries()));

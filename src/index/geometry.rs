@@ -104,10 +104,14 @@ impl Geometry {
     }
 
     pub(crate) fn unpack(&self, slot: u64) -> Entry {
+        Entry { location: self.location(slot), sectors: decode_sectors(self.len_code(slot)), hot: slot & self.heat_mask() != 0 }
+    }
+
+    /// Where the record of a slot is.
+    pub(crate) fn location(&self, slot: u64) -> Location {
         let low = |value: u64, bits: u32| value & ((1 << bits) - 1);
         let offset = low(slot, self.offset_bits) as u32 * UNIT as u32;
-        let segment = SegmentId(low(slot >> self.offset_bits, self.segment_bits) as u32);
-        Entry { location: Location { segment, offset }, sectors: decode_sectors(self.len_code(slot)), hot: slot & self.heat_mask() != 0 }
+        Location { segment: SegmentId(low(slot >> self.offset_bits, self.segment_bits) as u32), offset }
     }
 }
 

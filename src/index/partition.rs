@@ -39,10 +39,11 @@ const fn capacity_for(len: usize) -> usize {
     if len == 0 { 0 } else { (len + 1 + len / 24).next_multiple_of(2) }
 }
 
-fn new_slots(capacity: usize) -> Owned<Slots> {
+/// An array of `capacity` slots that begins with those.
+fn new_slots(capacity: usize, used: impl Iterator<Item = u64>) -> Owned<Slots> {
     let mut slots = Owned::<Slots>::init(capacity);
-    for slot in slots.iter_mut() {
-        slot.write(AtomicU64::new(0));
+    for (slot, value) in slots.iter_mut().zip(used.chain(std::iter::repeat(0))) {
+        slot.write(AtomicU64::new(value));
     }
     slots
 }
@@ -53,6 +54,10 @@ fn view<'g>(slots: Shared<'g, Slots>) -> &'g [AtomicU64] {
     let Some(slots) = (unsafe { slots.as_ref() }) else { return &[] };
     // SAFETY: `new_slots` initialises every slot before the array is shared, and `MaybeUninit<T>` has the layout of `T`.
     unsafe { &*(std::ptr::from_ref::<Slots>(slots) as *const [AtomicU64]) }
+}
+
+fn values(slots: &[AtomicU64]) -> impl Iterator<Item = u64> {
+    slots.iter().map(|slot| slot.load(Ordering::Relaxed))
 }
 
 /// About where `tag` is among `len` slots: a few slots off, since tags are uniform.
@@ -115,12 +120,9 @@ impl Partition {
         })
     }
 
-    /// Replaces the array by one of `capacity` that holds `used`. Only inside `write`. The change in capacity.
-    fn resize(&self, guard: &Guard, used: &[AtomicU64], capacity: usize) -> isize {
-        let slots = if capacity == 0 { Shared::null() } else { new_slots(capacity).into_shared(guard) };
-        for (to, from) in view(slots).iter().zip(used) {
-            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
-        }
+    /// Replaces the array by one of `capacity` that begins with what is `used`. Only inside `write`. The change in capacity.
+    fn resize(&self, guard: &Guard, used: impl Iterator<Item = u64>, capacity: usize) -> isize {
+        let slots = if capacity == 0 { Shared::null() } else { new_slots(capacity, used).into_shared(guard) };
         let old = self.slots.swap(slots, Ordering::AcqRel, guard);
         let old_capacity = view(old).len();
         if !old.is_null() {
@@ -157,7 +159,7 @@ impl Partition {
             let mut grown = 0;
             let mut slots = slots;
             if len == slots.len() {
-                grown = self.resize(guard, &slots[..len], capacity_for(len + 1));
+                grown = self.resize(guard, values(&slots[..len]), capacity_for(len + 1));
                 slots = view(self.slots.load(Ordering::Relaxed, guard));
             }
             for i in (at..len).rev() {
@@ -176,7 +178,8 @@ impl Partition {
                     slots[i - 1].store(slots[i].load(Ordering::Relaxed), Ordering::Relaxed);
                 }
                 let (len, wanted) = (len - 1, capacity_for(len - 1));
-                let grown = if slots.len() >= wanted + wanted / 8 + 4 || len == 0 { self.resize(guard, &slots[..len], wanted) } else { 0 };
+                let grown =
+                    if slots.len() >= wanted + wanted / 8 + 4 || len == 0 { self.resize(guard, values(&slots[..len]), wanted) } else { 0 };
                 (len, (Some(old), grown))
             }
             _ => (len, (None, 0)),
@@ -209,15 +212,13 @@ impl Partition {
     /// Replaces all slots. The change in capacity.
     pub(super) fn replace(&self, new: &[u64]) -> isize {
         self.write(|guard, slots, _| {
-            let (mut slots, mut grown) = (slots, 0);
             if new.len() > slots.len() || capacity_for(new.len()) < slots.len() {
-                grown = self.resize(guard, &[], capacity_for(new.len()));
-                slots = view(self.slots.load(Ordering::Relaxed, guard));
+                return (new.len(), self.resize(guard, new.iter().copied(), capacity_for(new.len())));
             }
             for (to, from) in slots.iter().zip(new) {
                 to.store(*from, Ordering::Relaxed);
             }
-            (new.len(), grown)
+            (new.len(), 0)
         })
     }
 }

@@ -1,18 +1,14 @@
 //! What sealed segments say: the checkpoint, and the footers of what was sealed since.
 
 use std::io;
-use std::sync::Arc;
-
-use crossbeam::channel::Sender;
 
 use super::{Recovery, SLOT_BYTES, change, open_segment};
 use crate::engine::files;
-use crate::id::{Location, Position, StoreId};
+use crate::id::Position;
 use crate::index::batch::Batch;
 use crate::index::checkpoint::{Keep, Loaded};
-use crate::index::geometry::Geometry;
 use crate::index::{self, Index};
-use crate::io::{Disk, is_shortage};
+use crate::io::is_shortage;
 use crate::manifest::Checkpoint;
 use crate::segment::reader::{self, Contents};
 use crate::segment::table::{Row, State};
@@ -40,7 +36,7 @@ impl Recovery<'_> {
     }
 
     /// Applies the footers of sealed segments that end after `start`, oldest first, which are read by a thread of their own: the first of what they say as `begin` does, which
-    /// says whether to go on. It may be so much that it fits where so many `entries` are to be, since it goes as they come.
+    /// says whether to go on. That may be so much that it fits where so many `entries` are to be, since it goes as they come.
     fn with_footers(
         &mut self,
         start: Position,
@@ -51,43 +47,55 @@ impl Recovery<'_> {
         let after = |r: &&Row| r.state == State::Sealed && r.life.base.plus(r.size) > start;
         let mut rows: Vec<Row> = self.rows.iter().filter(after).copied().collect();
         rows.sort_by_key(|r| r.life.base);
-        let reader = FooterReader {
-            disk: self.disk,
-            store: self.store,
-            hash_seed: self.hash_seed,
-            geometry: self.index.geometry(),
-            // While one is merged, the next is filled.
-            room: room / 2,
-            floor: self.floor,
-        };
-        let first = Batch::new(self.index.geometry(), entries * SLOT_BYTES + room / 2);
+        let (disk, store, hash_seed, geometry) = (self.disk, self.store, self.hash_seed, self.index.geometry());
         let (to, from) = crossbeam::channel::bounded(0);
-        together(|team| {
-            team.spawn(move || reader.read_all(&rows, first, &to))?;
-            let mut begin = Some(begin);
-            for part in from {
-                match part {
-                    Footers::Entries(mut batch, count) => {
-                        self.report.footer_entries += count;
-                        match begin.take() {
-                            None => batch.merge(&self.index),
-                            Some(begin) => {
-                                if !begin(self, batch)? {
-                                    return Ok(false);
-                                }
-                            }
-                        }
-                    }
-                    Footers::Lost(row, lost, to) => self.lose(&row, &lost, to),
-                    // At another time it can be.
-                    Footers::Unreadable(_, error) if is_shortage(&error) => return Err(error),
-                    Footers::Unreadable(row, error) => {
-                        self.rows[row.life.id.index()].state = State::Free;
-                        self.lose(&row, &format!("it cannot be read ({error})"), row.size as u32);
-                    }
+        let read_all = move || {
+            for row in rows {
+                let contents = open_segment(disk, &row).map(|file| reader::entries(store, &row, hash_seed, file.as_ref()));
+                // Whoever wants no more has given up on the checkpoint and asks again.
+                if to.send((row, contents)).is_err() {
+                    return;
                 }
             }
-            Ok(true)
+        };
+        let mut begin = Some(begin);
+        let mut merge = |recovery: &mut Self, batch: &mut Batch| {
+            let mut full = std::mem::replace(batch, Batch::new(geometry, room));
+            match begin.take() {
+                Some(begin) => begin(recovery, full),
+                None => {
+                    full.merge(&recovery.index);
+                    Ok(true)
+                }
+            }
+        };
+        together(|team| {
+            team.spawn(read_all)?;
+            let mut batch = Batch::new(geometry, entries.saturating_mul(SLOT_BYTES).saturating_add(room));
+            for (row, contents) in from {
+                let (contents, damage) = match contents {
+                    Ok(contents) if contents.lost == 0 => (contents, None),
+                    Ok(contents) => {
+                        let damage = (format!("{} stretches lost", contents.lost), contents.lost_to);
+                        (contents, Some(damage))
+                    }
+                    // At another time it can be.
+                    Err(error) if is_shortage(&error) => return Err(error),
+                    Err(error) => {
+                        self.rows[row.life.id.index()].state = State::Free;
+                        (Contents::default(), Some((format!("it cannot be read ({error})"), row.size as u32)))
+                    }
+                };
+                if (batch.is_full() || damage.is_some()) && !merge(self, &mut batch)? {
+                    return Ok(false);
+                }
+                if let Some((what, to)) = damage {
+                    self.lose(&row, &what, to);
+                }
+                contents.entries.iter().for_each(|entry| change(&mut batch, &row, entry, self.floor));
+                self.report.footer_entries += contents.entries.len() as u64;
+            }
+            merge(self, &mut batch)
         })
     }
 
@@ -104,17 +112,14 @@ impl Recovery<'_> {
             Err(e) if is_shortage(&e) => return Err(e),
             Err(e) => return Ok(self.checkpoint_unreadable(&e)),
         };
-        let (rows, floor) = (self.rows.clone(), self.floor);
-        let keep = move |bases: &[u64]| -> Keep {
-            let same: Vec<Option<Position>> = rows
-                .iter()
-                .zip(bases.iter().copied().chain(std::iter::repeat(0)))
-                .map(|(row, base)| (base != 0 && row.life.base.0 == base && row.state != State::Free).then_some(row.life.base))
-                .collect();
-            Arc::new(move |at: Location| match same.get(at.segment.index()) {
-                Some(Some(base)) => base.plus(at.offset.into()) >= floor,
-                _ => false,
-            })
+        let (rows, floor) = (&self.rows, self.floor);
+        // Of the lives of segments that the checkpoint knew, what lies above the floor.
+        let keep = |bases: &[u64]| -> Keep {
+            let of_row = |(row, base): (&Row, &u64)| match *base != 0 && row.life.base.0 == *base && row.state != State::Free {
+                true => u32::try_from(floor.0.saturating_sub(*base)).ok(),
+                false => None,
+            };
+            rows.iter().zip(bases).map(of_row).collect()
         };
         let loaded = match index::checkpoint::load(self.store, sequence, file.as_ref(), &self.index, changes.into_pending(), keep) {
             Ok(loaded) => loaded,
@@ -134,58 +139,5 @@ impl Recovery<'_> {
     fn checkpoint_unreadable(&mut self, error: &io::Error) -> bool {
         self.report.damaged.push(format!("the checkpoint cannot be read: {error}"));
         false
-    }
-}
-
-/// A part of what footers say, in order. The first are entries.
-enum Footers {
-    /// Changes, and how many entries they come from.
-    Entries(Batch, u64),
-    /// Stretches of a segment are lost, up to this offset.
-    Lost(Row, String, u32),
-    Unreadable(Row, io::Error),
-}
-
-/// Reads footers while others merge what they say.
-struct FooterReader<'a> {
-    disk: &'a dyn Disk,
-    store: StoreId,
-    hash_seed: u64,
-    geometry: Geometry,
-    /// Bytes of DRAM for a batch of changes.
-    room: u64,
-    floor: Position,
-}
-
-impl FooterReader<'_> {
-    /// Sends everything that the footers of `rows` say, until nobody wants it, the first of it in `batch`.
-    fn read_all(&self, rows: &[Row], mut batch: Batch, to: &Sender<Footers>) {
-        let mut count = 0;
-        let send = |batch: &mut Batch, count: &mut u64| {
-            let full = std::mem::replace(batch, Batch::new(self.geometry, self.room));
-            to.send(Footers::Entries(full, std::mem::take(count)))
-        };
-        for row in rows {
-            let read = open_segment(self.disk, row).map(|file| reader::entries(self.store, row, self.hash_seed, file.as_ref()));
-            let (contents, damage) = match read {
-                Ok(contents) if contents.lost == 0 => (contents, None),
-                Ok(contents) => {
-                    let lost = Footers::Lost(*row, format!("{} stretches lost", contents.lost), contents.lost_to);
-                    (contents, Some(lost))
-                }
-                Err(error) => (Contents::default(), Some(Footers::Unreadable(*row, error))),
-            };
-            if batch.is_full() || damage.is_some() {
-                let sent = send(&mut batch, &mut count);
-                if sent.is_err() || damage.is_some_and(|damage| to.send(damage).is_err()) {
-                    return;
-                }
-            }
-            let floor = self.floor.max(row.life.base.plus(contents.lost_to.into()));
-            contents.entries.iter().for_each(|entry| change(&mut batch, row, entry, floor));
-            count += contents.entries.len() as u64;
-        }
-        // Whoever does not want it has given up on the checkpoint and asks again.
-        let _unwanted = send(&mut batch, &mut count);
     }
 }
