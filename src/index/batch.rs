@@ -64,7 +64,10 @@ impl Batch {
     /// The changes to what is yet to be loaded.
     pub(crate) fn into_pending(mut self) -> Pending {
         let geometry = self.geometry;
-        self.share(|| |bucket| sort(geometry, bucket));
+        self.share(|| {
+            let mut spare = Vec::new();
+            move |bucket| sort(geometry, bucket, &mut spare)
+        });
         Pending { geometry, buckets: self.buckets.into_iter().map(Arc::new).collect() }
     }
 
@@ -72,7 +75,7 @@ impl Batch {
     pub(crate) fn merge(&mut self, index: &Index) {
         assert_eq!(self.geometry, index.geometry, "a batch is for one geometry");
         self.share(|| {
-            let mut scratch = (Vec::new(), Vec::new());
+            let mut scratch = Scratch::default();
             move |bucket| merge(bucket, index, &mut scratch)
         });
         self.len = 0;
@@ -156,15 +159,38 @@ fn bucket_bits(geometry: Geometry) -> u32 {
     BUCKET_BITS.min(geometry.partition_bits)
 }
 
-fn sort(geometry: Geometry, bucket: &mut [Change]) {
-    // Stable, so that changes of one fingerprint stay in order. In order already, it costs one look at each.
-    bucket.sort_by_key(|(hash, _)| geometry.fingerprint(*hash));
+/// Sorts a bucket by fingerprint. Stable, so that changes of one fingerprint stay in order. They are dealt to their partitions first: each has so few that a comparison
+/// sort of them is cheap.
+fn sort(geometry: Geometry, bucket: &mut Vec<Change>, spare: &mut Vec<Change>) {
+    let partitions = 1 << (geometry.partition_bits - bucket_bits(geometry));
+    let partition = |change: &Change| geometry.partition(change.0) % partitions;
+    let mut next = vec![0; partitions];
+    bucket.iter().for_each(|change| next[partition(change)] += 1);
+    let mut before = 0;
+    next.iter_mut().for_each(|place| before += std::mem::replace(place, before));
+    spare.resize(bucket.len(), (KeyHash(0), None));
+    for change in &*bucket {
+        let place = &mut next[partition(change)];
+        spare[*place] = *change;
+        *place += 1;
+    }
+    std::mem::swap(bucket, spare);
+    let of_partition = bucket.chunk_by_mut(|a, b| geometry.partition(a.0) == geometry.partition(b.0));
+    of_partition.for_each(|changes| changes.sort_by_key(|(hash, _)| geometry.fingerprint(*hash)));
+}
+
+/// What merging needs again and again.
+#[derive(Default)]
+struct Scratch {
+    spare: Vec<Change>,
+    old: Vec<u64>,
+    new: Vec<u64>,
 }
 
 /// Merges the changes of a bucket into its partitions, and forgets them.
-fn merge(bucket: &mut Vec<Change>, index: &Index, (old, new): &mut (Vec<u64>, Vec<u64>)) {
+fn merge(bucket: &mut Vec<Change>, index: &Index, Scratch { spare, old, new }: &mut Scratch) {
     let geometry = index.geometry;
-    sort(geometry, bucket);
+    sort(geometry, bucket, spare);
     for of_partition in bucket.chunk_by(|a, b| geometry.partition(a.0) == geometry.partition(b.0)) {
         let number = geometry.partition(of_partition[0].0);
         index.copy_partition(number, old);

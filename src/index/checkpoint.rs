@@ -34,6 +34,9 @@ const READ_AHEAD: usize = 3;
 /// Slots that a thread takes at once while a checkpoint is loaded, about.
 const STRETCH: usize = 32 << 10;
 
+/// By so much at once the heap of a thread that fills partitions grows. glibc's would by a page at a time, and each time wait for what other threads wait for.
+const HEAP_STEP: usize = 96 << 10;
+
 /// What a checkpoint states of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
@@ -310,7 +313,15 @@ impl Stretch {
     /// Fills the partitions. How many slots were kept.
     fn load(mut self, index: &Index, keep: &Keep, changes: &batch::Stretch, scratch: &mut Vec<u64>) -> u64 {
         let (geometry, mut loaded, mut rest) = (index.geometry(), 0, &mut self.slots[..]);
+        let mut room = 0;
         for (number, count) in (self.first..).zip(self.counts) {
+            let need = size_of::<u64>() * count as usize;
+            if room < need {
+                // What is given back at once is there for what comes.
+                drop(std::hint::black_box(Vec::<u8>::with_capacity(HEAP_STEP)));
+                room = HEAP_STEP;
+            }
+            room = room.saturating_sub(need);
             let (slots, behind) = rest.split_at_mut(count as usize);
             let mut kept = 0;
             for i in 0..slots.len() {
