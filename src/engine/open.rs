@@ -84,7 +84,7 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
             create(&settings, disk.as_ref(), clock.as_ref()).map(|r| (settings, r))
         }
         Some((manifest, damaged)) => {
-            let entries = recover::checkpoint_entries(disk.as_ref(), &manifest);
+            let entries = recover::checkpoint_header(disk.as_ref(), &manifest).map_or(0, |header| header.entries);
             let settings = options.validate(Some(Stored {
                 flash: manifest.flash,
                 segment_size: manifest.segment_size,

@@ -1,5 +1,5 @@
-//! Many changes at once, for recovery: sorted by fingerprint and merged into each partition in one pass. They are dealt into buckets as they come, so that each is sorted in
-//! a processor's cache, and processors share them.
+//! Many changes at once, for recovery: sorted by fingerprint and merged into each partition in one pass. They are dealt into buckets as they come, which
+//! processors share.
 
 use std::num::NonZeroU64;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use crate::id::KeyHash;
 use crate::sync::lock;
 use crate::team::{self, together};
 
-/// Changes that may be merged at once: bounds the DRAM that recovery takes, and each merge passes over the whole index.
+/// So many changes may be merged at once however little DRAM there is, since each merge passes over the whole index.
 const LEN_MAX_MIN: usize = 1 << 21;
 /// Bytes of DRAM for a change, with what its vector has to spare.
 const CHANGE_BYTES: u64 = 32;
@@ -111,23 +111,27 @@ pub(crate) struct Pending {
 impl Pending {
     /// No changes.
     pub(crate) fn none(geometry: Geometry) -> Self {
-        Batch::new(geometry, 0).into_pending()
+        Self { geometry, buckets: vec![Arc::default(); 1 << bucket_bits(geometry)] }
+    }
+
+    pub(super) fn geometry(&self) -> Geometry {
+        self.geometry
     }
 
     /// The changes to partitions that are loaded next, and follow each other. Keeps none to those before the last.
-    pub(super) fn next(&mut self, partitions: Range<usize>) -> Stretch {
+    pub(super) fn next(&mut self, partitions: Range<usize>) -> Changes {
         let shift = self.geometry.partition_bits - bucket_bits(self.geometry);
         let bucket = |partition: usize| partition >> shift;
         let (first, last) = (bucket(partitions.start), bucket(partitions.end - 1));
         let buckets = self.buckets[first..=last].to_vec();
-        self.buckets[..last].fill_with(Arc::default);
-        Stretch { geometry: self.geometry, first, shift, buckets }
+        self.buckets[first.saturating_sub(1)..last].fill(Arc::default());
+        Changes { geometry: self.geometry, first, shift, buckets }
     }
 }
 
 /// Changes to some partitions.
 #[derive(Debug)]
-pub(super) struct Stretch {
+pub(super) struct Changes {
     geometry: Geometry,
     /// The first of its buckets.
     first: usize,
@@ -135,7 +139,7 @@ pub(super) struct Stretch {
     buckets: Vec<Arc<Vec<Change>>>,
 }
 
-impl Stretch {
+impl Changes {
     /// Those to one partition.
     fn of(&self, partition: usize) -> &[Change] {
         let bucket = &self.buckets[(partition >> self.shift) - self.first];
@@ -163,6 +167,9 @@ fn bucket_bits(geometry: Geometry) -> u32 {
 /// sort of them is cheap.
 fn sort(geometry: Geometry, bucket: &mut Vec<Change>, spare: &mut Vec<Change>) {
     let partitions = 1 << (geometry.partition_bits - bucket_bits(geometry));
+    if bucket.len() < partitions {
+        return bucket.sort_by_key(|(hash, _)| geometry.fingerprint(*hash));
+    }
     let partition = |change: &Change| geometry.partition(change.0) % partitions;
     let mut next = vec![0; partitions];
     bucket.iter().for_each(|change| next[partition(change)] += 1);

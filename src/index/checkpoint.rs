@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam::channel::{Receiver, Sender};
 
 use super::Index;
-use super::batch::{self, Pending};
+use super::batch::{Changes, Pending};
 use super::geometry::Geometry;
 use crate::codec::{self, Put, Reader};
 use crate::id::{Location, StoreId};
@@ -248,6 +248,7 @@ pub(crate) fn load(
     if header.geometry != index.geometry() {
         return Ok(Loaded::OtherGeometry);
     }
+    assert_eq!(changes.geometry(), index.geometry(), "changes are for one geometry");
     if BLOCK as u64 + u64::from(header.chunks) * CHUNK_LEN as u64 > file.len() {
         return Ok(Loaded::Broken);
     }
@@ -265,7 +266,7 @@ pub(crate) fn load(
             return Ok(false);
         }
         let keep = Arc::new(keep(&words(&bytes).collect::<Vec<u64>>()));
-        let (to, from) = crossbeam::channel::bounded::<(Stretch, batch::Stretch)>(1);
+        let (to, from) = crossbeam::channel::bounded::<(Stretch, Changes)>(1);
         for number in 0..team::size().min(batches) {
             let (from, keep, loaded) = (from.clone(), Arc::clone(&keep), &loaded);
             let fill = move || {
@@ -311,7 +312,7 @@ impl Stretch {
     }
 
     /// Fills the partitions. How many slots were kept.
-    fn load(mut self, index: &Index, keep: &Keep, changes: &batch::Stretch, scratch: &mut Vec<u64>) -> u64 {
+    fn load(mut self, index: &Index, keep: &Keep, changes: &Changes, scratch: &mut Vec<u64>) -> u64 {
         let (geometry, mut loaded, mut rest) = (index.geometry(), 0, &mut self.slots[..]);
         let mut room = 0;
         for (number, count) in (self.first..).zip(self.counts) {
@@ -359,7 +360,7 @@ struct Payload {
 
 impl Payload {
     /// Sends all partitions, in order. Whether they verify.
-    fn send_stretches(&mut self, partitions: usize, changes: &mut Pending, to: &Sender<(Stretch, batch::Stretch)>) -> io::Result<bool> {
+    fn send_stretches(&mut self, partitions: usize, changes: &mut Pending, to: &Sender<(Stretch, Changes)>) -> io::Result<bool> {
         let (mut stretch, mut bytes) = (Stretch::beginning_at(0), Vec::new());
         for partition in 0..partitions {
             let count = match self.take(4, &mut bytes)? {
@@ -426,21 +427,37 @@ impl Payload {
 mod tests {
     use super::*;
     use crate::id::{KeyHash, Location, SegmentId};
+    use crate::index::batch::Batch;
     use crate::index::geometry::Entry;
     use crate::io::Disk;
     use crate::io::sim::SimDisk;
+
+    fn hash(n: u64) -> KeyHash {
+        KeyHash(xxhash_rust::xxh3::xxh3_64(&n.to_le_bytes()))
+    }
+
+    fn entry(segment: u32, n: u64) -> Entry {
+        Entry::new(Location { segment: SegmentId(segment), offset: n as u32 * 8 }, 100)
+    }
+
+    fn insert(index: &Index, n: u64, entry: &Entry) {
+        index.insert(hash(n), entry);
+    }
+
+    /// Every slot of every partition.
+    fn slots(index: &Index) -> Vec<Vec<u64>> {
+        let mut all = vec![Vec::new(); index.geometry().partitions()];
+        all.iter_mut().enumerate().for_each(|(number, slots)| index.copy_partition(number, slots));
+        all
+    }
 
     #[test]
     fn a_checkpoint_of_any_number_of_batches_is_loaded_as_it_was() {
         // Less than a chunk; and batches that are written, not full and full, and then read in others.
         for entries in [10, 20_000, 31_000, 170_000] {
-            let hash = |n: u64| KeyHash(xxhash_rust::xxh3::xxh3_64(&n.to_le_bytes()));
-            let entry = |n: u64| Entry::new(Location { segment: SegmentId(1), offset: n as u32 * 8 }, 100);
             let geometry = Geometry::new(4, 4 << 20);
             let (index, loaded) = (Index::new(geometry), Index::new(geometry));
-            for n in 0..entries {
-                index.insert(hash(n), &entry(n));
-            }
+            (0..entries).for_each(|n| insert(&index, n, &entry(1, n)));
             let file = SimDisk::new(1).create("checkpoint", file_len(&index, 2)).unwrap();
             let written = write(StoreId(1), 7, &index, &[5, 6], file.as_ref()).unwrap().unwrap();
             assert!(written <= file.len() && written > entries * 8);
@@ -450,7 +467,45 @@ mod tests {
             };
             let came = load(StoreId(1), 7, file.as_ref(), &loaded, Pending::none(geometry), keep).unwrap();
             assert_eq!(came, Loaded::Entries(index.entries()));
-            assert!((0..entries).all(|n| index.get(hash(n)).map(|e| e.location) == loaded.get(hash(n)).map(|e| e.location)));
+            assert_eq!(slots(&loaded), slots(&index));
+        }
+    }
+
+    #[test]
+    fn what_is_kept_has_the_changes_made_to_it_and_nothing_else_comes_back() {
+        // Of many partitions, and of fewer than there are buckets of changes.
+        for (entries, geometry) in
+            [(10, Geometry::new(4, 4 << 20)), (170_000, Geometry::new(64, 4 << 20)), (3_000, Geometry::new(4, 1 << 16))]
+        {
+            let before = |n: u64| entry((n % 3) as u32, n % 8_000);
+            let (index, loaded, expected) = (Index::new(geometry), Index::new(geometry), Index::new(geometry));
+            (0..entries).for_each(|n| insert(&index, n, &before(n)));
+            let file = SimDisk::new(1).create("checkpoint", file_len(&index, 3)).unwrap();
+            write(StoreId(1), 7, &index, &[5, 6, 7], file.as_ref()).unwrap().unwrap();
+            // All of the first segment, a part of the second, nothing of the third.
+            let from = 1_000 * 8;
+            let is_kept = |n: u64| match n % 3 {
+                0 => true,
+                1 => n % 8_000 >= 1_000,
+                _ => false,
+            };
+            (0..entries).filter(|n| is_kept(*n)).for_each(|n| insert(&expected, n, &before(n)));
+            let kept = expected.entries();
+            let mut changes = Batch::new(geometry, 0);
+            for n in (0..2 * entries).filter(|n| n % 7 < 3).chain((0..entries).step_by(5)) {
+                if n.is_multiple_of(2) {
+                    changes.insert(hash(n), &entry(3, n % 8_000));
+                    insert(&expected, n, &entry(3, n % 8_000));
+                } else {
+                    changes.remove(hash(n));
+                    expected.remove(hash(n));
+                }
+            }
+            let keep = |_: &[u64]| [Some(0), Some(from), None].into_iter().collect();
+            let came = load(StoreId(1), 7, file.as_ref(), &loaded, changes.into_pending(), keep).unwrap();
+            assert_eq!(came, Loaded::Entries(kept));
+            assert_eq!(slots(&loaded), slots(&expected));
+            assert_eq!((loaded.entries(), loaded.record_bytes()), (expected.entries(), expected.record_bytes()));
         }
     }
 }

@@ -147,7 +147,7 @@ impl Index {
         self.partitions[number].copy(&epoch::pin(), out);
     }
 
-    /// Fills the empty partition `number` with slots from [`Index::copy_partition`] of an index of the same geometry. Only while nobody else uses the index.
+    /// Fills the empty partition `number` with sorted slots of an index of the same geometry. Only while nobody else uses the index.
     pub(crate) fn load_partition(&self, number: usize, slots: &[u64]) {
         self.replace_partition(number, 0, slots, self.bytes_of(slots));
     }

@@ -115,14 +115,12 @@ struct Recovery<'a> {
     trusts_nothing: bool,
 }
 
-/// How many entries the checkpoint that counts says it has; 0 without one.
-pub(super) fn checkpoint_entries(disk: &dyn Disk, manifest: &Manifest) -> u64 {
+/// What the checkpoint that counts states of itself, if it can be read.
+pub(super) fn checkpoint_header(disk: &dyn Disk, manifest: &Manifest) -> Option<Header> {
+    let named = manifest.checkpoint?;
     let mut block = AlignedBuf::zeroed(BLOCK);
-    let header = manifest.checkpoint.and_then(|named| {
-        disk.open(&files::checkpoint(named.sequence)).and_then(|file| file.read_at(0, &mut block)).ok()?;
-        Header::decode(manifest.store, &block).filter(|header| header.sequence == named.sequence)
-    });
-    header.map_or(0, |header| header.entries)
+    disk.open(&files::checkpoint(named.sequence)).and_then(|file| file.read_at(0, &mut block)).ok()?;
+    Header::decode(manifest.store, &block).filter(|header| header.sequence == named.sequence)
 }
 
 /// Brings back the store that `manifest` describes.
@@ -194,7 +192,8 @@ fn attempt(
     let count = manifest.segments.len().max(settings.segments as usize);
     manifest.segments.resize(count, fresh);
     let geometry = geometry(&manifest, settings);
-    let entries = checkpoint_entries(disk, &manifest);
+    let header = checkpoint_header(disk, &manifest);
+    let entries = header.as_ref().map_or(0, |header| header.entries);
     let room = match entries {
         // Without a checkpoint nothing says how much the index will take.
         0 => 0,
@@ -220,7 +219,7 @@ fn attempt(
         recovery.report.rebuilt = manifest.checkpoint.take().is_some();
     }
     let mut lap = lap(clock);
-    recovery.load_sealed(manifest.checkpoint, entries, room)?;
+    recovery.load_sealed(manifest.checkpoint, header.as_ref(), room)?;
     recovery.check_files()?;
     let report = &mut recovery.report;
     report.load_took = lap();

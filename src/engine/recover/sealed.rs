@@ -6,7 +6,7 @@ use super::{Recovery, SLOT_BYTES, change, open_segment};
 use crate::engine::files;
 use crate::id::Position;
 use crate::index::batch::Batch;
-use crate::index::checkpoint::{Keep, Loaded};
+use crate::index::checkpoint::{Header, Keep, Loaded};
 use crate::index::{self, Index};
 use crate::io::is_shortage;
 use crate::manifest::Checkpoint;
@@ -15,35 +15,28 @@ use crate::segment::table::{Row, State};
 use crate::team::together;
 
 impl Recovery<'_> {
-    /// Brings the index to where sealed segments say: the checkpoint, then the footers of what was sealed since. Without a checkpoint, all footers. The checkpoint is said
-    /// to have so many `entries`, and `room` bytes of DRAM are free beside them.
-    pub(super) fn load_sealed(&mut self, named: Option<Checkpoint>, entries: u64, room: u64) -> io::Result<()> {
+    /// Brings the index to where sealed segments say: the checkpoint, then the footers of what was sealed since. Without a checkpoint, all footers. `header` is what the
+    /// checkpoint states of itself, and `room` bytes of DRAM are free beside its entries.
+    pub(super) fn load_sealed(&mut self, named: Option<Checkpoint>, header: Option<&Header>, room: u64) -> io::Result<()> {
         if let Some(checkpoint) = named {
-            if self
-                .with_footers(checkpoint.start, entries, room, |recovery, changes| recovery.load_checkpoint(checkpoint.sequence, changes))?
-            {
+            let is_other = header.is_some_and(|header| header.geometry != self.index.geometry());
+            let entries = header.map_or(0, |header| header.entries);
+            if !is_other && self.with_footers(Some(checkpoint), entries, room)? {
                 return Ok(());
             }
             // Another geometry is as good a reason as damage: footers say everything.
             self.report.rebuilt = true;
+            self.report.footer_entries = 0;
             self.index = Index::new(self.index.geometry());
         }
-        let merge = |recovery: &mut Self, mut changes: Batch| {
-            changes.merge(&recovery.index);
-            Ok(true)
-        };
-        self.with_footers(Position(0), 0, room, merge).map(drop)
+        self.with_footers(None, 0, room).map(drop)
     }
 
-    /// Applies the footers of sealed segments that end after `start`, oldest first, which are read by a thread of their own: the first of what they say as `begin` does, which
-    /// says whether to go on. That may be so much that it fits where so many `entries` are to be, since it goes as they come.
-    fn with_footers(
-        &mut self,
-        start: Position,
-        entries: u64,
-        room: u64,
-        begin: impl FnOnce(&mut Self, Batch) -> io::Result<bool>,
-    ) -> io::Result<bool> {
+    /// Applies the footers of segments that were sealed after a checkpoint, oldest first; of all without one. They are read by a thread of their own. The checkpoint is loaded with
+    /// the first of what they say, which may be so much that it fits where its `entries` are to be, since it goes as they come; the rest, `room` bytes of changes at once, is
+    /// merged into the index. False if the checkpoint is of no use: nothing but the index and the report has changed then.
+    fn with_footers(&mut self, mut named: Option<Checkpoint>, entries: u64, room: u64) -> io::Result<bool> {
+        let start = named.map_or(Position(0), |checkpoint| checkpoint.start);
         let after = |r: &&Row| r.state == State::Sealed && r.life.base.plus(r.size) > start;
         let mut rows: Vec<Row> = self.rows.iter().filter(after).copied().collect();
         rows.sort_by_key(|r| r.life.base);
@@ -52,17 +45,16 @@ impl Recovery<'_> {
         let read_all = move || {
             for row in rows {
                 let contents = open_segment(disk, &row).map(|file| reader::entries(store, &row, hash_seed, file.as_ref()));
-                // Whoever wants no more has given up on the checkpoint and asks again.
+                // Whoever wants no more has given up on the checkpoint.
                 if to.send((row, contents)).is_err() {
                     return;
                 }
             }
         };
-        let mut begin = Some(begin);
         let mut merge = |recovery: &mut Self, batch: &mut Batch| {
             let mut full = std::mem::replace(batch, Batch::new(geometry, room));
-            match begin.take() {
-                Some(begin) => begin(recovery, full),
+            match named.take() {
+                Some(checkpoint) => recovery.load_checkpoint(checkpoint.sequence, full),
                 None => {
                     full.merge(&recovery.index);
                     Ok(true)
@@ -73,30 +65,36 @@ impl Recovery<'_> {
             team.spawn(read_all)?;
             let mut batch = Batch::new(geometry, entries.saturating_mul(SLOT_BYTES).saturating_add(room));
             for (row, contents) in from {
-                let (contents, damage) = match contents {
-                    Ok(contents) if contents.lost == 0 => (contents, None),
-                    Ok(contents) => {
-                        let damage = (format!("{} stretches lost", contents.lost), contents.lost_to);
-                        (contents, Some(damage))
-                    }
+                let unreadable = match &contents {
+                    Ok(contents) => contents.lost > 0,
                     // At another time it can be.
-                    Err(error) if is_shortage(&error) => return Err(error),
-                    Err(error) => {
-                        self.rows[row.life.id.index()].state = State::Free;
-                        (Contents::default(), Some((format!("it cannot be read ({error})"), row.size as u32)))
-                    }
+                    Err(error) if is_shortage(error) => return contents.map(|_| false),
+                    Err(_) => true,
                 };
-                if (batch.is_full() || damage.is_some()) && !merge(self, &mut batch)? {
+                // What is lost drops everything before it, not what comes after.
+                if unreadable && !merge(self, &mut batch)? {
                     return Ok(false);
                 }
-                if let Some((what, to)) = damage {
-                    self.lose(&row, &what, to);
+                let contents = contents.unwrap_or_else(|error| self.lose_segment(&row, &error));
+                if contents.lost > 0 {
+                    self.lose(&row, &format!("{} stretches lost", contents.lost), contents.lost_to);
                 }
                 contents.entries.iter().for_each(|entry| change(&mut batch, &row, entry, self.floor));
                 self.report.footer_entries += contents.entries.len() as u64;
+                drop(contents);
+                if batch.is_full() && !merge(self, &mut batch)? {
+                    return Ok(false);
+                }
             }
             merge(self, &mut batch)
         })
+    }
+
+    /// The whole of a sealed segment is lost.
+    fn lose_segment(&mut self, row: &Row, error: &io::Error) -> Contents {
+        self.rows[row.life.id.index()].state = State::Free;
+        self.lose(row, &format!("it cannot be read ({error})"), row.size as u32);
+        Contents::default()
     }
 
     /// A stretch of a sealed segment is lost: what it superseded or deleted is unknown, so nothing before its end is served.

@@ -107,6 +107,49 @@ fn damage_in_two_places_of_a_synced_batch_is_not_taken_for_the_end_of_the_log() 
 }
 
 #[test]
+fn a_segment_that_is_lost_with_the_checkpoint_brings_nothing_older_back() {
+    let store = Store::new(small());
+    let engine = store.engine();
+    (0..400u64).for_each(|key| store.put(&key.to_le_bytes(), &value(key, 0, 200)));
+    engine.step_checkpoint(true).unwrap();
+    for key in 0..400u64 {
+        match key % 2 {
+            0 => store.put(&key.to_le_bytes(), &value(key, 1, 200)),
+            _ => drop(engine.delete((&key.to_le_bytes()).into(), &DeleteOptions::new()).unwrap()),
+        }
+    }
+    // What came after the checkpoint is in sealed segments, and the manifest says so.
+    (400..1_000u64).for_each(|key| store.put(&key.to_le_bytes(), &value(key, 0, 200)));
+    let disk = store.disk.after_kill();
+    let covered = reopen(&disk.after_kill()).unwrap().report.footer_entries;
+    assert!(covered > 400, "{covered}");
+    let checkpoint = |image: &SimDisk| (0..2).for_each(|n| drop(image.remove(&format!("checkpoint.{n}"))));
+    let (mut lost, clock) = (0, Arc::new(SimClock::new(3)));
+    for (name, _) in disk.files().into_iter().filter(|(name, _)| name.starts_with("segment.")) {
+        // The checkpoint is gone, or of no use to another geometry.
+        for options in [small(), small().flash(8 << 20)] {
+            let image = disk.after_kill();
+            image.remove(&name).unwrap();
+            if options.flash == small().flash {
+                checkpoint(&image);
+            }
+            let engine = open(&options, Some(Arc::new(image)), clock.clone(), Mode::Inline).unwrap();
+            let newest = |key: u64| (key % 2 == 0).then(|| value(key, 1, 200));
+            for key in 0..400u64 {
+                let found = get(&engine, &key.to_le_bytes());
+                assert!(found.is_none() || found == newest(key), "{name}: key {key} is stale: {:?}", engine.report);
+            }
+            lost += usize::from((0..400u64).any(|key| get(&engine, &key.to_le_bytes()) != newest(key)));
+            assert!(engine.report.rebuilt, "{:?}", engine.report);
+            assert!(engine.report.footer_entries <= 1_400, "each is counted once: {:?}", engine.report);
+            let is_said = engine.report.damaged.iter().any(|line| line.starts_with(&name.replace('.', " ")));
+            assert!(is_said || (400..1_000).all(|key| get(&engine, &u64::to_le_bytes(key)).is_some()), "{name}: {:?}", engine.report);
+        }
+    }
+    assert!(lost > 3, "{lost}");
+}
+
+#[test]
 fn a_block_of_the_wal_that_cannot_be_read_costs_what_it_held_and_brings_nothing_older_back() {
     // Each key twice, so that what lies before the block may not be served where it was superseded in it.
     let store = Store::new(small().wal_values(WalValues::Always));
