@@ -11,6 +11,8 @@ use crate::io::BLOCK;
 pub(crate) const LAYOUT: &str = include_str!("footer.layout.txt");
 const FOOTER_MAGIC: u32 = u32::from_le_bytes(*b"EWSF");
 const HEAD_LEN: usize = 24;
+/// Two varints and a hash.
+pub(crate) const ENTRY_LEN_MIN: usize = 10;
 
 /// One record as the footer describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

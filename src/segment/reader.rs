@@ -41,7 +41,7 @@ pub(crate) fn entries(store: StoreId, row: &Row, hash_seed: u64, file: &dyn File
     if footer_at < trailer_at {
         read_or_zero(file, footer_at, &mut bytes);
     }
-    let mut contents = Contents::default();
+    let mut contents = Contents { entries: Vec::with_capacity(bytes.len() / footer::ENTRY_LEN_MIN), ..Contents::default() };
     let mut known_to = DATA_START;
     // Blocks before the ones that were found may be missing if the trailer does not say how many there are.
     let mut gap = stated.is_none();

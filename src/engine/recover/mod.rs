@@ -33,7 +33,7 @@ use crate::wal::replay::{Replay, Unheard};
 const LSN_GAP: u64 = 1 << 24;
 /// Bytes of the index for an entry, at most.
 const SLOT_BYTES: u64 = 9;
-/// Of what the index leaves of its room, one byte in so many may be changes to it that wait, and no more than this: the index grows meanwhile.
+/// Of what the index leaves of its room once it is there, one byte in so many may be changes to it that wait, and no more than this: the index grows meanwhile.
 const CHANGES_SHARE: u64 = 2;
 const CHANGES_BYTES_MAX: u64 = 256 << 20;
 
@@ -81,9 +81,9 @@ pub struct RecoveryReport {
     pub alive_until_ms: u64,
     /// From the call of open until the cache could serve.
     pub took: Duration,
-    /// Of it, what sealed segments say was loaded: the checkpoint and footers.
+    /// Of it, what sealed segments say was loaded: the checkpoint and footers. If files failed meanwhile so that recovery began again, only the last time counts.
     pub load_took: Duration,
-    /// Of it, the WAL was replayed.
+    /// Of it, the WAL was replayed, likewise.
     pub replay_took: Duration,
 }
 

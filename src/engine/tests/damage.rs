@@ -134,7 +134,7 @@ fn a_segment_that_is_lost_with_the_checkpoint_brings_nothing_older_back() {
                 checkpoint(&image);
             }
             let engine = open(&options, Some(Arc::new(image)), clock.clone(), Mode::Inline).unwrap();
-            let newest = |key: u64| (key % 2 == 0).then(|| value(key, 1, 200));
+            let newest = |key: u64| key.is_multiple_of(2).then(|| value(key, 1, 200));
             for key in 0..400u64 {
                 let found = get(&engine, &key.to_le_bytes());
                 assert!(found.is_none() || found == newest(key), "{name}: key {key} is stale: {:?}", engine.report);
