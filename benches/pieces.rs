@@ -42,7 +42,7 @@ fn records(c: &mut Criterion) {
 
 fn index(c: &mut Criterion) {
     let mut group = c.benchmark_group("index");
-    for entries in [ENTRIES, 10 * ENTRIES] {
+    for entries in [ENTRIES, 10 * ENTRIES, 100 * ENTRIES] {
         let index = Index::new(entries);
         let mut next = numbers(entries);
         group.bench_function(BenchmarkId::new("lookup", entries), |b| b.iter(|| assert!(index.contains(next()))));
