@@ -492,8 +492,11 @@ mod tests {
             (0..entries).filter(|n| is_kept(*n)).for_each(|n| insert(&expected, n, &before(n)));
             let kept = expected.entries();
             let mut changes = Batch::new(geometry, 0);
-            for n in (0..2 * entries).filter(|n| n % 7 < 3).chain((0..entries).step_by(5)) {
-                if n.is_multiple_of(2) {
+            // Of a key that is changed twice, the later change counts.
+            let (first, second) = ((0..2 * entries).filter(|n| n % 7 < 3), (0..entries).step_by(5));
+            let is_put = |n: u64| n.is_multiple_of(2);
+            for (n, is_put) in first.map(|n| (n, is_put(n))).chain(second.map(|n| (n, !is_put(n)))) {
+                if is_put {
                     changes.insert(hash(n), &entry(3, n % 8_000));
                     insert(&expected, n, &entry(3, n % 8_000));
                 } else {

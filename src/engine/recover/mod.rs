@@ -81,9 +81,9 @@ pub struct RecoveryReport {
     pub alive_until_ms: u64,
     /// From the call of open until the cache could serve.
     pub took: Duration,
-    /// Of it, what sealed segments say was loaded: the checkpoint and footers. If files failed meanwhile so that recovery began again, only the last time counts.
+    /// Of it, the time to load what sealed segments say: the checkpoint and footers. If recovery had to begin again, only the last time counts.
     pub load_took: Duration,
-    /// Of it, the WAL was replayed, likewise.
+    /// Of it, the time to replay the WAL, likewise.
     pub replay_took: Duration,
 }
 

@@ -124,7 +124,7 @@ fn a_segment_that_is_lost_with_the_checkpoint_brings_nothing_older_back() {
     let covered = reopen(&disk.after_kill()).unwrap().report.footer_entries;
     assert!(covered > 400, "{covered}");
     let checkpoint = |image: &SimDisk| (0..2).for_each(|n| drop(image.remove(&format!("checkpoint.{n}"))));
-    let (mut lost, clock) = (0, Arc::new(SimClock::new(3)));
+    let (mut lost, mut newest_lost, clock) = (0, 0, Arc::new(SimClock::new(3)));
     for (name, _) in disk.files().into_iter().filter(|(name, _)| name.starts_with("segment.")) {
         // The checkpoint is gone, or of no use to another geometry.
         for options in [small(), small().flash(8 << 20)] {
@@ -140,13 +140,16 @@ fn a_segment_that_is_lost_with_the_checkpoint_brings_nothing_older_back() {
                 assert!(found.is_none() || found == newest(key), "{name}: key {key} is stale: {:?}", engine.report);
             }
             lost += usize::from((0..400u64).any(|key| get(&engine, &key.to_le_bytes()) != newest(key)));
+            newest_lost += usize::from(get(&engine, &999u64.to_le_bytes()).is_none());
             assert!(engine.report.rebuilt, "{:?}", engine.report);
             assert!(engine.report.footer_entries <= 1_400, "each is counted once: {:?}", engine.report);
-            let is_said = engine.report.damaged.iter().any(|line| line.starts_with(&name.replace('.', " ")));
+            let said = name.replace('.', " ") + ":";
+            let is_said = engine.report.damaged.iter().any(|line| line.starts_with(&said));
             assert!(is_said || (400..1_000).all(|key| get(&engine, &u64::to_le_bytes(key)).is_some()), "{name}: {:?}", engine.report);
         }
     }
     assert!(lost > 3, "{lost}");
+    assert!(newest_lost <= 2, "only with the segment that holds it: {newest_lost}");
 }
 
 #[test]
