@@ -33,8 +33,7 @@ const WRITE_BATCH: usize = 4;
 const READ_AHEAD: usize = 3;
 /// Slots that a thread takes at once while a checkpoint is loaded, about.
 const STRETCH: usize = 32 << 10;
-
-/// By so much at once the heap of a thread that fills partitions grows. glibc's would by a page at a time, and each time wait for what other threads wait for.
+/// By so much at once the heap of a thread that fills partitions grows. glibc's would by a page at a time, each a system call that other threads' page faults wait for.
 const HEAP_STEP: usize = 96 << 10;
 
 /// What a checkpoint states of itself.
@@ -208,7 +207,7 @@ pub(crate) enum Loaded {
 pub(crate) struct Keep(Vec<u32>);
 
 impl Keep {
-    /// Keeps all of so many segments.
+    /// Keeps all of the segments that there can be.
     pub(crate) fn all(geometry: Geometry) -> Self {
         Self(vec![0; 1 << geometry.segment_bits])
     }

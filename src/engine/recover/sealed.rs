@@ -65,14 +65,14 @@ impl Recovery<'_> {
             team.spawn(read_all)?;
             let mut batch = Batch::new(geometry, entries.saturating_mul(SLOT_BYTES).saturating_add(room));
             for (row, contents) in from {
-                let unreadable = match &contents {
+                let is_damaged = match &contents {
                     Ok(contents) => contents.lost > 0,
                     // At another time it can be.
                     Err(error) if is_shortage(error) => return contents.map(|_| false),
                     Err(_) => true,
                 };
                 // What is lost drops everything before it, not what comes after.
-                if unreadable && !merge(self, &mut batch)? {
+                if is_damaged && !merge(self, &mut batch)? {
                     return Ok(false);
                 }
                 let contents = contents.unwrap_or_else(|error| self.lose_segment(&row, &error));
