@@ -1,5 +1,8 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(test)]
+extern crate self as everwarm;
+
 mod clock;
 mod codec;
 mod config;

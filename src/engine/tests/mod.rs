@@ -4,6 +4,7 @@ mod crash;
 mod damage;
 mod exhaustive;
 mod failing;
+mod golden;
 mod renewed;
 mod simulation;
 
