@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use everwarm::pieces::{Dir, Index, Record, checksum};
+use everwarm::internals::{Dir, Index, Record, checksum};
 use everwarm::{Ack, Cache, Options, PutOptions, Tier};
 
 const ENTRIES: u64 = 1_000_000;

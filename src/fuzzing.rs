@@ -17,10 +17,10 @@ use crate::io::{BLOCK, Disk, File};
 use crate::manifest::Manifest;
 use crate::segment::format::{self, Life, Trailer};
 use crate::segment::reader;
-use crate::segment::table::{Row, State, WalStart};
+use crate::segment::table::{Row, Stage, WalStart};
 use crate::tier::heat::Heat;
 use crate::wal::format::{FileHeader, Mutation};
-use crate::wal::replay::{Beyond, Hole, Replay, Visitor};
+use crate::wal::replay::{Hole, PastEnd, Replay, Visitor};
 
 /// Takes the bytes, and panics if they do harm.
 type Target = fn(&[u8]);
@@ -74,7 +74,7 @@ pub fn footer(data: &[u8]) {
     const SIZE: usize = 16 * BLOCK;
     let Some(([blocks, end], rest)) = data.split_first_chunk() else { return };
     let life = Life { id: SegmentId(0), base: Position(SIZE as u64), base_lsn: Lsn(1) };
-    let row = Row { state: State::Sealed, size: SIZE as u64, life, last_lsn: Lsn(1), wal_start: WalStart::default(), moved_until: 0 };
+    let row = Row { stage: Stage::Sealed, size: SIZE as u64, life, last_lsn: Lsn(1), wal_start: WalStart::default(), moved_until: 0 };
     let trailer = Trailer { footer_blocks: u32::from(*blocks), data_end: u32::from(*end) * 512, entries: 1 };
     let mut segment = vec![0; SIZE];
     let part = rest.len().min(SIZE - BLOCK);
@@ -105,8 +105,8 @@ pub fn wal(data: &[u8]) {
             Ok(hole.from.is_multiple_of(16))
         }
 
-        fn go_on(&mut self, last: Lsn) -> std::io::Result<Beyond> {
-            Ok(Beyond { last, records: last.0 % 3, is_torn: last.0.is_multiple_of(5) })
+        fn resume_past_end(&mut self, last: Lsn) -> std::io::Result<PastEnd> {
+            Ok(PastEnd { last, records: last.0 % 3, is_torn: last.0.is_multiple_of(5) })
         }
     }
     let disk = SimDisk::new(1);

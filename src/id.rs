@@ -67,26 +67,26 @@ pub(crate) const UNIT: usize = 8;
 
 /// What tells the lives of a namespace apart: the LSN of the note that began this one, so it is never reused. A drop begins another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Scope(pub(crate) u64);
+pub(crate) struct NamespaceGeneration(pub(crate) u64);
 
-impl Scope {
+impl NamespaceGeneration {
     /// The default namespace, as long as it was never dropped.
     pub(crate) const FIRST: Self = Self(0);
     /// Not a namespace: what notes are hashed under.
-    pub(crate) const NOTES: Self = Self(u64::MAX);
+    pub(crate) const CATALOG: Self = Self(u64::MAX);
 }
 
 /// A key as the engine knows it: the user's bytes, in one life of one namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Key<'a> {
-    pub(crate) scope: Scope,
+    pub(crate) namespace: NamespaceGeneration,
     pub(crate) bytes: &'a [u8],
 }
 
 impl<'a, K: AsRef<[u8]> + ?Sized> From<&'a K> for Key<'a> {
     /// A key of the default namespace, in its first life.
     fn from(bytes: &'a K) -> Self {
-        Self { scope: Scope::FIRST, bytes: bytes.as_ref() }
+        Self { namespace: NamespaceGeneration::FIRST, bytes: bytes.as_ref() }
     }
 }
 
@@ -95,10 +95,10 @@ impl<'a, K: AsRef<[u8]> + ?Sized> From<&'a K> for Key<'a> {
 pub(crate) struct KeyHash(pub(crate) u64);
 
 impl KeyHash {
-    /// XXH3-64 (Collet, 2019) with the store's seed, so that nobody can choose keys that collide. The scope is mixed into the seed, so a namespace that was dropped is
+    /// XXH3-64 (Collet, 2019) with the store's seed, so that nobody can choose keys that collide. The namespace is mixed into the seed, so a namespace that was dropped is
     /// out of reach at once.
     pub(crate) fn of(seed: u64, key: Key<'_>) -> Self {
-        Self(xxhash_rust::xxh3::xxh3_64_with_seed(key.bytes, seed ^ mix(key.scope.0)))
+        Self(xxhash_rust::xxh3::xxh3_64_with_seed(key.bytes, seed ^ mix(key.namespace.0)))
     }
 }
 

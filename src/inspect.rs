@@ -15,10 +15,10 @@ use crate::io::posix::PosixDisk;
 use crate::io::{BLOCK, Disk, InMemory, Mapping, numbered};
 use crate::manifest::{self, LoadError, Manifest, SegmentState};
 use crate::segment::format::{self, Life};
-use crate::segment::reader::{self, WINDOW, Window};
-use crate::segment::table::{self, Row, State, WalStart};
+use crate::segment::reader::{self, SegmentView, WINDOW};
+use crate::segment::table::{self, Row, Stage, WalStart};
 use crate::wal::format::FileHeader;
-use crate::wal::replay::{Replay, Unheard};
+use crate::wal::replay::{IgnoreAll, Replay};
 use crate::wal::writer;
 use crate::{index, segment, tier, wal};
 
@@ -177,7 +177,7 @@ fn inspect_manifest(disk: &PosixDisk, dir: &Path) -> Result<(Manifest, Inspectio
 
 fn row_of(number: usize, segment: &manifest::Segment) -> Row {
     Row {
-        state: State::Sealed,
+        stage: Stage::Sealed,
         size: segment.size,
         life: Life { id: SegmentId(number as u32), base: segment.base, base_lsn: segment.base_lsn },
         last_lsn: segment.last_lsn,
@@ -190,7 +190,7 @@ fn verify_records(disk: &dyn Disk, manifest: &Manifest, row: &Row, verified: &mu
     // That it cannot be opened was said before.
     let Ok(file) = disk.open(&table::file_name(row.life.id)) else { return };
     let contents = reader::entries(manifest.store, row, manifest.hash_seed, file.as_ref());
-    let mut window = Window::new(file.as_ref(), row.size, WINDOW);
+    let mut window = SegmentView::new(file.as_ref(), row.size, WINDOW);
     let mut bad = 0u64;
     // A tombstone may describe a record that was lost, so that nothing older is served.
     for entry in contents.entries.iter().filter(|entry| !entry.tombstone) {
@@ -215,7 +215,7 @@ fn verify_wal(disk: &dyn Disk, manifest: &Manifest, verified: &mut Verified, out
     };
     let page_cache_whole = manifest.boot_id == disk.boot_id();
     let mut replay = Replay::open(disk, manifest.store, ring, manifest.wal_payload)?;
-    let summary = replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, page_cache_whole, &mut Unheard)?;
+    let summary = replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, page_cache_whole, &mut IgnoreAll)?;
     (verified.wal_frames, verified.wal_last, verified.torn_bytes) = (summary.frames, summary.last.0, summary.torn_bytes);
     for hole in &summary.holes {
         out.problems.push(format!("the WAL has a hole from {} to {}", hole.from, hole.to));
@@ -242,7 +242,7 @@ fn verify_checkpoint(disk: &dyn Disk, manifest: &Manifest, verified: &mut Verifi
 
 /// Whether there are files that a store makes after its manifest.
 fn has_others(disk: &dyn Disk) -> bool {
-    disk.list().is_ok_and(|files| files.iter().any(|(name, _)| files::is_one(name)))
+    disk.list().is_ok_and(|files| files.iter().any(|(name, _)| files::is_store_file(name)))
 }
 
 fn inspect_segments(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) {

@@ -5,6 +5,7 @@ extern crate self as everwarm;
 
 mod clock;
 mod codec;
+mod concurrent;
 mod config;
 mod engine;
 mod error;
@@ -13,9 +14,8 @@ mod index;
 mod inspect;
 mod io;
 mod manifest;
+mod parallel;
 mod segment;
-mod sync;
-mod team;
 mod tier;
 mod wal;
 
@@ -26,7 +26,7 @@ pub mod fuzzing;
 
 #[cfg(feature = "internals")]
 #[doc(hidden)]
-pub mod pieces;
+pub mod internals;
 
 pub use cache::{AsyncCache, Cache, Entries};
 #[cfg(feature = "toml")]

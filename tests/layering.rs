@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 
 /// From the bottom up. Modules of one row do not import each other.
 const ROWS: [&[&str]; 8] = [
-    &["error", "id", "clock", "sync", "team"],
+    &["error", "id", "clock", "concurrent", "parallel"],
     &["config"],
     &["codec"],
     &["io"],
     &["manifest"],
     &["wal", "segment", "index", "tier"],
     &["engine"],
-    &["inspect", "cache", "fuzzing", "pieces"],
+    &["inspect", "cache", "fuzzing", "internals"],
 ];
 
 fn row(module: &str) -> Option<usize> {

@@ -10,12 +10,12 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::clock::SystemClock;
+use crate::concurrent::lock;
 use crate::config::{Ack, Options};
 use crate::engine::driver::{Mode, Threads};
-use crate::engine::{self, DeleteOptions, Engine, Entry, FillError, PutOptions, RecoveryReport, Scan, Space, Stats, Value};
+use crate::engine::{self, DeleteOptions, Engine, Entry, FillError, Namespace, PutOptions, RecoveryReport, Scan, Stats, Value};
 use crate::error::Result;
 use crate::id::{Key, Lsn};
-use crate::sync::lock;
 pub use tasks::AsyncCache;
 
 /// An open cache. Cheap to clone; all clones are the same cache.
@@ -25,7 +25,7 @@ pub use tasks::AsyncCache;
 pub struct Cache {
     running: Arc<Running>,
     /// The namespace that keys belong to.
-    space: Arc<Space>,
+    space: Arc<Namespace>,
 }
 
 struct Running {
@@ -249,7 +249,7 @@ impl Cache {
 
     /// Everything that is live in this handle's namespace, in no order. What changes meanwhile may be seen or not.
     pub fn entries(&self) -> Entries<'_> {
-        Entries { cache: self, scan: Scan::new([(self.space.scope(), self.space.name().into())]) }
+        Entries { cache: self, scan: Scan::new([(self.space.generation(), self.space.name().into())]) }
     }
 
     /// Everything that is live in any namespace, in no order. As [`Cache::entries`].

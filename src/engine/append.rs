@@ -6,15 +6,15 @@ use std::sync::atomic::Ordering;
 
 use super::Engine;
 use super::rescue::Failed;
+use crate::concurrent::lock;
 use crate::config::Activity;
 use crate::id::{KeyHash, Location, Lsn, Position};
-use crate::index::geometry::Entry;
+use crate::index::geometry::IndexEntry;
 use crate::io::ring::Ring;
 use crate::segment::footer;
 use crate::segment::format::{DATA_START, Draft, Life};
-use crate::segment::table::{State, WalStart};
+use crate::segment::table::{Stage, WalStart};
 use crate::segment::writer::{Full, Open, record_len_max};
-use crate::sync::lock;
 use crate::wal::format::{Frame, Mutation};
 use crate::wal::writer::Wal;
 
@@ -75,7 +75,7 @@ pub(super) struct Append<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Placed {
     pub(super) lsn: Lsn,
-    pub(super) entry: Entry,
+    pub(super) entry: IndexEntry,
 }
 
 impl Log {
@@ -153,7 +153,7 @@ impl Engine {
         let inline: &[&[u8]] = if what.inline { &parts } else { &[] };
         log.wal_head = self.wal.append(log.wal_head, &frame, inline);
         let offset = open.cursor();
-        let entry = footer::Entry { hash: what.hash, offset, len: len as u32, lsn, tombstone: what.tombstone };
+        let entry = footer::FooterEntry { hash: what.hash, offset, len: len as u32, lsn, tombstone: what.tombstone };
         open.push(&entry);
         if what.version.is_none() {
             log.next_lsn = lsn.next();
@@ -165,7 +165,7 @@ impl Engine {
             log.last_by_reference = log.next_lsn;
         }
         self.after_append(bytes, unwritten);
-        Ok(Placed { lsn, entry: Entry::new(Location { segment, offset }, len) })
+        Ok(Placed { lsn, entry: IndexEntry::new(Location { segment, offset }, len) })
     }
 
     /// Opens the next ready segment, and retires the open one. The last ready one is for records that are moved: emptying the next segment depends on it.
@@ -177,8 +177,8 @@ impl Engine {
         };
         log.reserved = log.ready.is_empty();
         let wal_start = WalStart { position: log.wal_head, lsn: log.next_lsn };
-        self.table.change(life.id, &[State::Ready], |row| {
-            row.state = State::Open;
+        self.table.change(life.id, &[Stage::Ready], |row| {
+            row.stage = Stage::Open;
             row.wal_start = wal_start;
         });
         if let Some(old) = log.open.replace(Open::new(life, size)) {
@@ -193,7 +193,7 @@ impl Engine {
 
     /// Queues a segment for its footer.
     pub(super) fn retire(&self, log: &mut Log, open: Open) {
-        self.table.change(open.life.id, &[State::Open], |row| row.state = State::Full);
+        self.table.change(open.life.id, &[Stage::Open], |row| row.stage = Stage::Full);
         log.full.push_back(open.retire());
         self.events.flush.signal();
         // It may be written already.
@@ -263,7 +263,7 @@ impl Engine {
     }
 
     /// Makes sure that a process after this one knows that `ms` has passed, whatever the wall clock says then.
-    pub(super) fn note_passed(&self, ms: u64) {
+    pub(super) fn record_time_passed(&self, ms: u64) {
         if self.marks.marked_ms.load(Ordering::Relaxed) < ms {
             self.append_mark();
         }
@@ -271,7 +271,7 @@ impl Engine {
 
     /// Retires the open segment, so that it can be sealed. Only when no more appends come.
     pub(super) fn retire_open(&self) {
-        let _during = self.during(Activity::Seal);
+        let _observed = self.observe(Activity::Seal);
         let mut log = lock(&self.log);
         if let Some(open) = log.open.take() {
             self.retire(&mut log, open);

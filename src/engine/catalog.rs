@@ -6,37 +6,37 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Engine;
 use super::append::{Append, Placed};
+use crate::concurrent::lock;
 use crate::config::Ack;
 use crate::error::{Error, Result};
-use crate::id::{Key, Lsn, Scope};
-use crate::manifest::catalog::{Catalog, NAME_LEN_MAX, NAMESPACES_MAX, Note, TOKEN_LEN_MAX, TOKENS_MAX};
+use crate::id::{Key, Lsn, NamespaceGeneration};
+use crate::manifest::catalog::{Catalog, CatalogChange, NAME_LEN_MAX, NAMESPACES_MAX, TOKEN_LEN_MAX, TOKENS_MAX};
 use crate::segment::format::{self, Draft};
-use crate::sync::lock;
 
-/// A note makes the catalog longer by its own length and at most this: a scope, and the lengths of a name and a value.
-const NOTE_OVERHEAD: usize = 8 + 2 + 2;
+/// A note makes the catalog longer by its own length and at most this: a generation, and the lengths of a name and a value.
+const CHANGE_OVERHEAD: usize = 8 + 2 + 2;
 
 /// A namespace that somebody uses.
 #[derive(Debug)]
-pub(crate) struct Space {
+pub(crate) struct Namespace {
     name: String,
     /// The life that it is in.
-    scope: AtomicU64,
+    generation: AtomicU64,
 }
 
-impl Space {
+impl Namespace {
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// A key of this namespace.
     pub(crate) fn key<'a>(&self, bytes: &'a [u8]) -> Key<'a> {
-        Key { scope: self.scope(), bytes }
+        Key { namespace: self.generation(), bytes }
     }
 
-    pub(crate) fn scope(&self) -> Scope {
+    pub(crate) fn generation(&self) -> NamespaceGeneration {
         // Pairs with the release in `Registry::apply`: whoever knows that a drop returned sees the life after it.
-        Scope(self.scope.load(Ordering::Acquire))
+        NamespaceGeneration(self.generation.load(Ordering::Acquire))
     }
 }
 
@@ -48,7 +48,7 @@ pub(super) struct Registry {
     settled: Catalog,
     /// Notes that a power cut might still take back, and everything before them with them; oldest first.
     pending: VecDeque<(Lsn, Vec<u8>)>,
-    spaces: BTreeMap<String, Arc<Space>>,
+    spaces: BTreeMap<String, Arc<Namespace>>,
 }
 
 impl Registry {
@@ -60,43 +60,43 @@ impl Registry {
     /// mutation before it. Replay finds the others.
     pub(super) fn settle(&mut self, wal_start: Lsn, durable: Lsn) -> Catalog {
         while let Some((lsn, note)) = self.pending.pop_front_if(|(lsn, _)| *lsn < wal_start || *lsn <= durable) {
-            if let Some(note) = Note::decode(&note) {
+            if let Some(note) = CatalogChange::decode(&note) {
                 self.settled.apply(lsn, &note);
             }
         }
         self.settled.clone()
     }
 
-    fn apply(&mut self, lsn: Lsn, note: &Note<'_>, durable: Lsn) {
+    fn apply(&mut self, lsn: Lsn, note: &CatalogChange<'_>, durable: Lsn) {
         self.current.apply(lsn, note);
         self.pending.push_back((lsn, note.encode()));
         for (name, space) in &self.spaces {
-            let scope = self.current.scope(name).unwrap_or_default();
-            space.scope.store(scope.0, Ordering::Release);
+            let generation = self.current.generation(name).unwrap_or_default();
+            space.generation.store(generation.0, Ordering::Release);
         }
         self.settle(Lsn::ZERO, durable);
     }
 
-    fn space(&mut self, name: &str) -> Option<Arc<Space>> {
-        let scope = self.current.scope(name)?;
-        let make = || Arc::new(Space { name: name.to_owned(), scope: AtomicU64::new(scope.0) });
+    fn space(&mut self, name: &str) -> Option<Arc<Namespace>> {
+        let generation = self.current.generation(name)?;
+        let make = || Arc::new(Namespace { name: name.to_owned(), generation: AtomicU64::new(generation.0) });
         Some(Arc::clone(self.spaces.entry(name.to_owned()).or_insert_with(make)))
     }
 }
 
 impl Engine {
     /// The namespace with this name, which is made if there is none.
-    pub(crate) fn namespace(&self, name: &str) -> Result<Arc<Space>> {
+    pub(crate) fn namespace(&self, name: &str) -> Result<Arc<Namespace>> {
         loop {
             if let Some(space) = lock(&self.registry).space(name) {
                 return Ok(space);
             }
-            self.note(&Note::Namespace(name), None, |catalog| catalog.scope(name).is_none())?;
+            self.change_catalog(&CatalogChange::Namespace(name), None, |catalog| catalog.generation(name).is_none())?;
         }
     }
 
     /// The namespace with this name, if there is one.
-    pub(crate) fn existing_namespace(&self, name: &str) -> Option<Arc<Space>> {
+    pub(crate) fn existing_namespace(&self, name: &str) -> Option<Arc<Namespace>> {
         lock(&self.registry).space(name)
     }
 
@@ -106,30 +106,30 @@ impl Engine {
     }
 
     /// The life that the namespace with this name is in, if there is one.
-    pub(super) fn scope_of(&self, name: &str) -> Option<Scope> {
-        lock(&self.registry).current.scope(name)
+    pub(super) fn generation_of(&self, name: &str) -> Option<NamespaceGeneration> {
+        lock(&self.registry).current.generation(name)
     }
 
     /// Names of all namespaces, and the lives that they are in.
-    pub(crate) fn spaces(&self) -> Vec<(Scope, Arc<str>)> {
+    pub(crate) fn spaces(&self) -> Vec<(NamespaceGeneration, Arc<str>)> {
         let registry = lock(&self.registry);
         let names = registry.current.namespaces.keys().map(String::as_str).filter(|name| !name.is_empty());
-        names.chain([""]).filter_map(|name| Some((registry.current.scope(name)?, name.into()))).collect()
+        names.chain([""]).filter_map(|name| Some((registry.current.generation(name)?, name.into()))).collect()
     }
 
     /// Drops everything that a namespace holds.
-    pub(crate) fn clear(&self, space: &Space, ack: Option<Ack>) -> Result<Lsn> {
-        self.note(&Note::Namespace(&space.name), ack, |_| true)
+    pub(crate) fn clear(&self, space: &Namespace, ack: Option<Ack>) -> Result<Lsn> {
+        self.change_catalog(&CatalogChange::Namespace(&space.name), ack, |_| true)
     }
 
     /// Drops everything.
     pub(crate) fn clear_all(&self, ack: Option<Ack>) -> Result<Lsn> {
-        self.note(&Note::AllNamespaces, ack, |_| true)
+        self.change_catalog(&CatalogChange::AllNamespaces, ack, |_| true)
     }
 
     /// Sets a resume token, or removes it if `value` is empty.
     pub(crate) fn set_resume_token(&self, name: &str, value: &[u8], ack: Option<Ack>) -> Result<Lsn> {
-        self.note(&Note::Token(name, value), ack, |_| true)
+        self.change_catalog(&CatalogChange::Token(name, value), ack, |_| true)
     }
 
     pub(crate) fn resume_token(&self, name: &str) -> Option<Vec<u8>> {
@@ -141,92 +141,92 @@ impl Engine {
     }
 
     /// The lives that namespaces are in. An entry of another one was dropped.
-    pub(super) fn scopes(&self) -> HashSet<Scope> {
-        lock(&self.registry).current.scopes()
+    pub(super) fn generations(&self) -> HashSet<NamespaceGeneration> {
+        lock(&self.registry).current.generations()
     }
 
     /// As [`Engine::clear`].
-    pub(crate) async fn clear_in_task(&self, space: &Space) -> Result<Lsn> {
-        self.note_in_task(&Note::Namespace(&space.name), self.settings.ack).await
+    pub(crate) async fn clear_in_task(&self, space: &Namespace) -> Result<Lsn> {
+        self.change_catalog_in_task(&CatalogChange::Namespace(&space.name), self.settings.ack).await
     }
 
     /// As [`Engine::set_resume_token`].
     pub(crate) async fn set_resume_token_in_task(&self, name: &str, value: &[u8], ack: Ack) -> Result<Lsn> {
-        self.note_in_task(&Note::Token(name, value), ack).await
+        self.change_catalog_in_task(&CatalogChange::Token(name, value), ack).await
     }
 
     /// Appends a note and applies it if `wanted` still says so.
-    fn note(&self, note: &Note<'_>, ack: Option<Ack>, wanted: impl Fn(&Catalog) -> bool) -> Result<Lsn> {
+    fn change_catalog(&self, note: &CatalogChange<'_>, ack: Option<Ack>, wanted: impl Fn(&Catalog) -> bool) -> Result<Lsn> {
         loop {
-            match self.try_note(note, &wanted)? {
-                Noted::Done(lsn) => {
+            match self.try_change_catalog(note, &wanted)? {
+                Changed::Done(lsn) => {
                     self.wait_for(ack.unwrap_or(self.settings.ack), lsn)?;
                     return Ok(lsn);
                 }
-                Noted::Unwanted => return Ok(Lsn::ZERO),
-                Noted::NoRoom(seen) => self.wait(&self.events.room, seen, None),
+                Changed::Unwanted => return Ok(Lsn::ZERO),
+                Changed::NoRoom(seen) => self.wait(&self.events.room, seen, None),
             }
         }
     }
 
-    async fn note_in_task(&self, note: &Note<'_>, ack: Ack) -> Result<Lsn> {
+    async fn change_catalog_in_task(&self, note: &CatalogChange<'_>, ack: Ack) -> Result<Lsn> {
         loop {
-            match self.try_note(note, &|_| true)? {
-                Noted::Done(lsn) => {
+            match self.try_change_catalog(note, &|_| true)? {
+                Changed::Done(lsn) => {
                     self.wait_in_task(ack, lsn).await?;
                     return Ok(lsn);
                 }
-                Noted::Unwanted => return Ok(Lsn::ZERO),
-                Noted::NoRoom(seen) => self.events.room.after(seen).await,
+                Changed::Unwanted => return Ok(Lsn::ZERO),
+                Changed::NoRoom(seen) => self.events.room.after(seen).await,
             }
         }
     }
 
     /// Appends a note and applies it, as one step.
-    fn try_note(&self, note: &Note<'_>, wanted: &dyn Fn(&Catalog) -> bool) -> Result<Noted> {
+    fn try_change_catalog(&self, note: &CatalogChange<'_>, wanted: &dyn Fn(&Catalog) -> bool) -> Result<Changed> {
         check(note)?;
         self.check_open()?;
         let bytes = note.encode();
-        let draft = Draft::note(&bytes);
-        let hash = format::note_hash(self.hash_seed, &bytes);
+        let draft = Draft::catalog_change(&bytes);
+        let hash = format::catalog_change_hash(self.hash_seed, &bytes);
         let seen = self.events.room.count();
         let mut registry = lock(&self.registry);
         if !wanted(&registry.current) {
-            return Ok(Noted::Unwanted);
+            return Ok(Changed::Unwanted);
         }
         check_count(&registry.current, note)?;
         if let Some(wanted) = self.catalog_beyond_room(&registry.current, bytes.len()) {
             self.catalog_wanted.fetch_max(wanted, Ordering::AcqRel);
             self.events.checkpoint.signal();
-            return Ok(Noted::NoRoom(seen));
+            return Ok(Changed::NoRoom(seen));
         }
         // In the WAL itself, where replay finds it.
         let what = Append { hash, draft: &draft, tombstone: true, supersedes: false, inline: true, version: None, urgent: false };
-        let Ok(Placed { lsn, .. }) = self.append(&what) else { return Ok(Noted::NoRoom(seen)) };
+        let Ok(Placed { lsn, .. }) = self.append(&what) else { return Ok(Changed::NoRoom(seen)) };
         registry.apply(lsn, note, self.durable());
-        Ok(Noted::Done(lsn))
+        Ok(Changed::Done(lsn))
     }
 
     /// The most bytes that `catalog` takes with one more note, if a manifest could not state it.
     fn catalog_beyond_room(&self, catalog: &Catalog, note_len: usize) -> Option<usize> {
-        let wanted = catalog.len_at_most() + note_len + NOTE_OVERHEAD;
+        let wanted = catalog.len_at_most() + note_len + CHANGE_OVERHEAD;
         (wanted > self.catalog_room.load(Ordering::Acquire)).then_some(wanted)
     }
 }
 
 /// What came of an attempt to append a note.
-enum Noted {
+enum Changed {
     Done(Lsn),
     Unwanted,
     /// The count of the event to wait for.
     NoRoom(u64),
 }
 
-fn check(note: &Note<'_>) -> Result<()> {
+fn check(note: &CatalogChange<'_>) -> Result<()> {
     let (name, value): (&str, &[u8]) = match note {
-        Note::Namespace(name) => (name, &[]),
-        Note::AllNamespaces => return Ok(()),
-        Note::Token(name, value) => (name, value),
+        CatalogChange::Namespace(name) => (name, &[]),
+        CatalogChange::AllNamespaces => return Ok(()),
+        CatalogChange::Token(name, value) => (name, value),
     };
     if name.len() > NAME_LEN_MAX {
         return Err(Error::InvalidName { reason: format!("{} B given, the limit is {NAME_LEN_MAX}", name.len()) });
@@ -237,15 +237,15 @@ fn check(note: &Note<'_>) -> Result<()> {
     Ok(())
 }
 
-fn check_count(catalog: &Catalog, note: &Note<'_>) -> Result<()> {
+fn check_count(catalog: &Catalog, note: &CatalogChange<'_>) -> Result<()> {
     let (full, what, max) = match note {
-        Note::Namespace(name) => {
+        CatalogChange::Namespace(name) => {
             // The default one is there before it is listed.
             let named = catalog.namespaces.keys().filter(|name| !name.is_empty()).count();
-            (catalog.scope(name).is_none() && named >= NAMESPACES_MAX, "namespaces", NAMESPACES_MAX)
+            (catalog.generation(name).is_none() && named >= NAMESPACES_MAX, "namespaces", NAMESPACES_MAX)
         }
-        Note::AllNamespaces => return Ok(()),
-        Note::Token(name, value) => {
+        CatalogChange::AllNamespaces => return Ok(()),
+        CatalogChange::Token(name, value) => {
             (!value.is_empty() && !catalog.tokens.contains_key(*name) && catalog.tokens.len() >= TOKENS_MAX, "resume tokens", TOKENS_MAX)
         }
     };

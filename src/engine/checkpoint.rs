@@ -4,13 +4,13 @@ use std::io;
 use std::sync::atomic::Ordering;
 
 use super::{Engine, files};
+use crate::concurrent::lock;
 use crate::config::Activity;
 use crate::error::Result;
 use crate::id::Position;
 use crate::index::checkpoint;
 use crate::io::is_shortage;
 use crate::manifest::Checkpoint;
-use crate::sync::lock;
 
 impl Engine {
     /// Takes a checkpoint if one is due, or if `force` says so. Says whether it did.
@@ -24,7 +24,7 @@ impl Engine {
             return Ok(false);
         }
         let _one_at_a_time = lock(&self.checkpointing);
-        let _during = self.during(Activity::Checkpoint);
+        let _observed = self.observe(Activity::Checkpoint);
         self.checkpoint_runs.store(true, Ordering::Relaxed);
         let taken = self.checkpoint();
         self.checkpoint_runs.store(false, Ordering::Relaxed);

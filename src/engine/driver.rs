@@ -6,11 +6,11 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::{Engine, heat};
+use crate::concurrent::{Event, lock};
 use crate::error::Result;
-use crate::sync::{Event, lock};
 
 /// How often a full disk is asked whether it has room again.
-const STARVED_RETRY: Duration = Duration::from_millis(200);
+const SPACE_RETRY: Duration = Duration::from_millis(200);
 
 /// How old the newest record of the time becomes in a store that nobody changes. The thread that looks has other things to do, so that a minute is kept.
 const ALIVE_INTERVAL: Duration = Duration::from_secs(50);
@@ -26,7 +26,7 @@ pub(crate) enum Mode {
 }
 
 /// What a background thread does when there is nothing to do.
-enum Rest {
+enum Idle {
     UntilEvent,
     /// The same, and no longer than this.
     AtMost(Duration),
@@ -41,16 +41,16 @@ pub(crate) struct Threads(Vec<JoinHandle<()>>);
 impl Threads {
     pub(crate) fn start(engine: &Arc<Engine>) -> std::io::Result<Self> {
         let mut threads = Self(Vec::new());
-        let flush: fn(&Engine) = |e| e.run(&e.events.flush, Engine::step_flush, |_| Rest::UntilEvent);
+        let flush: fn(&Engine) = |e| e.run(&e.events.flush, Engine::step_flush, |_| Idle::UntilEvent);
         let prepare: fn(&Engine) = |e| {
-            e.run(&e.events.prepare, Engine::step_prepare, Engine::rest_of_prepare);
+            e.run(&e.events.prepare, Engine::step_prepare, Engine::idle_prepare);
             if e.failure.get().is_some() {
                 let _stated_if_it_can = e.state_failed(&mut lock(&e.manifest));
             }
         };
-        let checkpoint: fn(&Engine) = |e| e.run(&e.events.checkpoint, Engine::step_names, Engine::rest_of_names);
-        let sync: fn(&Engine) = |e| e.run(&e.events.sync, Engine::step_sync_when_due, Engine::rest_of_sync);
-        let heat: fn(&Engine) = |e| e.run(&e.events.heat, Engine::step_warmth, |_| Rest::AtMost(heat::INTERVAL));
+        let checkpoint: fn(&Engine) = |e| e.run(&e.events.checkpoint, Engine::step_checkpoint_thread, Engine::idle_checkpoint);
+        let sync: fn(&Engine) = |e| e.run(&e.events.sync, Engine::step_sync_when_due, Engine::idle_sync);
+        let heat: fn(&Engine) = |e| e.run(&e.events.heat, Engine::step_warmth, |_| Idle::AtMost(heat::INTERVAL));
         let bodies = [("flush", flush), ("sync", sync), ("prepare", prepare), ("checkpoint", checkpoint), ("heat", heat)];
         for (name, body) in bodies {
             let shared = Arc::clone(engine);
@@ -91,7 +91,7 @@ impl Drop for Unwound<'_> {
 
 impl Engine {
     /// One background thread: a step whenever there is something to do.
-    fn run(&self, event: &Event, step: impl Fn(&Self) -> Result<bool>, rest: impl Fn(&Self) -> Rest) {
+    fn run(&self, event: &Event, step: impl Fn(&Self) -> Result<bool>, rest: impl Fn(&Self) -> Idle) {
         let _guard = Unwound(self);
         loop {
             let (seen, stop_seen) = (event.count(), self.events.stop.count());
@@ -102,9 +102,9 @@ impl Engine {
                 Ok(true) => {}
                 Ok(false) => {
                     match rest(self) {
-                        Rest::UntilEvent => event.wait(seen, None),
-                        Rest::AtMost(time) => event.wait(seen, Some(time)),
-                        Rest::Pause(time) => self.events.stop.wait(stop_seen, Some(time)),
+                        Idle::UntilEvent => event.wait(seen, None),
+                        Idle::AtMost(time) => event.wait(seen, Some(time)),
+                        Idle::Pause(time) => self.events.stop.wait(stop_seen, Some(time)),
                     };
                 }
                 Err(_recorded) => return,
@@ -132,7 +132,7 @@ impl Engine {
     /// Records that the store is alive, if nothing else did for a while.
     pub(crate) fn step_alive(&self) {
         let recent = self.time.now_ms().saturating_sub(ALIVE_INTERVAL.as_millis() as u64);
-        self.note_passed(recent);
+        self.record_time_passed(recent);
     }
 
     /// What is of use to the next process, and what the last one left for this one.
@@ -151,13 +151,13 @@ impl Engine {
     }
 
     /// Until a sync is due. While others sync, this looks once in an interval, and need not be woken for every mutation that is the first after a sync.
-    fn rest_of_sync(&self) -> Rest {
+    fn idle_sync(&self) -> Idle {
         let syncs = self.counters.syncs.load(Ordering::Relaxed);
         if self.marks.syncs_seen.swap(syncs, Ordering::Relaxed) != syncs {
-            return Rest::AtMost(self.until_sync().unwrap_or(self.settings.sync_interval));
+            return Idle::AtMost(self.until_sync().unwrap_or(self.settings.sync_interval));
         }
         self.sync_rests.store(true, Ordering::SeqCst);
-        self.until_sync().map_or(Rest::UntilEvent, Rest::AtMost)
+        self.until_sync().map_or(Idle::UntilEvent, Idle::AtMost)
     }
 
     /// Time until the oldest unsynced mutation must be synced. `None` if there is none.
@@ -172,17 +172,17 @@ impl Engine {
     }
 
     /// What lets the manifest name more: a checkpoint that is due, and room for notes.
-    fn step_names(&self) -> Result<bool> {
+    fn step_checkpoint_thread(&self) -> Result<bool> {
         Ok(self.step_grow()? | self.step_checkpoint(false)?)
     }
 
-    fn rest_of_names(&self) -> Rest {
-        if self.notes_starved.load(Ordering::Acquire) { Rest::Pause(STARVED_RETRY) } else { Rest::UntilEvent }
+    fn idle_checkpoint(&self) -> Idle {
+        if self.manifest_space_denied.load(Ordering::Acquire) { Idle::Pause(SPACE_RETRY) } else { Idle::UntilEvent }
     }
 
     /// If the disk was full, everybody who waits for room would ask for it again and again.
-    fn rest_of_prepare(&self) -> Rest {
-        if self.starved.load(Ordering::Acquire) { Rest::Pause(STARVED_RETRY) } else { Rest::UntilEvent }
+    fn idle_prepare(&self) -> Idle {
+        if self.segment_space_denied.load(Ordering::Acquire) { Idle::Pause(SPACE_RETRY) } else { Idle::UntilEvent }
     }
 
     /// Waits for `event`, or does the work that will bring it about.
@@ -202,7 +202,7 @@ impl Engine {
     /// All work there is, in a fixed order.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn step_all(&self) -> Result<()> {
-        while self.step_flush()? || self.step_seal()? || self.step_sync()? || self.step_prepare()? || self.step_names()? {}
+        while self.step_flush()? || self.step_seal()? || self.step_sync()? || self.step_prepare()? || self.step_checkpoint_thread()? {}
         Ok(())
     }
 }

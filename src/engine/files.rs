@@ -14,8 +14,8 @@ const CHECKPOINT_PREFIX: &str = "checkpoint.";
 const HEAT_PREFIX: &str = "heat.";
 
 /// Whether a file with this name belongs to a store and is made only after its first manifest.
-pub(crate) fn is_one(name: &str) -> bool {
-    let prefixes = [table::FILE_PREFIX, table::RENEWED_PREFIX, writer::FILE_PREFIX, CHECKPOINT_PREFIX, HEAT_PREFIX];
+pub(crate) fn is_store_file(name: &str) -> bool {
+    let prefixes = [table::FILE_PREFIX, table::REPLACEMENT_PREFIX, writer::FILE_PREFIX, CHECKPOINT_PREFIX, HEAT_PREFIX];
     prefixes.iter().any(|prefix| numbered(name, prefix).is_some())
 }
 

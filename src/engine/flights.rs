@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::concurrent::primitives::{AtomicBool, AtomicUsize, Mutex, Ordering};
+use crate::concurrent::{Event, lock};
 use crate::id::KeyHash;
-use crate::sync::primitives::{AtomicBool, AtomicUsize, Mutex, Ordering};
-use crate::sync::{Event, lock};
 
 /// Loads under way.
 #[derive(Debug, Default)]

@@ -6,15 +6,15 @@ use std::sync::atomic::Ordering;
 
 use super::Engine;
 use crate::codec::round_down;
+use crate::concurrent::lock;
 use crate::config::Activity;
 use crate::error::Result;
 use crate::id::SegmentId;
 use crate::io::BLOCK;
 use crate::io::aligned::AlignedBuf;
 use crate::segment::format::{self, DATA_START, Life};
-use crate::segment::table::State;
+use crate::segment::table::Stage;
 use crate::segment::writer::Full;
-use crate::sync::lock;
 
 /// Segments with bytes that were written and not synced. Guarded by the flush lock.
 #[derive(Debug, Default)]
@@ -120,7 +120,7 @@ impl Engine {
 
     /// Writes the footer of a segment whose records were written, and syncs it.
     fn seal(&self, full: Full) -> std::result::Result<(), (Full, io::Error)> {
-        let _during = self.during(Activity::Seal);
+        let _observed = self.observe(Activity::Seal);
         let (life, last_lsn) = (full.life, full.last_lsn);
         let written = self.table.file(life.id).and_then(|file| {
             let written = write_footer(self.store, &full, file.as_ref())?;
@@ -131,8 +131,8 @@ impl Engine {
             Err(error) => return Err((full, error)),
         };
         lock(&self.flushing).0.remove(&life.id);
-        self.table.change(life.id, &[State::Full], |row| {
-            row.state = State::Sealed;
+        self.table.change(life.id, &[Stage::Full], |row| {
+            row.stage = Stage::Sealed;
             row.last_lsn = last_lsn;
         });
         self.marks.written.fetch_max(last_lsn.0, Ordering::AcqRel);

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use super::{Engine, files};
 use crate::codec::{round_down, round_up};
+use crate::concurrent::lock;
 use crate::error::Result;
 use crate::id::StoreId;
 use crate::id::{KeyHash, SegmentId};
-use crate::index::geometry::Entry;
+use crate::index::geometry::IndexEntry;
 use crate::io::aligned::AlignedBuf;
 use crate::io::{Disk, SECTOR, is_shortage};
 use crate::segment::format;
-use crate::sync::lock;
 use crate::tier::heat::{Heat, KEYS_MAX};
 
 /// How often the memory tier's content is recorded while it changes.
@@ -107,9 +107,9 @@ impl Engine {
     }
 
     fn refill(&self, hashes: &[KeyHash], proved: bool) {
-        let mut wanted: Vec<(Entry, KeyHash)> = hashes.iter().filter_map(|hash| Some((self.index.get(*hash)?, *hash))).collect();
+        let mut wanted: Vec<(IndexEntry, KeyHash)> = hashes.iter().filter_map(|hash| Some((self.index.get(*hash)?, *hash))).collect();
         wanted.sort_by_key(|(entry, _)| entry.location);
-        let end_of = |entry: &Entry| round_down(entry.location.offset.into(), SECTOR as u64) + entry.sectors * SECTOR as u64;
+        let end_of = |entry: &IndexEntry| round_down(entry.location.offset.into(), SECTOR as u64) + entry.sectors * SECTOR as u64;
         let mut rest = &wanted[..];
         while let Some((first, _)) = rest.first() {
             if self.closing.load(Ordering::Acquire) {
@@ -130,7 +130,7 @@ impl Engine {
     }
 
     /// Reads `[start, end)` of a segment and takes in the records of `wanted`.
-    fn refill_span(&self, segment: SegmentId, start: u64, end: u64, wanted: &[(Entry, KeyHash)], proved: bool) {
+    fn refill_span(&self, segment: SegmentId, start: u64, end: u64, wanted: &[(IndexEntry, KeyHash)], proved: bool) {
         let Some(life) = self.table.life(segment) else { return };
         let end = round_up(end, SECTOR as u64).min(self.table.row(segment).size);
         // Another life may have begun meanwhile, of another size; its records do not verify under this one's positions.
@@ -147,7 +147,7 @@ impl Engine {
             if let Some(record) = format::decode_record(self.store, at, life.base_lsn, here)
                 && let Some(item) = self.item_of(*hash, here, &record)
             {
-                self.memory.insert(&item, proved, || self.names(*hash, entry, at));
+                self.memory.insert(&item, proved, || self.still_current(*hash, entry, at));
             }
         }
     }

@@ -33,20 +33,20 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use crate::clock::StoreTime;
+use crate::concurrent::Event;
 use crate::config::{Activity, Listener, Observer, Settings};
 use crate::error::{Error, Result};
 use crate::id::{Key, KeyHash, Lsn, StoreId};
 use crate::index::Index;
 use crate::io::Disk;
-use crate::io::aligned::{Meter, Pool};
+use crate::io::aligned::{BufferPool, Meter};
 use crate::io::ring::Ring;
-use crate::manifest::Kept;
+use crate::manifest::ManifestStore;
 use crate::segment::table::Table;
-use crate::sync::Event;
 use crate::tier::memory::MemoryTier;
 use crate::wal::writer::Wal;
 use append::Log;
-pub(crate) use catalog::Space;
+pub(crate) use catalog::Namespace;
 pub use fill::FillError;
 pub(crate) use open::open;
 pub use read::{Tier, Value};
@@ -75,7 +75,7 @@ pub(crate) struct Engine {
     /// Buffers of reads in flight.
     reads: Meter,
     /// Buffers of reads that are over.
-    buffers: Pool,
+    buffers: BufferPool,
     /// Values, in the memory tier and in the hands of users.
     values: Meter,
     segment_ring: Ring,
@@ -88,7 +88,7 @@ pub(crate) struct Engine {
     /// One writer-out of the segment ring at a time. Before the log lock.
     flushing: Mutex<flush::Dirty>,
     /// What the newest manifest on disk says. Before the log lock.
-    manifest: Mutex<Kept>,
+    manifest: Mutex<ManifestStore>,
     /// One checkpoint at a time. Before every other lock.
     checkpointing: Mutex<()>,
     heat: Mutex<heat::HeatState>,
@@ -100,8 +100,8 @@ pub(crate) struct Engine {
     /// Bytes that the largest catalog takes that a note waits for.
     catalog_wanted: AtomicUsize,
     /// Of segments that were emptied, older ones weighing less: bytes of records, and of the segments. Begins as if all had been full of records.
-    lately: Mutex<[u64; 2]>,
-    marks: Marks,
+    recent_occupancy: Mutex<[u64; 2]>,
+    marks: Watermarks,
     events: Events,
     counters: Counters,
     observer: Option<Observer>,
@@ -114,9 +114,9 @@ pub(crate) struct Engine {
     /// The thread that syncs has nothing to do, and must be woken for the first mutation.
     sync_rests: AtomicBool,
     /// The disk had no room for the next segment.
-    starved: AtomicBool,
+    segment_space_denied: AtomicBool,
     /// It had no room for a longer manifest.
-    notes_starved: AtomicBool,
+    manifest_space_denied: AtomicBool,
     /// A checkpoint was asked for since the last one began.
     checkpoint_asked: AtomicBool,
     /// A checkpoint is being written.
@@ -124,12 +124,12 @@ pub(crate) struct Engine {
     driver: driver::Mode,
     report: RecoveryReport,
     /// Released last: field order is drop order.
-    _held: open::Held,
+    _held: open::OpenGuards,
 }
 
 /// Watermarks that are read without the log lock. They only grow.
 #[derive(Debug, Default)]
-struct Marks {
+struct Watermarks {
     appended: AtomicU64,
     written: AtomicU64,
     durable: AtomicU64,
@@ -157,7 +157,7 @@ struct Events {
     /// There may be room again.
     room: Event,
     /// `durable` grew, or never will.
-    durable: turns::Turns,
+    durable: turns::SyncWaiters,
     flush: Event,
     sync: Event,
     prepare: Event,
@@ -196,7 +196,7 @@ impl Engine {
         Error::Failed { reason: first }
     }
 
-    fn during(&self, activity: Activity) -> impl Drop + use<> {
+    fn observe(&self, activity: Activity) -> impl Drop + use<> {
         Observer::begin(self.observer.as_ref(), activity)
     }
 

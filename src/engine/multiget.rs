@@ -5,7 +5,7 @@ use super::read::{Found, Tier, Value};
 use crate::codec::round_down;
 use crate::error::Result;
 use crate::id::{Key, KeyHash};
-use crate::index::geometry::Entry;
+use crate::index::geometry::IndexEntry;
 use crate::io::{ReadStream, SECTOR, StreamRead};
 use crate::segment::format::{self, Life};
 
@@ -18,7 +18,7 @@ const READS_BYTES_MIN: u64 = 1 << 20;
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
     hash: KeyHash,
-    entry: Entry,
+    entry: IndexEntry,
     life: Life,
 }
 
@@ -83,12 +83,12 @@ impl Engine {
         let start = entry.location.offset as usize % SECTOR;
         let record = format::decode_record(self.store, at, life.base_lsn, &read.buf[start..])?;
         let found = Found { buf: read.buf, start, record, tier: Tier::Flash };
-        let item = self.take_apart(want.hash, entry, found)?;
+        let item = self.into_item(want.hash, entry, found)?;
         // Read long after the index was asked: a mutation that returned meanwhile must be seen.
-        if !self.names(want.hash, entry, at) || !self.accept(key, entry, &item) {
+        if !self.still_current(want.hash, entry, at) || !self.matches(key, entry, &item) {
             return None;
         }
-        Some(self.serve(entry, at, item, Tier::Flash, promote))
+        Some(self.hit(entry, at, item, Tier::Flash, promote))
     }
 }
 

@@ -11,22 +11,22 @@ use super::catalog::Registry;
 use super::driver::Mode;
 use super::heat::HeatState;
 use super::recover::{self, Recovered, RecoveryReport, Start};
-use super::{Engine, Marks, STRIPES, files, prepare};
+use super::{Engine, STRIPES, Watermarks, files, prepare};
 use crate::clock::{Clock, StoreTime};
 use crate::codec::round_up;
+use crate::concurrent::Event;
 use crate::config::{Activity, Observer, Options, RecoveryMode, Settings, Stored};
 use crate::error::{Error, Result};
 use crate::id::{Lsn, Position, StoreId};
 use crate::index::Index;
 use crate::index::geometry::Geometry;
-use crate::io::aligned::{Meter, Pool};
+use crate::io::aligned::{BufferPool, Meter};
 use crate::io::posix::{self, Descriptors, LOCK_FILE};
 use crate::io::ring::Ring;
 use crate::io::{Disk, DiskLock, LockError, numbered};
 use crate::manifest::catalog::Catalog;
-use crate::manifest::{self, Kept, LoadError, Manifest, Segment, SegmentState};
-use crate::segment::table::{self, State, Table};
-use crate::sync::Event;
+use crate::manifest::{self, LoadError, Manifest, ManifestStore, Segment, SegmentState};
+use crate::segment::table::{self, Stage, Table};
 use crate::tier::memory::MemoryTier;
 use crate::wal::writer::Wal;
 
@@ -53,11 +53,11 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
     let dir = &options.dir;
     check_contents(disk.as_ref(), options)?;
     let guard = take(disk.as_ref(), options, clock.as_ref())?;
-    let _during = Observer::begin(options.activity.as_ref(), Activity::Recovery);
+    let _observed = Observer::begin(options.activity.as_ref(), Activity::Recovery);
     let loaded = match manifest::load(disk.as_ref()) {
         Ok(loaded) => Some(loaded),
         // The first manifest is whole before any other file but rings exists: its writing was interrupted, or did not begin, and nothing was ever stored.
-        Err(LoadError::Missing | LoadError::Corrupt) if is_begun(disk.as_ref(), options)? => match options.create {
+        Err(LoadError::Missing | LoadError::Corrupt) if is_interrupted_creation(disk.as_ref(), options)? => match options.create {
             true => None,
             false => return Err(Error::NotFound { path: dir.clone() }),
         },
@@ -104,7 +104,8 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
         return Err(Error::Corrupt { path: dir.clone(), what: recovered.report.damaged.join("; ") });
     }
     recovered.report.took = clock.monotonic().saturating_sub(started);
-    let built = build(settings, options, Arc::clone(&disk), clock, driver, recovered, Held { _descriptors: descriptors, _lock: guard });
+    let built =
+        build(settings, options, Arc::clone(&disk), clock, driver, recovered, OpenGuards { _descriptors: descriptors, _lock: guard });
     let engine = Arc::new(built.map_err(Error::io("start the store in", dir))?);
     tracing::info!(dir = %dir.display(), report = ?engine.report, "open");
     Ok(engine)
@@ -195,17 +196,17 @@ fn fit_geometry(mut settings: Settings, options: &Options, geometry: &Geometry) 
 /// Refuses a directory that is somebody else's, before anything is made in it, and a store whose manifest is missing.
 fn check_contents(disk: &dyn Disk, options: &Options) -> Result<()> {
     let files = disk.list().map_err(Error::io("list the directory", &options.dir))?;
-    if let Some((found, _)) = files.iter().find(|(name, _)| manifest::is_one(name)) {
+    if let Some((found, _)) = files.iter().find(|(name, _)| manifest::is_manifest_file(name)) {
         // Whoever makes a store takes its lock first.
         let is_ours = files.iter().any(|(name, _)| name == LOCK_FILE)
             || !matches!(manifest::load(disk), Err(LoadError::Missing | LoadError::Corrupt))
-            || manifest::may_be_begun(disk).map_err(Error::io("read the manifest in", &options.dir))?;
+            || manifest::may_be_interrupted_creation(disk).map_err(Error::io("read the manifest in", &options.dir))?;
         return match is_ours {
             true => Ok(()),
             false => Err(Error::Corrupt { path: options.dir.join(found), what: "it is no manifest, and there is no other".to_owned() }),
         };
     }
-    if let Some((found, _)) = files.iter().find(|(name, _)| files::is_one(name)) {
+    if let Some((found, _)) = files.iter().find(|(name, _)| files::is_store_file(name)) {
         let what = format!("it is missing, but there is {found}");
         return Err(Error::Corrupt { path: options.dir.join(manifest::FILES[0]), what });
     }
@@ -219,16 +220,16 @@ fn check_contents(disk: &dyn Disk, options: &Options) -> Result<()> {
 }
 
 /// Whether what is there is a store whose creation was interrupted, so that it can begin again.
-fn is_begun(disk: &dyn Disk, options: &Options) -> Result<bool> {
+fn is_interrupted_creation(disk: &dyn Disk, options: &Options) -> Result<bool> {
     let files = disk.list().map_err(Error::io("list the directory", &options.dir))?;
-    if files.iter().any(|(name, _)| files::is_one(name)) {
+    if files.iter().any(|(name, _)| files::is_store_file(name)) {
         return Ok(false);
     }
-    let may_be_ours = |name: &str| name == LOCK_FILE || manifest::is_one(name) || files::is_ring(name);
+    let may_be_ours = |name: &str| name == LOCK_FILE || manifest::is_manifest_file(name) || files::is_ring(name);
     if let Some((found, _)) = files.iter().find(|(name, _)| !may_be_ours(name)) {
         return Err(Error::NotAStore { path: options.dir.clone(), found: found.clone() });
     }
-    manifest::may_be_begun(disk).map_err(Error::io("read the manifest in", &options.dir))
+    manifest::may_be_interrupted_creation(disk).map_err(Error::io("read the manifest in", &options.dir))
 }
 
 /// Takes the directory. A holder that has died is waited for, since its last writes may still be landing.
@@ -306,7 +307,7 @@ fn remove_unused(disk: &dyn Disk, manifest: &Manifest, rings: &[String]) -> std:
     let is_free = |id: u32| manifest.segments.get(id as usize).is_none_or(|s| s.state == SegmentState::Free);
     let is_beyond = |name: &str| numbered(name, table::FILE_PREFIX).is_some_and(|id| u64::from(id) >= segments && is_free(id));
     for (name, _) in disk.list()? {
-        let is_left = numbered(&name, table::RENEWED_PREFIX).is_some();
+        let is_left = numbered(&name, table::REPLACEMENT_PREFIX).is_some();
         if (is_left || is_beyond(&name) || (files::is_ring(&name) && !rings.contains(&name)))
             && let Err(error) = disk.remove(&name)
         {
@@ -325,7 +326,7 @@ fn build(
     clock: Arc<dyn Clock>,
     driver: Mode,
     recovered: Recovered,
-    held: Held,
+    held: OpenGuards,
 ) -> std::io::Result<Engine> {
     let Recovered { mut manifest, index, report, wal_limit } = recovered;
     // Only then do rings say anything that counts.
@@ -349,13 +350,13 @@ fn build(
     make_rings(disk.as_ref(), &names, &settings, before)?;
     // Names that the process before made or removed may not have been synced, and nobody would do it later.
     disk.sync_dir()?;
-    let manifest = Kept::begin(Arc::clone(&disk), manifest)?;
+    let manifest = ManifestStore::begin(Arc::clone(&disk), manifest)?;
     remove_unused(disk.as_ref(), &manifest, &names)?;
     let segment_ring = Ring::new(disk.map(&names[0], settings.segment_ring)?.0, ring_start);
     let wal_ring = Ring::new(disk.map(&names[1], settings.wal_ring)?.0, wal_start);
     disk.sync_dir()?;
     let wal = Wal::new(Arc::clone(&disk), manifest.store, wal_ring, settings.wal_payload)?;
-    let marks = Marks::default();
+    let marks = Watermarks::default();
     let last = manifest.next_lsn.0 - 1;
     for mark in [&marks.appended, &marks.written, &marks.durable] {
         mark.store(last, std::sync::atomic::Ordering::Relaxed);
@@ -375,7 +376,7 @@ fn build(
         last_by_reference: Lsn::ZERO,
     };
     let heat = HeatState::load(disk.as_ref(), manifest.store, settings.memory);
-    let buffers = Pool::new((settings.memory / POOL_SHARE).min(POOL_BYTES_MAX));
+    let buffers = BufferPool::new((settings.memory / POOL_SHARE).min(POOL_BYTES_MAX));
     let rings = Ring::allocated(settings.segment_ring) + Ring::allocated(settings.wal_ring);
     let besides = rings + index.allocated() + buffers.bytes_max();
     let memory = MemoryTier::new(settings.memory.saturating_sub(besides));
@@ -404,7 +405,7 @@ fn build(
         checkpointing: Mutex::default(),
         heat: Mutex::new(heat),
         fills: Default::default(),
-        lately: Mutex::new([settings.flash; 2]),
+        recent_occupancy: Mutex::new([settings.flash; 2]),
         marks,
         events: Default::default(),
         counters: Default::default(),
@@ -414,8 +415,8 @@ fn build(
         closing: false.into(),
         sync_now: false.into(),
         sync_rests: false.into(),
-        starved: false.into(),
-        notes_starved: false.into(),
+        segment_space_denied: false.into(),
+        manifest_space_denied: false.into(),
         checkpoint_asked: false.into(),
         checkpoint_runs: false.into(),
         driver,
@@ -427,7 +428,7 @@ fn build(
 
 /// What an open store keeps from others until it is dropped.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct OpenGuards {
     _descriptors: Option<Descriptors>,
     _lock: Box<dyn DiskLock>,
 }
@@ -436,21 +437,21 @@ impl Engine {
     /// Ends in order: everything durable and sealed, a checkpoint, a manifest that says so. The threads have been joined, or there are none.
     pub(crate) fn finish(&self) -> Result<()> {
         if let Some(reason) = self.failure.get() {
-            let _stated_if_it_can = self.state_failed(&mut crate::sync::lock(&self.manifest));
+            let _stated_if_it_can = self.state_failed(&mut crate::concurrent::lock(&self.manifest));
             return Err(Error::Failed { reason: reason.clone() });
         }
         self.retire_open();
         self.step_flush()?;
         self.step_seal()?;
         self.step_sync()?;
-        if self.durable() < self.appended() || self.segments(State::Failed) > 0 {
+        if self.durable() < self.appended() || self.segments(Stage::Failed) > 0 {
             // The next opening replays the WAL, as after a kill.
-            self.state_failed(&mut crate::sync::lock(&self.manifest))?;
+            self.state_failed(&mut crate::concurrent::lock(&self.manifest))?;
             return Err(self.fail("closing", &std::io::Error::other("not everything could be written")));
         }
         self.step_checkpoint(true)?;
         self.step_heat()?;
-        let mut manifest = crate::sync::lock(&self.manifest);
+        let mut manifest = crate::concurrent::lock(&self.manifest);
         manifest.clean = true;
         self.write_manifest(&mut manifest).map_err(|e| self.fail("writing the manifest", &e))
     }

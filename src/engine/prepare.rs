@@ -7,14 +7,14 @@ use std::sync::atomic::Ordering;
 use super::Engine;
 use super::append::NoRoom;
 use crate::codec::round_up;
+use crate::concurrent::lock;
 use crate::error::Result;
 use crate::id::{Lsn, Position, SegmentId};
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, File, is_shortage};
-use crate::manifest::Kept;
+use crate::manifest::ManifestStore;
 use crate::segment::format::{self, Life};
-use crate::segment::table::{Row, State, WalStart};
-use crate::sync::lock;
+use crate::segment::table::{Row, Stage, WalStart};
 
 /// Empty segments that are kept ready, in stores of few and of many segments. Puts leave one of them to records that are moved.
 const READY: [usize; 2] = [2, 4];
@@ -29,7 +29,7 @@ impl Engine {
             return Ok(false);
         }
         self.balance_memory();
-        if self.starved.swap(false, Ordering::AcqRel) {
+        if self.segment_space_denied.swap(false, Ordering::AcqRel) {
             // Whoever waits no longer than so long looks at the clock.
             self.events.room.signal();
         }
@@ -53,14 +53,14 @@ impl Engine {
             if waits == NoRoom::Segment && ready == 0 && !is_free && self.counters.disk_full.load(Ordering::Relaxed) == full_before {
                 return Err(self.fail("rescuing a segment", &io::Error::other("no other segment has room for what it held")));
             }
-            self.starved.store(true, Ordering::Release);
+            self.segment_space_denied.store(true, Ordering::Release);
         }
         Ok(rescued || busy)
     }
 
     /// Gives free segments new lives, as many as are wanted: their files, their headers, and one manifest that says so, durable before the first record. False if the disk has
     /// no room for any. One that cannot be written is quarantined.
-    fn prepare(&self, wanted: usize, manifest: &mut Kept) -> Result<bool> {
+    fn prepare(&self, wanted: usize, manifest: &mut ManifestStore) -> Result<bool> {
         let size = self.settings.segment_size;
         let base_lsn = lock(&self.log).next_lsn;
         let next_base = Position(round_up(manifest.next_base.0, size));
@@ -82,7 +82,7 @@ impl Engine {
                     shortage = Some(e);
                     break;
                 }
-                Err(e) => self.quarantine(life.id, State::Free, &e)?,
+                Err(e) => self.quarantine(life.id, Stage::Free, &e)?,
             }
         }
         // All are synced once all are written: of so many journals' commits, one has the work.
@@ -91,7 +91,7 @@ impl Engine {
             match file.sync() {
                 Ok(()) => ready.push(life),
                 // Whatever the reason, what a failed sync left behind is not known.
-                Err(e) => self.quarantine(life.id, State::Free, &e)?,
+                Err(e) => self.quarantine(life.id, Stage::Free, &e)?,
             }
         }
         match self.table.sync_names() {
@@ -100,19 +100,19 @@ impl Engine {
                 shortage = Some(e);
                 ready.clear();
             }
-            Err(e) => ready.drain(..).try_for_each(|life| self.quarantine(life.id, State::Free, &e))?,
+            Err(e) => ready.drain(..).try_for_each(|life| self.quarantine(life.id, Stage::Free, &e))?,
         }
         if let Some(e) = shortage {
-            self.note_shortage("no room for the next segment", &e);
+            self.record_shortage("no room for the next segment", &e);
             if ready.is_empty() {
                 // Back-pressure: writers wait until there is room again, which is tried again and again.
-                self.starved.store(true, Ordering::Release);
+                self.segment_space_denied.store(true, Ordering::Release);
                 return self.state_failed(manifest).map(|()| false);
             }
         }
         for life in &ready {
-            self.table.change(life.id, &[State::Free], |row| {
-                *row = Row { state: State::Ready, size, life: *life, last_lsn: Lsn::ZERO, wal_start: WalStart::default(), moved_until: 0 };
+            self.table.change(life.id, &[Stage::Free], |row| {
+                *row = Row { stage: Stage::Ready, size, life: *life, last_lsn: Lsn::ZERO, wal_start: WalStart::default(), moved_until: 0 };
             });
             manifest.next_base = life.base.plus(size);
         }
@@ -125,11 +125,11 @@ impl Engine {
 
     /// Makes the manifest's files longer if notes wait for that. Says whether it did; false as well if the disk has no room for it.
     pub(crate) fn step_grow(&self) -> Result<bool> {
-        if self.notes_starved.swap(false, Ordering::AcqRel) {
+        if self.manifest_space_denied.swap(false, Ordering::AcqRel) {
             // Whoever still waits asks again.
             self.events.room.signal();
         }
-        if !self.note_waits() || self.failure.get().is_some() || self.closing.load(Ordering::Acquire) {
+        if !self.catalog_change_waits() || self.failure.get().is_some() || self.closing.load(Ordering::Acquire) {
             return Ok(false);
         }
         let mut manifest = lock(&self.manifest);
@@ -139,24 +139,24 @@ impl Engine {
             Ok(()) => {}
             Err(e) if is_shortage(&e) => {
                 self.catalog_wanted.store(0, Ordering::Release);
-                self.notes_starved.store(true, Ordering::Release);
-                self.note_shortage("no room for a longer manifest", &e);
+                self.manifest_space_denied.store(true, Ordering::Release);
+                self.record_shortage("no room for a longer manifest", &e);
                 return Ok(false);
             }
             Err(e) => return Err(self.fail("growing the manifest", &e)),
         }
-        // Pairs with the acquire in `try_note`: whoever sees the room finds the files that have it.
+        // Pairs with the acquire in `try_change_catalog`: whoever sees the room finds the files that have it.
         self.catalog_room.store(catalog_room(&manifest), Ordering::Release);
         self.events.room.signal();
         Ok(true)
     }
 
     /// Whether a note waits for longer files of the manifest.
-    fn note_waits(&self) -> bool {
+    fn catalog_change_waits(&self) -> bool {
         self.catalog_wanted.load(Ordering::Acquire) > self.catalog_room.load(Ordering::Relaxed)
     }
 
-    fn note_shortage(&self, what: &'static str, error: &io::Error) {
+    fn record_shortage(&self, what: &'static str, error: &io::Error) {
         self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(dir = %self.dir.display(), %error, "{what}");
     }
@@ -190,14 +190,14 @@ impl Engine {
 
     /// Segments that are free and that flash has room for, `most` at most.
     fn free_segments(&self, most: usize) -> impl Iterator<Item = SegmentId> {
-        let used: u64 = self.table.select(|r| r.state != State::Free).iter().map(|r| r.size).sum();
+        let used: u64 = self.table.select(|r| r.stage != Stage::Free).iter().map(|r| r.size).sum();
         let room = (self.settings.flash.saturating_sub(used) / self.settings.segment_size) as usize;
-        let free = self.table.select(|r| r.state == State::Free && r.life.id.0 < self.settings.segments);
+        let free = self.table.select(|r| r.stage == Stage::Free && r.life.id.0 < self.settings.segments);
         free.into_iter().map(|r| r.life.id).take(room.min(most))
     }
 
     /// Writes what the engine knows now into the manifest, and gives up the WAL before the point where replay would begin.
-    pub(super) fn write_manifest(&self, manifest: &mut Kept) -> io::Result<()> {
+    pub(super) fn write_manifest(&self, manifest: &mut ManifestStore) -> io::Result<()> {
         let (next_lsn, wal_head) = {
             let log = lock(&self.log);
             (log.next_lsn, WalStart { position: log.wal_head, lsn: log.next_lsn })
@@ -221,6 +221,6 @@ impl Engine {
 }
 
 /// Bytes that the catalog may take before the manifest's files must become longer.
-pub(super) fn catalog_room(manifest: &Kept) -> usize {
+pub(super) fn catalog_room(manifest: &ManifestStore) -> usize {
     (manifest.len() as usize).saturating_sub(manifest.len_with(0))
 }

@@ -9,12 +9,12 @@ use bytes::Bytes;
 use super::Engine;
 use crate::error::{Error, Result};
 use crate::id::{Key, KeyHash, Lsn, Position};
-use crate::index::geometry::Entry;
+use crate::index::geometry::IndexEntry;
 use crate::io::SECTOR;
 use crate::io::aligned::AlignedBuf;
 use crate::segment::format::{self, Kind, Life, Record};
-use crate::segment::table::State;
-use crate::tier::item::{About, Item};
+use crate::segment::table::Stage;
+use crate::tier::item::{Item, ItemMeta};
 
 /// A value that fills at least this much of its read buffer keeps the buffer; a smaller one is copied, so that a kept handle pins nothing else.
 const SHARE_LEN_MIN: usize = 16 << 10;
@@ -32,7 +32,7 @@ pub enum Tier {
 
 /// The disk refused a read, which was counted: whatever was asked for is a miss now, and may be there another time.
 #[derive(Debug)]
-pub(super) struct Unread(io::Error);
+pub(super) struct ReadFailed(io::Error);
 
 /// A value, its version and where it came from. Cheap to clone; it may outlive the cache.
 #[derive(Clone, Debug)]
@@ -97,8 +97,8 @@ impl Found {
 impl Engine {
     /// Key and value of a verified record that starts at the front of `bytes`, copied. `None` for a tombstone or a note, and for what cannot be decompressed.
     pub(super) fn item_of(&self, hash: KeyHash, bytes: &[u8], record: &Record) -> Option<Item> {
-        let Kind::Put { scope, key, value, raw_len, expires_ms } = &record.kind else { return None };
-        let about = About { hash, scope: *scope, lsn: record.lsn, expires_ms: *expires_ms };
+        let Kind::Put { namespace, key, value, raw_len, expires_ms } = &record.kind else { return None };
+        let about = ItemMeta { hash, namespace: *namespace, lsn: record.lsn, expires_ms: *expires_ms };
         let (key, value) = (&bytes[key.clone()], &bytes[value.clone()]);
         Some(match raw_len {
             None => Item::copied(about, key, value, &self.values),
@@ -130,11 +130,11 @@ impl Engine {
     /// The version that `key` has. An error if that cannot be read now: what a condition is decided on must be known.
     pub(super) fn version(&self, key: Key<'_>) -> Result<Option<Lsn>> {
         self.check_reads()?;
-        let found = self.look_up(key, false).map_err(|Unread(error)| Error::io("read a segment in", &self.dir)(error))?;
+        let found = self.look_up(key, false).map_err(|ReadFailed(error)| Error::io("read a segment in", &self.dir)(error))?;
         Ok(found.map(|value| value.version()))
     }
 
-    fn look_up(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>, Unread> {
+    fn look_up(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>, ReadFailed> {
         let hash = self.hash(key);
         if let Some(item) = self.memory.get(hash, key) {
             if self.expired_at(&item).is_none() {
@@ -145,32 +145,32 @@ impl Engine {
         }
         let Some((entry, at, found)) = self.find(hash)? else { return Ok(None) };
         let tier = found.tier;
-        let Some(item) = self.take_apart(hash, &entry, found) else { return Ok(None) };
-        if !self.accept(key, &entry, &item) {
+        let Some(item) = self.into_item(hash, &entry, found) else { return Ok(None) };
+        if !self.matches(key, &entry, &item) {
             return Ok(None);
         }
-        Ok(Some(self.serve(&entry, at, item, tier, promote)))
+        Ok(Some(self.hit(&entry, at, item, tier, promote)))
     }
 
     /// Hands out a record that was read, and promotes it if it counts as used.
-    pub(super) fn serve(&self, entry: &Entry, at: Position, item: Item, tier: Tier, promote: bool) -> Value {
+    pub(super) fn hit(&self, entry: &IndexEntry, at: Position, item: Item, tier: Tier, promote: bool) -> Value {
         if promote {
             if tier == Tier::Flash {
                 self.index.warm(item.hash(), entry.location);
             }
-            self.memory.insert(&item, false, || self.names(item.hash(), entry, at));
+            self.memory.insert(&item, false, || self.still_current(item.hash(), entry, at));
         }
         Value { item, tier }
     }
 
     /// Whether the index names the record that was at `at` when it named `entry`.
-    pub(super) fn names(&self, hash: KeyHash, entry: &Entry, at: Position) -> bool {
+    pub(super) fn still_current(&self, hash: KeyHash, entry: &IndexEntry, at: Position) -> bool {
         // In this order: an entry leaves the index before its segment has another life.
         self.index.get(hash).is_some_and(|now| now.location == entry.location) && self.position(entry) == Some(at)
     }
 
     /// The position of the record that an entry names now. `None` if its segment has no life.
-    pub(super) fn position(&self, entry: &Entry) -> Option<Position> {
+    pub(super) fn position(&self, entry: &IndexEntry) -> Option<Position> {
         let life = self.table.life(entry.location.segment)?;
         Some(life.base.plus(entry.location.offset.into()))
     }
@@ -182,7 +182,7 @@ impl Engine {
     }
 
     /// The record that the index names for `hash`, verified, and its position.
-    fn find(&self, hash: KeyHash) -> Result<Option<(Entry, Position, Found)>, Unread> {
+    fn find(&self, hash: KeyHash) -> Result<Option<(IndexEntry, Position, Found)>, ReadFailed> {
         while let Some(entry) = self.index.get(hash) {
             let life = self.table.life(entry.location.segment);
             let read = life.as_ref().map_or(Ok(None), |life| self.read(&entry, life));
@@ -194,14 +194,14 @@ impl Engine {
             if same_entry && self.table.life(entry.location.segment) == life {
                 // Nobody overtook this reader: the bytes are bad, or not to be had now.
                 read?;
-                self.note_damage(hash, &entry, life.as_ref());
+                self.record_damage(hash, &entry, life.as_ref());
                 return Ok(None);
             }
         }
         Ok(None)
     }
 
-    fn note_damage(&self, hash: KeyHash, entry: &Entry, life: Option<&Life>) {
+    fn record_damage(&self, hash: KeyHash, entry: &IndexEntry, life: Option<&Life>) {
         if self.index.remove_if_at(hash, entry.location) {
             self.counters.damaged.fetch_add(1, Ordering::Relaxed);
             let segment = entry.location.segment;
@@ -210,7 +210,7 @@ impl Engine {
     }
 
     /// Reads and verifies the record at `entry` in this life of its segment. `None` if what lies there is not that record.
-    pub(super) fn read(&self, entry: &Entry, life: &Life) -> Result<Option<Found>, Unread> {
+    pub(super) fn read(&self, entry: &IndexEntry, life: &Life) -> Result<Option<Found>, ReadFailed> {
         let offset = entry.location.offset;
         let at = life.base.plus(offset.into());
         if let Some(found) = self.read_ring(entry, life, at) {
@@ -230,7 +230,7 @@ impl Engine {
             }
             self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(dir = %self.dir.display(), segment = %entry.location.segment, %error, "a segment cannot be read");
-            return Err(Unread(error));
+            return Err(ReadFailed(error));
         }
         let start = (u64::from(offset) - range.start) as usize;
         let record = format::decode_record(self.store, at, life.base_lsn, &buf[start..]);
@@ -238,7 +238,7 @@ impl Engine {
     }
 
     /// The record, if it is still in the write buffer.
-    fn read_ring(&self, entry: &Entry, life: &Life, at: Position) -> Option<Found> {
+    fn read_ring(&self, entry: &IndexEntry, life: &Life, at: Position) -> Option<Found> {
         let mut len = entry.sectors as usize * SECTOR - entry.location.offset as usize % SECTOR;
         len = len.min(self.segment_ring.size() as usize);
         if !self.segment_ring.may_hold(at.0) {
@@ -253,14 +253,14 @@ impl Engine {
     }
 
     /// Whether a record is the one of `key` and has not expired.
-    pub(super) fn accept(&self, key: Key<'_>, entry: &Entry, item: &Item) -> bool {
+    pub(super) fn matches(&self, key: Key<'_>, entry: &IndexEntry, item: &Item) -> bool {
         if !item.is_of(key) {
             self.counters.collisions.fetch_add(1, Ordering::Relaxed);
             return false;
         }
         let Some(at) = self.expired_at(item) else { return true };
         // Before anybody hears of it.
-        self.note_passed(at);
+        self.record_time_passed(at);
         if self.index.remove_if_at(item.hash(), entry.location) {
             self.counters.expired.fetch_add(1, Ordering::Relaxed);
         }
@@ -272,12 +272,12 @@ impl Engine {
     }
 
     /// Key and value of a record, the value as the user gave it: in the read buffer itself if they fill most of it. `None` for a tombstone or a note, and for what cannot be decompressed.
-    pub(super) fn take_apart(&self, hash: KeyHash, entry: &Entry, found: Found) -> Option<Item> {
-        if let Kind::Put { scope, key, value, raw_len: None, expires_ms } = &found.record.kind
+    pub(super) fn into_item(&self, hash: KeyHash, entry: &IndexEntry, found: Found) -> Option<Item> {
+        if let Kind::Put { namespace, key, value, raw_len: None, expires_ms } = &found.record.kind
             && value.len() >= SHARE_LEN_MIN
             && value.len() * 4 >= found.buf.len() * 3
         {
-            let about = About { hash, scope: *scope, lsn: found.record.lsn, expires_ms: *expires_ms };
+            let about = ItemMeta { hash, namespace: *namespace, lsn: found.record.lsn, expires_ms: *expires_ms };
             let (range, held) = (found.start + value.start..found.start + value.end, found.buf.held());
             let key: Box<[u8]> = found.bytes()[key.clone()].into();
             let value = Bytes::from_owner(found.buf.counted_by(&self.values)).slice(range);
@@ -286,13 +286,13 @@ impl Engine {
         let item = self.item_of(hash, found.bytes(), &found.record);
         if item.is_none() && matches!(found.record.kind, Kind::Put { .. }) {
             // The checksum held, so this was written wrong: treat it as damage all the same.
-            self.note_damage(hash, entry, None);
+            self.record_damage(hash, entry, None);
         }
         item
     }
 
     /// The size of the segments that exist, for statistics.
-    pub(super) fn segments(&self, state: State) -> u64 {
+    pub(super) fn segments(&self, state: Stage) -> u64 {
         self.table.count(state) as u64
     }
 }

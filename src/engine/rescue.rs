@@ -10,15 +10,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::Engine;
 use super::append::{Append, NoRoom};
 use super::flush::Dirty;
+use crate::concurrent::lock;
 use crate::error::Result;
 use crate::id::{Location, SegmentId};
 use crate::io::aligned::AlignedBuf;
-use crate::manifest::{Kept, SegmentState};
+use crate::manifest::{ManifestStore, SegmentState};
 use crate::segment::footer;
 use crate::segment::format::{self, Draft, Record};
-use crate::segment::table::{Row, State};
+use crate::segment::table::{Row, Stage};
 use crate::segment::writer::{Full, Open};
-use crate::sync::lock;
 
 /// A store that has lost one in this many of its segments takes no more mutations.
 const FAILED_SHARE_MAX: u64 = 4;
@@ -27,7 +27,7 @@ const FAILED_SHARE_MAX: u64 = 4;
 #[derive(Debug)]
 pub(super) struct Failed {
     row: Row,
-    entries: Vec<footer::Entry>,
+    entries: Vec<footer::FooterEntry>,
     /// Entries that were looked at.
     done: AtomicUsize,
     /// Offset of what had not been written out, and those bytes.
@@ -37,7 +37,7 @@ pub(super) struct Failed {
 impl Failed {
     /// Bytes of DRAM held.
     pub(super) fn allocated(&self) -> usize {
-        self.entries.len() * size_of::<footer::Entry>() + self.unwritten.1.len()
+        self.entries.len() * size_of::<footer::FooterEntry>() + self.unwritten.1.len()
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -61,7 +61,7 @@ impl Engine {
         let mut unwritten = vec![0; (end - start) as usize];
         // They were not written out, so the ring still has them.
         let _held = unwritten.is_empty() || self.segment_ring.load(start, &mut unwritten);
-        self.table.change(id, &[State::Open, State::Full], |row| row.state = State::Failed);
+        self.table.change(id, &[Stage::Open, Stage::Full], |row| row.stage = Stage::Failed);
         let row = self.table.row(id);
         let unwritten = ((start - full.life.base.0) as u32, unwritten);
         log.failed.push_back(Arc::new(Failed { row, entries: full.footer.entries_so_far(), done: AtomicUsize::new(0), unwritten }));
@@ -69,21 +69,21 @@ impl Engine {
         drop(log);
         self.events.prepare.signal();
         self.events.room.signal();
-        self.note_failure(id, error)
+        self.record_failure(id, error)
     }
 
     /// A segment without records is not used again.
-    pub(super) fn quarantine(&self, id: SegmentId, from: State, error: &io::Error) -> Result<()> {
-        self.table.change(id, &[from], |row| row.state = State::Quarantined);
-        self.note_failure(id, error)
+    pub(super) fn quarantine(&self, id: SegmentId, from: Stage, error: &io::Error) -> Result<()> {
+        self.table.change(id, &[from], |row| row.stage = Stage::Quarantined);
+        self.record_failure(id, error)
     }
 
     /// Bytes of segments that failed since the opening.
     pub(super) fn given_up(&self) -> u64 {
-        self.table.select(|r| matches!(r.state, State::Failed | State::Quarantined)).iter().map(|r| r.size).sum()
+        self.table.select(|r| matches!(r.stage, Stage::Failed | Stage::Quarantined)).iter().map(|r| r.size).sum()
     }
 
-    fn note_failure(&self, id: SegmentId, error: &io::Error) -> Result<()> {
+    fn record_failure(&self, id: SegmentId, error: &io::Error) -> Result<()> {
         self.counters.write_errors.fetch_add(1, Ordering::Relaxed);
         tracing::error!(dir = %self.dir.display(), segment = %id, %error, "a segment cannot be written; it is not used again before the next opening");
         if self.given_up() * FAILED_SHARE_MAX > self.settings.flash {
@@ -93,17 +93,17 @@ impl Engine {
     }
 
     /// Tells a next process, which could not know, which segments failed.
-    pub(super) fn state_failed(&self, manifest: &mut Kept) -> Result<()> {
+    pub(super) fn state_failed(&self, manifest: &mut ManifestStore) -> Result<()> {
         let is_stated =
             |row: &Row| matches!(manifest.segments[row.life.id.index()].state, SegmentState::Failed | SegmentState::Quarantined);
-        if self.table.select(|row| matches!(row.state, State::Failed | State::Quarantined)).iter().all(is_stated) {
+        if self.table.select(|row| matches!(row.stage, Stage::Failed | Stage::Quarantined)).iter().all(is_stated) {
             return Ok(());
         }
         self.write_manifest(manifest).map_err(|e| self.fail("writing the manifest", &e))
     }
 
     /// Goes on with segments that failed, as far as there is room. Says whether that changed anything, and if something is left to do, what it waits for.
-    pub(super) fn step_rescue(&self, manifest: &mut Kept) -> Result<(bool, Option<NoRoom>)> {
+    pub(super) fn step_rescue(&self, manifest: &mut ManifestStore) -> Result<(bool, Option<NoRoom>)> {
         let all: Vec<Arc<Failed>> = lock(&self.log).failed.iter().cloned().collect();
         if all.is_empty() {
             return Ok((false, None));
@@ -123,7 +123,7 @@ impl Engine {
         for Failed { row, .. } in all.iter().map(Arc::as_ref) {
             self.table.withdraw(row.life.id);
             self.index.remove_segment(row.life.id);
-            self.table.change(row.life.id, &[State::Failed], |row| row.state = State::Quarantined);
+            self.table.change(row.life.id, &[Stage::Failed], |row| row.stage = Stage::Quarantined);
         }
         lock(&self.log).failed.drain(..all.len());
         self.write_manifest(manifest).map_err(|e| self.fail("writing the manifest", &e))?;
@@ -150,7 +150,7 @@ impl Engine {
     }
 
     /// Removes what has this hash, durably, if `still` says so under its stripe.
-    fn bury(&self, entry: &footer::Entry, still: impl Fn() -> bool) -> Result<(), NoRoom> {
+    fn bury(&self, entry: &footer::FooterEntry, still: impl Fn() -> bool) -> Result<(), NoRoom> {
         let draft = Draft::tombstone(entry.hash);
         let _in_order = lock(self.stripe(entry.hash));
         if still() {
@@ -169,7 +169,7 @@ impl Engine {
     }
 
     /// The record of an entry, if it verifies, and its bytes.
-    fn bytes_of(&self, failed: &Failed, entry: &footer::Entry) -> Option<(Record, Vec<u8>)> {
+    fn bytes_of(&self, failed: &Failed, entry: &footer::FooterEntry) -> Option<(Record, Vec<u8>)> {
         let (life, len) = (&failed.row.life, entry.len as usize);
         let (from, held) = &failed.unwritten;
         let mut bytes = vec![0; len];

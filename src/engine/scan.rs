@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::Engine;
 use crate::error::Result;
-use crate::id::{Key, Lsn, Scope};
+use crate::id::{Key, Lsn, NamespaceGeneration};
 use crate::segment::format::{Kind, Life};
 
 /// A live entry.
@@ -31,7 +31,7 @@ pub struct Entry {
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
     /// The lives of namespaces that it looks for, and their names.
-    spaces: HashMap<Scope, Arc<str>>,
+    spaces: HashMap<NamespaceGeneration, Arc<str>>,
     /// The next partition of the index.
     partition: usize,
     /// Slots of the partition before `partition` that are to come.
@@ -41,7 +41,7 @@ pub(crate) struct Scan {
 
 impl Scan {
     /// An iteration over what is in these lives of namespaces.
-    pub(crate) fn new(spaces: impl IntoIterator<Item = (Scope, Arc<str>)>) -> Self {
+    pub(crate) fn new(spaces: impl IntoIterator<Item = (NamespaceGeneration, Arc<str>)>) -> Self {
         Self { spaces: spaces.into_iter().collect(), ..Self::default() }
     }
 }
@@ -91,8 +91,8 @@ impl Engine {
             Err(_counted) => return Live::No,
         };
         // The index names puts only.
-        let Kind::Put { scope, key, .. } = &found.record.kind else { return Live::Overtaken(None) };
-        let hash = self.hash(Key { scope: *scope, bytes: &found.bytes()[key.clone()] });
+        let Kind::Put { namespace, key, .. } = &found.record.kind else { return Live::Overtaken(None) };
+        let hash = self.hash(Key { namespace: *namespace, bytes: &found.bytes()[key.clone()] });
         if (geometry.partition(hash), geometry.tag(hash)) != (scan.partition - 1, geometry.tag_of(slot)) {
             // The segment has had another life since the copy, and this is a record of it.
             return Live::Overtaken(None);
@@ -103,12 +103,14 @@ impl Engine {
             None => return Live::No,
         }
         // Its namespace may have been dropped since the iteration began.
-        let Some(namespace) = scan.spaces.get(scope).filter(|name| self.scope_of(name) == Some(*scope)) else { return Live::No };
+        let Some(namespace) = scan.spaces.get(namespace).filter(|name| self.generation_of(name) == Some(*namespace)) else {
+            return Live::No;
+        };
         let Some(item) = self.item_of(hash, found.bytes(), &found.record) else { return Live::No };
         let now = self.time.now_ms();
         let (version, expires_ms) = (item.lsn(), item.expires_ms());
         if let Some(at) = expires_ms.filter(|at| *at <= now) {
-            self.note_passed(at);
+            self.record_time_passed(at);
             return Live::No;
         }
         let (key, value) = (Bytes::copy_from_slice(item.key()), item.into_bytes());

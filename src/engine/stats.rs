@@ -8,19 +8,19 @@ use crossbeam::utils::CachePadded;
 use super::Engine;
 use crate::id::Lsn;
 use crate::io::ring::Ring;
-use crate::segment::table::State;
+use crate::segment::table::Stage;
 
 /// A count of what many threads do at once: each adds in a place of its own, so that none waits for another's cache line.
 #[derive(Debug, Default)]
-pub(super) struct Tally([CachePadded<AtomicU64>; TALLY_PLACES]);
+pub(super) struct StripedCounter([CachePadded<AtomicU64>; STRIPES]);
 
 /// A power of two. More threads than that share places.
-const TALLY_PLACES: usize = 8;
+const STRIPES: usize = 8;
 
-impl Tally {
+impl StripedCounter {
     pub(super) fn add(&self) {
         static THREADS: AtomicUsize = AtomicUsize::new(0);
-        thread_local!(static PLACE: usize = THREADS.fetch_add(1, Ordering::Relaxed) % TALLY_PLACES);
+        thread_local!(static PLACE: usize = THREADS.fetch_add(1, Ordering::Relaxed) % STRIPES);
         self.0[PLACE.with(|place| *place)].fetch_add(1, Ordering::Relaxed);
     }
 
@@ -32,10 +32,10 @@ impl Tally {
 /// Counted since open.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    pub(super) hits_memory: Tally,
-    pub(super) hits_buffer: Tally,
-    pub(super) hits_flash: Tally,
-    pub(super) misses: Tally,
+    pub(super) hits_memory: StripedCounter,
+    pub(super) hits_buffer: StripedCounter,
+    pub(super) hits_flash: StripedCounter,
+    pub(super) misses: StripedCounter,
     pub(super) puts: AtomicU64,
     pub(super) deletes: AtomicU64,
     pub(super) expired: AtomicU64,
@@ -119,11 +119,11 @@ stats! {
     /// Segments in the table.
     segments_total: u64 = |e: &Engine| e.table.len() as u64,
     /// Segments without a life.
-    segments_free: u64 = |e: &Engine| e.segments(State::Free),
+    segments_free: u64 = |e: &Engine| e.segments(Stage::Free),
     /// Segments with a footer.
-    segments_sealed: u64 = |e: &Engine| e.segments(State::Sealed),
+    segments_sealed: u64 = |e: &Engine| e.segments(Stage::Sealed),
     /// Segments that are not used again, since a write or a sync failed for them.
-    segments_quarantined: u64 = |e: &Engine| e.segments(State::Quarantined) + e.segments(State::Failed),
+    segments_quarantined: u64 = |e: &Engine| e.segments(Stage::Quarantined) + e.segments(Stage::Failed),
     /// Segments emptied.
     segments_reclaimed: u64 = |e: &Engine| count(&e.counters.reclaimed),
     /// Records kept while their segment was emptied.
@@ -161,7 +161,7 @@ impl Engine {
 
     /// Bytes of DRAM that are not the memory tier's.
     fn memory_besides_tier(&self) -> u64 {
-        let log = crate::sync::lock(&self.log);
+        let log = crate::concurrent::lock(&self.log);
         let open = log.open.as_ref().map_or(0, |open| open.allocated());
         let full: usize = log.full.iter().map(|full| full.footer.allocated()).sum();
         let failed: usize = log.failed.iter().map(|failed| failed.allocated()).sum();

@@ -6,11 +6,11 @@ use std::sync::TryLockError;
 use std::sync::atomic::Ordering;
 
 use super::Engine;
+use crate::concurrent::lock;
 use crate::config::{Ack, Activity, INLINE_LEN_MAX};
 use crate::error::{Error, Result};
 use crate::id::Lsn;
 use crate::io::is_shortage;
-use crate::sync::lock;
 use crate::wal::writer::Wal;
 
 impl Engine {
@@ -62,12 +62,12 @@ impl Engine {
             )
         };
         let nothing_new = appended <= self.durable().0 && bytes == self.marks.synced_bytes.load(Ordering::Relaxed);
-        // Marks alone may have filled the ring, and somebody may wait for room for the longest frame.
+        // Watermarks alone may have filled the ring, and somebody may wait for room for the longest frame.
         if nothing_new && self.wal.has_room(Wal::end_of(wal_head, INLINE_LEN_MAX)) {
             self.marks.syncing_since_ms.store(0, Ordering::Release);
             return Ok(false);
         }
-        let _during = self.during(Activity::Sync);
+        let _observed = self.observe(Activity::Sync);
         self.events.durable.begin(Lsn(appended));
         if by_reference {
             self.sync_segments()?;
@@ -137,7 +137,7 @@ impl Engine {
     }
 
     /// Sees to it that a sync comes for `lsn`. Which event it signals.
-    pub(super) fn turn_of(&self, lsn: Lsn) -> usize {
+    pub(super) fn sync_generation_of(&self, lsn: Lsn) -> usize {
         let (turn, has_begun) = self.events.durable.turn(lsn);
         if !has_begun {
             self.request_sync();
@@ -158,7 +158,7 @@ impl Engine {
             if self.try_sync() {
                 continue;
             }
-            let turn = self.turn_of(lsn);
+            let turn = self.sync_generation_of(lsn);
             if self.is_durable(lsn)? {
                 // The latest sync may be one more.
                 return Ok(());

@@ -123,7 +123,7 @@ impl Engine {
     async fn place_in_task(&self, request: &Request<'_>, may: Option<&(dyn Fn() -> bool + Sync)>) -> Result<Option<Lsn>> {
         let deadline = self.deadline(request);
         loop {
-            let observed = if request.is_conditional() { Some(self.observe_in_task(request.key).await?) } else { None };
+            let observed = if request.is_conditional() { Some(self.observed_version_in_task(request.key).await?) } else { None };
             match self.attempt(request, observed.as_ref(), may.map(|may| may as &dyn Fn() -> bool))? {
                 Tried::Done(lsn) => return Ok(Some(lsn)),
                 Tried::Refused => return Ok(None),
@@ -136,7 +136,7 @@ impl Engine {
         }
     }
 
-    async fn observe_in_task(&self, key: Key<'_>) -> Result<Observed> {
+    async fn observed_version_in_task(&self, key: Key<'_>) -> Result<Observed> {
         loop {
             let at = self.place_of(key);
             let version = match self.get_from_flash(key, false).await {
@@ -159,7 +159,7 @@ impl Engine {
             if self.is_durable(lsn)? {
                 return Ok(());
             }
-            let turn = self.turn_of(lsn);
+            let turn = self.sync_generation_of(lsn);
             if self.is_durable(lsn)? {
                 return Ok(());
             }

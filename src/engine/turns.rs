@@ -1,18 +1,18 @@
 //! Whom a sync wakes: those it is for, and not those who wait for the next.
 
+use crate::concurrent::Event;
+use crate::concurrent::primitives::{AtomicU64, Ordering};
 use crate::id::Lsn;
-use crate::sync::Event;
-use crate::sync::primitives::{AtomicU64, Ordering};
 
 /// Those who wait for a sync, in two groups: whom the one under way is for, and whom the next one is for.
 #[derive(Debug, Default)]
-pub(super) struct Turns {
+pub(super) struct SyncWaiters {
     events: [Event; 2],
     /// The newest LSN that the latest sync takes up, above one bit that says which event is its own.
     latest: AtomicU64,
 }
 
-impl Turns {
+impl SyncWaiters {
     /// How often each event happened. To be asked before whether an LSN is durable.
     pub(super) fn seen(&self) -> [u64; 2] {
         self.events.each_ref().map(Event::count)

@@ -6,14 +6,14 @@ use std::time::Duration;
 use super::Engine;
 use super::append::{Append, Placed};
 use super::read::Value;
+use crate::concurrent::lock;
 use crate::config::{Ack, Compression, INLINE_LEN_MAX, KEY_LEN_MAX, WalValues};
 use crate::error::{Error, Result};
 use crate::id::{Key, KeyHash, Lsn, Position};
 use crate::io::ring::Ring;
 use crate::segment::format::{self, Content, Draft};
 use crate::segment::writer::record_len_max;
-use crate::sync::lock;
-use crate::tier::item::{About, Item};
+use crate::tier::item::{Item, ItemMeta};
 
 /// Shortest value that is worth compressing.
 const COMPRESS_LEN_MIN: usize = 128;
@@ -275,7 +275,7 @@ impl Engine {
     fn carry_out(&self, request: &Request<'_>, may: Option<&dyn Fn() -> bool>) -> Result<Option<Lsn>> {
         let deadline = self.deadline(request);
         loop {
-            let observed = if request.is_conditional() { Some(self.observe(request.key)?) } else { None };
+            let observed = if request.is_conditional() { Some(self.observed_version(request.key)?) } else { None };
             match self.attempt(request, observed.as_ref(), may)? {
                 Tried::Done(lsn) => return Ok(Some(lsn)),
                 Tried::Refused => return Ok(None),
@@ -311,7 +311,7 @@ impl Engine {
     }
 
     /// What a condition is decided on.
-    fn observe(&self, key: Key<'_>) -> Result<Observed> {
+    fn observed_version(&self, key: Key<'_>) -> Result<Observed> {
         loop {
             let at = self.place_of(key);
             let version = self.version(key)?;
@@ -372,7 +372,7 @@ impl Engine {
             Hint::Flash => false,
         };
         let successor = put.filter(|_| belongs_there).map(|(value, expires_ms)| {
-            let about = About { hash: *hash, scope: key.scope, lsn: placed.lsn, expires_ms };
+            let about = ItemMeta { hash: *hash, namespace: key.namespace, lsn: placed.lsn, expires_ms };
             Item::copied(about, key.bytes, value, &self.values)
         });
         self.memory.supersede(*hash, successor, || match put {

@@ -6,10 +6,10 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use super::Index;
-use super::geometry::{Entry, Geometry};
+use super::geometry::{Geometry, IndexEntry};
+use crate::concurrent::lock;
 use crate::id::KeyHash;
-use crate::sync::lock;
-use crate::team::{self, together};
+use crate::parallel::{self, scope};
 
 /// So many changes may be merged at once however little DRAM there is, since each merge passes over the whole index.
 const LEN_MAX_MIN: usize = 1 << 21;
@@ -44,7 +44,7 @@ impl Batch {
     }
 
     /// Sets the entry for `hash`.
-    pub(crate) fn insert(&mut self, hash: KeyHash, entry: &Entry) {
+    pub(crate) fn insert(&mut self, hash: KeyHash, entry: &IndexEntry) {
         let slot = self.geometry.pack(self.geometry.tag(hash), entry);
         self.push((hash, NonZeroU64::new(slot)));
     }
@@ -85,7 +85,7 @@ impl Batch {
 
     /// Does the work that `begin` prepares, in each thread, to every bucket.
     fn share<W: FnMut(&mut Vec<Change>)>(&mut self, begin: impl Fn() -> W + Sync) {
-        let threads = if self.len < SHARED_MIN { 1 } else { team::size() };
+        let threads = if self.len < SHARED_MIN { 1 } else { parallel::thread_count() };
         let shares = Mutex::new(self.buckets.chunks_mut(SHARE));
         let next = || lock(&shares).next();
         let work = || {
@@ -94,9 +94,9 @@ impl Batch {
                 buckets.iter_mut().for_each(&mut work);
             }
         };
-        together(|team| {
+        scope(|workers| {
             // Where no more threads are to be had, there is more to do for this one.
-            let _fewer = (1..threads).try_for_each(|_| team.spawn(work));
+            let _fewer = (1..threads).try_for_each(|_| workers.spawn(work));
             work();
         });
     }

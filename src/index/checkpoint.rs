@@ -16,7 +16,7 @@ use crate::codec::{self, Put, Reader};
 use crate::id::{Location, StoreId};
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, File};
-use crate::team::{self, together};
+use crate::parallel::{self, scope};
 
 /// The table above, as `inspect layout` prints it.
 pub(crate) const LAYOUT: &str = include_str!("checkpoint.layout.txt");
@@ -252,13 +252,13 @@ pub(crate) fn load(
         return Ok(Loaded::Broken);
     }
     let (loaded, batches) = (AtomicU64::new(0), (header.chunks as usize).div_ceil(BATCH));
-    let is_whole = together(|team| -> io::Result<bool> {
+    let is_whole = scope(|workers| -> io::Result<bool> {
         let (to, from) = crossbeam::channel::bounded(1);
         let (give_back, spare) = crossbeam::channel::bounded(READ_AHEAD);
         for _ in 0..READ_AHEAD.min(batches) {
             give_back.send(AlignedBuf::zeroed(BATCH.min(header.chunks as usize) * CHUNK_LEN)).expect("there is room for all");
         }
-        team.spawn(move || read_ahead(file, header.chunks as usize, &spare, &to))?;
+        workers.spawn(move || read_ahead(file, header.chunks as usize, &spare, &to))?;
         let mut payload = Payload { store, header, from, give_back, batch: None, number: 0, rest: 0..0 };
         let mut bytes = Vec::new();
         if !payload.take(header.bases as usize * 8, &mut bytes)? {
@@ -266,7 +266,7 @@ pub(crate) fn load(
         }
         let keep = Arc::new(keep(&words(&bytes).collect::<Vec<u64>>()));
         let (to, from) = crossbeam::channel::bounded::<(Stretch, Changes)>(1);
-        for number in 0..team::size().min(batches) {
+        for number in 0..parallel::thread_count().min(batches) {
             let (from, keep, loaded) = (from.clone(), Arc::clone(&keep), &loaded);
             let fill = move || {
                 let mut scratch = Vec::new();
@@ -274,7 +274,7 @@ pub(crate) fn load(
                     loaded.fetch_add(stretch.load(index, &keep, &changes, &mut scratch), Ordering::Relaxed);
                 }
             };
-            match team.spawn(fill) {
+            match workers.spawn(fill) {
                 // Fewer do as well.
                 Err(_) if number > 0 => break,
                 spawned => spawned?,
@@ -427,7 +427,7 @@ mod tests {
     use super::*;
     use crate::id::{KeyHash, Location, SegmentId};
     use crate::index::batch::Batch;
-    use crate::index::geometry::Entry;
+    use crate::index::geometry::IndexEntry;
     use crate::io::Disk;
     use crate::io::sim::SimDisk;
 
@@ -435,11 +435,11 @@ mod tests {
         KeyHash(xxhash_rust::xxh3::xxh3_64(&n.to_le_bytes()))
     }
 
-    fn entry(segment: u32, n: u64) -> Entry {
-        Entry::new(Location { segment: SegmentId(segment), offset: n as u32 * 8 }, 100)
+    fn entry(segment: u32, n: u64) -> IndexEntry {
+        IndexEntry::new(Location { segment: SegmentId(segment), offset: n as u32 * 8 }, 100)
     }
 
-    fn insert(index: &Index, n: u64, entry: &Entry) {
+    fn insert(index: &Index, n: u64, entry: &IndexEntry) {
         index.insert(hash(n), entry);
     }
 

@@ -8,9 +8,9 @@
 //! lookup or a blind replacement meets a foreign key with probability `N / 2^44`, which is 6 in a million at 100 M keys. One partition stands for 64 KiB of flash.
 
 use crate::codec;
+use crate::concurrent::ratio_ceil_log2;
 use crate::id::{KeyHash, Location, SegmentId, UNIT};
 use crate::io::SECTOR;
-use crate::sync::ratio_ceil_log2;
 
 const LEN_BITS: u32 = 6;
 const HEAT_BITS: u32 = 1;
@@ -27,7 +27,7 @@ pub(crate) struct Geometry {
 
 /// What a slot says besides its tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub(crate) struct IndexEntry {
     pub(crate) location: Location,
     /// Sectors to read so that the whole record is there; may be more than it needs beyond 16 KiB.
     pub(crate) sectors: u64,
@@ -35,7 +35,7 @@ pub(crate) struct Entry {
     pub(crate) hot: bool,
 }
 
-impl Entry {
+impl IndexEntry {
     /// An entry for a record of `len` bytes.
     pub(crate) fn new(location: Location, len: usize) -> Self {
         let start = location.offset as usize % SECTOR;
@@ -96,15 +96,15 @@ impl Geometry {
         LEN_EXPECTED[self.len_code(slot) as usize]
     }
 
-    pub(crate) fn pack(&self, tag: u64, entry: &Entry) -> u64 {
+    pub(crate) fn pack(&self, tag: u64, entry: &IndexEntry) -> u64 {
         let mut slot = tag << HEAT_BITS | u64::from(entry.hot);
         slot = slot << LEN_BITS | encode_sectors(entry.sectors);
         slot = slot << self.segment_bits | u64::from(entry.location.segment.0);
         slot << self.offset_bits | (u64::from(entry.location.offset) / UNIT as u64)
     }
 
-    pub(crate) fn unpack(&self, slot: u64) -> Entry {
-        Entry { location: self.location(slot), sectors: decode_sectors(self.len_code(slot)), hot: slot & self.heat_mask() != 0 }
+    pub(crate) fn unpack(&self, slot: u64) -> IndexEntry {
+        IndexEntry { location: self.location(slot), sectors: decode_sectors(self.len_code(slot)), hot: slot & self.heat_mask() != 0 }
     }
 
     /// Where the record of a slot is.
@@ -156,7 +156,7 @@ mod tests {
             let g = Geometry::new(segments, size);
             let location = Location { segment: SegmentId(segments - 1), offset: (size - 8) as u32 };
             for sectors in [1, 2, 32] {
-                let entry = Entry { location, sectors, hot: sectors == 2 };
+                let entry = IndexEntry { location, sectors, hot: sectors == 2 };
                 let slot = g.pack(g.tag(KeyHash(u64::MAX)), &entry);
                 assert_eq!(g.unpack(slot), entry);
                 assert_eq!(g.tag_of(slot), g.tag(KeyHash(u64::MAX)));
@@ -170,12 +170,13 @@ mod tests {
     fn the_expected_length_is_right_on_average() {
         let g = Geometry::new(512, 8 << 20);
         for len in [40, 100, 136, 512, 1064, 5000, 15_000] {
-            let slots = (0..512 / UNIT as u32).map(|n| Entry::new(Location { segment: SegmentId(1), offset: 4096 + n * UNIT as u32 }, len));
+            let slots =
+                (0..512 / UNIT as u32).map(|n| IndexEntry::new(Location { segment: SegmentId(1), offset: 4096 + n * UNIT as u32 }, len));
             let expected: u64 = slots.map(|entry| g.len_expected(g.pack(1, &entry))).sum();
             assert_eq!(expected, 64 * len.next_multiple_of(UNIT) as u64, "{len}");
         }
         let large: u64 = (32..2000)
-            .map(|sectors| g.len_expected(g.pack(1, &Entry::new(Location { segment: SegmentId(1), offset: 0 }, sectors * SECTOR))))
+            .map(|sectors| g.len_expected(g.pack(1, &IndexEntry::new(Location { segment: SegmentId(1), offset: 0 }, sectors * SECTOR))))
             .sum();
         let exact: u64 = (32..2000).map(|sectors| sectors * SECTOR as u64).sum();
         assert!(large.abs_diff(exact) < exact / 50, "{large} for {exact}");

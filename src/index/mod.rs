@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam::epoch;
 
 use crate::id::{KeyHash, Location, SegmentId};
-use geometry::{Entry, Geometry};
+use geometry::{Geometry, IndexEntry};
 use partition::{Partition, prefetch};
 
 /// See the module.
@@ -56,14 +56,14 @@ impl Index {
     }
 
     /// The entry for `hash`, if any.
-    pub(crate) fn get(&self, hash: KeyHash) -> Option<Entry> {
+    pub(crate) fn get(&self, hash: KeyHash) -> Option<IndexEntry> {
         let (partition, tag) = self.locate(hash);
         let slot = partition.find(&self.geometry, tag, &epoch::pin())?;
         Some(self.geometry.unpack(slot))
     }
 
     /// Sets the entry for `hash`; the one it replaces, if any.
-    pub(crate) fn insert(&self, hash: KeyHash, entry: &Entry) -> Option<Entry> {
+    pub(crate) fn insert(&self, hash: KeyHash, entry: &IndexEntry) -> Option<IndexEntry> {
         let (partition, tag) = self.locate(hash);
         let slot = self.geometry.pack(tag, entry);
         let (old, grown) = partition.upsert(&self.geometry, slot);
@@ -75,7 +75,7 @@ impl Index {
     }
 
     /// Removes the entry for `hash`, whatever it says.
-    pub(crate) fn remove(&self, hash: KeyHash) -> Option<Entry> {
+    pub(crate) fn remove(&self, hash: KeyHash) -> Option<IndexEntry> {
         self.remove_where(hash, |_| true)
     }
 
@@ -84,7 +84,7 @@ impl Index {
         self.remove_where(hash, |entry| entry.location == location).is_some()
     }
 
-    fn remove_where(&self, hash: KeyHash, condition: impl Fn(&Entry) -> bool) -> Option<Entry> {
+    fn remove_where(&self, hash: KeyHash, condition: impl Fn(&IndexEntry) -> bool) -> Option<IndexEntry> {
         let (partition, tag) = self.locate(hash);
         self.remove_slot(partition, tag, |slot| condition(&self.geometry.unpack(slot))).map(|old| self.geometry.unpack(old))
     }
@@ -111,7 +111,7 @@ impl Index {
     }
 
     /// Removes every entry that `keep` does not hold for. Only while nobody else uses the index.
-    pub(crate) fn retain(&self, keep: impl Fn(&Entry) -> bool) {
+    pub(crate) fn retain(&self, keep: impl Fn(&IndexEntry) -> bool) {
         let mut slots = Vec::new();
         for number in 0..self.partitions.len() {
             self.copy_partition(number, &mut slots);
@@ -191,8 +191,8 @@ mod tests {
         KeyHash(xxhash_rust::xxh3::xxh3_64(&n.to_le_bytes()))
     }
 
-    fn at(offset: u32) -> Entry {
-        Entry::new(Location { segment: SegmentId(1), offset: offset * 8 }, 100 + offset as usize)
+    fn at(offset: u32) -> IndexEntry {
+        IndexEntry::new(Location { segment: SegmentId(1), offset: offset * 8 }, 100 + offset as usize)
     }
 
     #[derive(Clone, Debug)]

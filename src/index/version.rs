@@ -5,7 +5,7 @@
 #[cfg(not(loom))]
 use crossbeam::utils::Backoff;
 
-use crate::sync::primitives::{AtomicU32, Ordering, fence};
+use crate::concurrent::primitives::{AtomicU32, Ordering, fence};
 
 /// Odd while a writer is in.
 #[derive(Debug, Default)]

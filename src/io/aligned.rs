@@ -126,9 +126,9 @@ unsafe impl Sync for Raw {}
 
 /// Buffers of reads that are over, for the next ones.
 #[derive(Clone)]
-pub(crate) struct Pool(Arc<[ArrayQueue<Raw>; 3]>);
+pub(crate) struct BufferPool(Arc<[ArrayQueue<Raw>; 3]>);
 
-impl Pool {
+impl BufferPool {
     /// One that keeps about `bytes` at most.
     pub(crate) fn new(bytes: u64) -> Self {
         let count = |len: usize| (bytes as usize / POOLED.len() / len).max(1);
@@ -155,9 +155,9 @@ impl Pool {
     }
 }
 
-impl fmt::Debug for Pool {
+impl fmt::Debug for BufferPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pool({} B)", self.bytes())
+        write!(f, "BufferPool({} B)", self.bytes())
     }
 }
 
@@ -168,7 +168,7 @@ pub(crate) struct AlignedBuf {
     len: usize,
     counted: Option<Counted>,
     /// The pool that it goes back to, and the place there.
-    home: Option<(Pool, usize)>,
+    home: Option<(BufferPool, usize)>,
 }
 
 impl AlignedBuf {
@@ -247,7 +247,7 @@ mod tests {
             assert!(buf.iter().all(|b| *b == 0));
             buf.fill(1);
         }
-        let (pool, meter) = (Pool::new(64 << 10), Meter::default());
+        let (pool, meter) = (BufferPool::new(64 << 10), Meter::default());
         let mut first = pool.take(1_000, &meter);
         first.fill(7);
         let place = first.as_ptr();

@@ -16,12 +16,12 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::aligned::AlignedBuf;
 use super::reactor::Reactor;
-use super::reading::{Operation, Pool};
+use super::reading::{Operation, ReadThreads};
 use super::uring::Rings;
 use super::{BLOCK, Disk, DiskLock, File, InMemory, LockError, Mapping, ReadStream, Reading, StreamRead, read_one_by_one};
 use crate::codec::{round_down, round_up};
+use crate::concurrent::lock;
 use crate::config::Backend;
-use crate::sync::lock;
 
 /// Name of the file whose lock takes the directory.
 pub(crate) const LOCK_FILE: &str = "LOCK";
@@ -41,7 +41,7 @@ pub(crate) struct PosixDisk {
     /// Does the reads that tasks wait for, if it can be had.
     reactor: OnceLock<Option<Reactor>>,
     /// Does them else.
-    pool: OnceLock<Pool>,
+    pool: OnceLock<ReadThreads>,
 }
 
 impl PosixDisk {
@@ -266,7 +266,7 @@ impl Disk for PosixDisk {
         let operation = Operation::new(read);
         match self.reactor() {
             Some(reactor) => reactor.start(Arc::clone(&operation)),
-            None => self.pool.get_or_init(|| Pool::new(self.read_threads)).start(Arc::clone(&operation)),
+            None => self.pool.get_or_init(|| ReadThreads::new(self.read_threads)).start(Arc::clone(&operation)),
         }
         Reading::new(operation)
     }

@@ -10,7 +10,7 @@ use io_uring::{IoUring, opcode, types};
 
 use super::reading::{Operation, WAITING_MAX};
 use super::uring::{give_up, is_passing};
-use crate::sync::lock;
+use crate::concurrent::lock;
 
 /// `IORING_ENTER_GETEVENTS`.
 const GET_EVENTS: u32 = 1;

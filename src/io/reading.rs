@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::thread;
 
 use super::StreamRead;
-use crate::sync::{lock, wake};
+use crate::concurrent::{lock, wake};
 
 /// Operations that may wait for their turn. Whoever brings one more does it on its own thread.
 pub(super) const WAITING_MAX: usize = 4096;
@@ -109,7 +109,7 @@ impl Drop for Reading {
 
 /// A few threads that read, started when they are first needed.
 #[derive(Debug)]
-pub(super) struct Pool {
+pub(super) struct ReadThreads {
     threads_max: usize,
     queue: Arc<Queue>,
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
@@ -128,7 +128,7 @@ struct QueueState {
     closed: bool,
 }
 
-impl Pool {
+impl ReadThreads {
     /// Of at most so many threads.
     pub(super) fn new(threads_max: u32) -> Self {
         Self { threads_max: threads_max as usize, queue: Arc::default(), threads: Mutex::default() }
@@ -192,7 +192,7 @@ impl Queue {
     }
 }
 
-impl Drop for Pool {
+impl Drop for ReadThreads {
     fn drop(&mut self) {
         lock(&self.queue.state).closed = true;
         self.queue.condvar.notify_all();

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex};
 use super::aligned::AlignedBuf;
 use super::{BLOCK, Mapping};
 use crate::codec::{round_down, round_up};
-use crate::sync::lock;
+use crate::concurrent::lock;
 
 const WORD: usize = 8;
 /// Longest single write of a write-out, while there is much to write and while there is not: reads of the device wait for each.

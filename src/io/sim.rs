@@ -36,7 +36,7 @@ use rustix::io::Errno;
 
 use super::{BLOCK, Disk, DiskLock, File, InMemory, LockError, Mapping, SECTOR};
 use crate::clock::Clock;
-use crate::sync::{Event, lock};
+use crate::concurrent::{Event, lock};
 
 /// A disk in memory. Clones are the same disk; [`SimDisk::after_kill`] and [`SimDisk::after_power_cut`] make others.
 #[derive(Clone)]
@@ -814,7 +814,7 @@ impl Change {
         match self {
             Self::Length(len) => image.resize(*len, 0),
             Self::Sector { index, bytes } => {
-                // Beyond the end if the length that made room for it was lost.
+                // PastEnd the end if the length that made room for it was lost.
                 if let Some(sector) = image.as_chunks_mut().0.get_mut(*index) {
                     *sector = **bytes;
                 }

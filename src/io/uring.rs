@@ -12,7 +12,7 @@ use io_uring::{IoUring, opcode, types};
 use rustix::io::Errno;
 
 use super::{ReadStream, StreamRead};
-use crate::sync::lock;
+use crate::concurrent::lock;
 
 /// Rings that are kept for the next stream.
 const POOL_MAX: usize = 8;
@@ -23,7 +23,7 @@ const PLANNED_SHARE: usize = 4;
 
 /// A pool of rings.
 pub(crate) struct Rings {
-    idle: Mutex<Vec<Window>>,
+    idle: Mutex<Vec<InFlight>>,
     /// Reads of one stream that are in flight together.
     depth: u32,
 }
@@ -37,7 +37,7 @@ impl std::fmt::Debug for Rings {
 impl Rings {
     /// A pool, if this process may use `io_uring` here. The error says why not: the kernel lacks it, or a container or a sysctl forbids it.
     pub(crate) fn probe(depth: u32) -> io::Result<Self> {
-        let window = Window::new(depth)?;
+        let window = InFlight::new(depth)?;
         let mut probe = io_uring::Probe::new();
         window.ring.submitter().register_probe(&mut probe)?;
         if !probe.is_supported(opcode::Read::CODE) {
@@ -48,7 +48,7 @@ impl Rings {
 
     /// Does all reads of a stream. False, and nothing was done, if there is no ring to be had.
     pub(crate) fn read(&self, stream: &mut dyn ReadStream) -> bool {
-        let Some(mut window) = lock(&self.idle).pop().or_else(|| Window::new(self.depth).ok()) else { return false };
+        let Some(mut window) = lock(&self.idle).pop().or_else(|| InFlight::new(self.depth).ok()) else { return false };
         window.pass(stream);
         let mut idle = lock(&self.idle);
         if idle.len() < POOL_MAX {
@@ -65,7 +65,7 @@ impl Rings {
 }
 
 /// A ring, and the reads of one stream: planned, in flight, ended.
-struct Window {
+struct InFlight {
     ring: IoUring,
     /// What begins as soon as something ends, so that nothing has to be looked for then.
     planned: VecDeque<StreamRead>,
@@ -77,7 +77,7 @@ struct Window {
     ended: VecDeque<StreamRead>,
 }
 
-impl Window {
+impl InFlight {
     fn new(depth: u32) -> io::Result<Self> {
         let ring = IoUring::new(depth.next_power_of_two())?;
         let (reads, free) = ((0..depth).map(|_| None).collect(), (0..depth as usize).rev().collect());
@@ -156,7 +156,7 @@ impl Window {
     }
 }
 
-impl Drop for Window {
+impl Drop for InFlight {
     /// A stream that panicked leaves reads behind.
     fn drop(&mut self) {
         while !self.is_empty() {

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use crate::codec::{Put, Reader};
-use crate::id::{Lsn, Scope};
+use crate::id::{Lsn, NamespaceGeneration};
 
 /// The table above, as `inspect layout` prints it.
 pub(crate) const LAYOUT: &str = include_str!("catalog.layout.txt");
@@ -25,7 +25,7 @@ pub(crate) const LEN_MAX: usize = 12 + (NAMESPACES_MAX + 1) * (2 + NAME_LEN_MAX 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Catalog {
     /// The life that each namespace is in. The default one has no name, and is listed once it was dropped.
-    pub(crate) namespaces: BTreeMap<String, Scope>,
+    pub(crate) namespaces: BTreeMap<String, NamespaceGeneration>,
     pub(crate) tokens: BTreeMap<String, Vec<u8>>,
     /// The newest note in it.
     pub(crate) lsn: Lsn,
@@ -33,7 +33,7 @@ pub(crate) struct Catalog {
 
 /// A change of the catalog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Note<'a> {
+pub(crate) enum CatalogChange<'a> {
     /// A namespace begins a life: it is new, or what it held is dropped.
     Namespace(&'a str),
     /// Every namespace begins another life.
@@ -42,7 +42,7 @@ pub(crate) enum Note<'a> {
     Token(&'a str, &'a [u8]),
 }
 
-impl<'a> Note<'a> {
+impl<'a> CatalogChange<'a> {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let (kind, name, value): (u8, &str, &[u8]) = match self {
             Self::Namespace(name) => (1, name, &[]),
@@ -78,30 +78,30 @@ fn name<'a>(r: &mut Reader<'a>) -> Option<&'a str> {
 
 impl Catalog {
     /// Applies a note that has this LSN, unless it is in here already.
-    pub(crate) fn apply(&mut self, lsn: Lsn, note: &Note<'_>) {
+    pub(crate) fn apply(&mut self, lsn: Lsn, note: &CatalogChange<'_>) {
         if lsn <= self.lsn {
             return;
         }
         self.lsn = lsn;
         match *note {
-            Note::Namespace(name) => drop(self.namespaces.insert(name.to_owned(), Scope(lsn.0))),
-            Note::AllNamespaces => {
+            CatalogChange::Namespace(name) => drop(self.namespaces.insert(name.to_owned(), NamespaceGeneration(lsn.0))),
+            CatalogChange::AllNamespaces => {
                 self.namespaces.entry(String::new()).or_default();
-                self.namespaces.values_mut().for_each(|scope| *scope = Scope(lsn.0));
+                self.namespaces.values_mut().for_each(|generation| *generation = NamespaceGeneration(lsn.0));
             }
-            Note::Token(name, []) => drop(self.tokens.remove(name)),
-            Note::Token(name, value) => drop(self.tokens.insert(name.to_owned(), value.to_owned())),
+            CatalogChange::Token(name, []) => drop(self.tokens.remove(name)),
+            CatalogChange::Token(name, value) => drop(self.tokens.insert(name.to_owned(), value.to_owned())),
         }
     }
 
     /// The life that the namespace with this name is in, if it exists. The default one always does.
-    pub(crate) fn scope(&self, name: &str) -> Option<Scope> {
-        self.namespaces.get(name).copied().or_else(|| name.is_empty().then_some(Scope::FIRST))
+    pub(crate) fn generation(&self, name: &str) -> Option<NamespaceGeneration> {
+        self.namespaces.get(name).copied().or_else(|| name.is_empty().then_some(NamespaceGeneration::FIRST))
     }
 
     /// Every life that a namespace is in.
-    pub(crate) fn scopes(&self) -> HashSet<Scope> {
-        self.namespaces.values().copied().chain(self.scope("")).collect()
+    pub(crate) fn generations(&self) -> HashSet<NamespaceGeneration> {
+        self.namespaces.values().copied().chain(self.generation("")).collect()
     }
 
     /// At least as many bytes as the encoding has.
@@ -116,10 +116,10 @@ impl Catalog {
         let mut out = Vec::new();
         out.put_u64(self.lsn.0);
         out.put_varint(self.namespaces.len() as u64);
-        for (name, scope) in &self.namespaces {
+        for (name, generation) in &self.namespaces {
             out.put_varint(name.len() as u64);
             out.put(name.as_bytes());
-            out.put_u64(scope.0);
+            out.put_u64(generation.0);
         }
         out.put_varint(self.tokens.len() as u64);
         for (name, value) in &self.tokens {
@@ -136,7 +136,7 @@ impl Catalog {
         let mut catalog = Self { lsn: Lsn(r.u64()?), ..Self::default() };
         for _ in 0..r.varint()? {
             let name = name(&mut r)?;
-            catalog.namespaces.insert(name.to_owned(), Scope(r.u64()?));
+            catalog.namespaces.insert(name.to_owned(), NamespaceGeneration(r.u64()?));
         }
         for _ in 0..r.varint()? {
             let name = name(&mut r)?;
@@ -155,25 +155,34 @@ mod tests {
     #[test]
     fn notes_and_catalog_round_trip() {
         let mut catalog = Catalog::default();
-        for (lsn, note) in
-            [Note::Namespace("users"), Note::Token("stream", b"17"), Note::AllNamespaces, Note::Namespace("feeds")].iter().enumerate()
+        for (lsn, note) in [
+            CatalogChange::Namespace("users"),
+            CatalogChange::Token("stream", b"17"),
+            CatalogChange::AllNamespaces,
+            CatalogChange::Namespace("feeds"),
+        ]
+        .iter()
+        .enumerate()
         {
             let bytes = note.encode();
-            assert_eq!(Note::decode(&bytes), Some(*note));
+            assert_eq!(CatalogChange::decode(&bytes), Some(*note));
             catalog.apply(Lsn(lsn as u64 + 1), note);
         }
         assert_eq!(Catalog::decode(&catalog.encode()), Some(catalog.clone()));
         assert!(catalog.len_at_most() >= catalog.encode().len());
-        assert_eq!((catalog.scope(""), catalog.scope("users"), catalog.scope("feeds")), (Some(Scope(3)), Some(Scope(3)), Some(Scope(4))));
-        assert_eq!(catalog.scope("none"), None);
-        catalog.apply(Lsn(9), &Note::Token("stream", b""));
+        assert_eq!(
+            (catalog.generation(""), catalog.generation("users"), catalog.generation("feeds")),
+            (Some(NamespaceGeneration(3)), Some(NamespaceGeneration(3)), Some(NamespaceGeneration(4)))
+        );
+        assert_eq!(catalog.generation("none"), None);
+        catalog.apply(Lsn(9), &CatalogChange::Token("stream", b""));
         assert!(catalog.tokens.is_empty());
     }
 
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _decoded = (Note::decode(&bytes), Catalog::decode(&bytes));
+            let _decoded = (CatalogChange::decode(&bytes), Catalog::decode(&bytes));
         }
     }
 }

@@ -227,7 +227,7 @@ fn decode_segment(r: &mut Reader<'_>) -> Option<Segment> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::Scope;
+    use crate::id::NamespaceGeneration;
 
     fn sample() -> Manifest {
         let segment = |i: u64| Segment {
@@ -260,7 +260,7 @@ mod tests {
             checkpoint: Some(Checkpoint { sequence: 4, start: Position(99) }),
             segments: (0..9).map(segment).collect(),
             catalog: Catalog {
-                namespaces: [("users".to_owned(), Scope(7))].into(),
+                namespaces: [("users".to_owned(), NamespaceGeneration(7))].into(),
                 tokens: [("t".to_owned(), vec![1, 2])].into(),
                 lsn: Lsn(8),
             },

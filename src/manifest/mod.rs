@@ -23,7 +23,7 @@ const SPARE: &str = "manifest.2";
 pub(crate) const TWO_STORES: &str = "its copies are of two stores; remove the one that does not belong here";
 
 /// Whether a file with this name is a copy.
-pub(crate) fn is_one(name: &str) -> bool {
+pub(crate) fn is_manifest_file(name: &str) -> bool {
     name == SPARE || FILES.contains(&name)
 }
 
@@ -74,7 +74,7 @@ pub(crate) fn load(disk: &dyn Disk) -> Result<(Manifest, bool), LoadError> {
 }
 
 /// Whether the copies that are there, none of them whole, may be what an interrupted creation left: nothing yet, zeros, or the beginning of a manifest.
-pub(crate) fn may_be_begun(disk: &dyn Disk) -> io::Result<bool> {
+pub(crate) fn may_be_interrupted_creation(disk: &dyn Disk) -> io::Result<bool> {
     for name in FILES.into_iter().chain([SPARE]) {
         let file = match disk.open(name) {
             Ok(file) if file.len() > 0 => file,
@@ -106,7 +106,7 @@ fn read(disk: &dyn Disk, name: &str) -> io::Result<Result<Manifest, Damage>> {
 
 /// The manifest of an open store and its files, which stay open: as long as they are long enough, writing it takes neither room on the disk nor a descriptor.
 #[derive(Debug)]
-pub(crate) struct Kept {
+pub(crate) struct ManifestStore {
     manifest: Manifest,
     disk: Arc<dyn Disk>,
     files: [Arc<dyn File>; 2],
@@ -116,7 +116,7 @@ pub(crate) struct Kept {
     has_failed: bool,
 }
 
-impl Kept {
+impl ManifestStore {
     /// Writes the first manifest of an opening, when neither copy can be relied on to be durable before a third one is.
     pub(crate) fn begin(disk: Arc<dyn Disk>, mut manifest: Manifest) -> io::Result<Self> {
         manifest.sequence += 1;
@@ -170,14 +170,14 @@ impl Kept {
     }
 }
 
-impl Deref for Kept {
+impl Deref for ManifestStore {
     type Target = Manifest;
     fn deref(&self) -> &Manifest {
         &self.manifest
     }
 }
 
-impl DerefMut for Kept {
+impl DerefMut for ManifestStore {
     fn deref_mut(&mut self) -> &mut Manifest {
         &mut self.manifest
     }

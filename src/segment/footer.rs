@@ -16,7 +16,7 @@ pub(crate) const ENTRY_LEN_MIN: usize = 10;
 
 /// One record as the footer describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub(crate) struct FooterEntry {
     pub(crate) hash: KeyHash,
     pub(crate) offset: u32,
     pub(crate) len: u32,
@@ -57,7 +57,7 @@ impl Builder {
     }
 
     /// Adds a record that lies after those added before.
-    pub(crate) fn push(&mut self, entry: &Entry) {
+    pub(crate) fn push(&mut self, entry: &FooterEntry) {
         let length = u64::from(entry.len) / UNIT as u64 * 2 + u64::from(entry.tombstone);
         let delta = |previous: Lsn| zigzag(entry.lsn.0.wrapping_sub(previous.0) as i64);
         let need = varint_len(length) + varint_len(delta(self.previous)) + 8;
@@ -80,7 +80,7 @@ impl Builder {
         self.entries += 1;
     }
 
-    fn open_block(&mut self, first: &Entry) {
+    fn open_block(&mut self, first: &FooterEntry) {
         let start = self.blocks.len();
         self.blocks.resize(start + BLOCK, 0);
         self.blocks[start + 8..start + 12].copy_from_slice(&first.offset.to_le_bytes());
@@ -101,13 +101,13 @@ impl Builder {
     }
 
     /// What was added so far.
-    pub(crate) fn entries_so_far(&self) -> Vec<Entry> {
+    pub(crate) fn entries_so_far(&self) -> Vec<FooterEntry> {
         self.blocks.chunks_exact(BLOCK).filter_map(entries_of).flatten().collect()
     }
 }
 
 /// The entries of one footer block that lies at `at`, or `None` if it does not verify.
-pub(crate) fn decode_block(store: StoreId, at: Position, block: &[u8]) -> Option<Vec<Entry>> {
+pub(crate) fn decode_block(store: StoreId, at: Position, block: &[u8]) -> Option<Vec<FooterEntry>> {
     if Reader::new(block).u32()? != codec::checksum(store, FOOTER_MAGIC, at.0, &[block.get(4..)?]) {
         return None;
     }
@@ -115,7 +115,7 @@ pub(crate) fn decode_block(store: StoreId, at: Position, block: &[u8]) -> Option
 }
 
 /// The entries of a footer block whose check does not matter.
-fn entries_of(block: &[u8]) -> Option<Vec<Entry>> {
+fn entries_of(block: &[u8]) -> Option<Vec<FooterEntry>> {
     let mut r = Reader::new(block.get(4..)?);
     let (count, used) = (r.u16()?, r.u16()?);
     let mut offset = r.u32()?;
@@ -128,7 +128,7 @@ fn entries_of(block: &[u8]) -> Option<Vec<Entry>> {
         let len = u32::try_from((length / 2).checked_mul(UNIT as u64)?).ok()?;
         lsn = lsn.wrapping_add_signed(unzigzag(r.varint()?));
         let hash = KeyHash(r.u64()?);
-        entries.push(Entry { hash, offset, len, lsn: Lsn(lsn), tombstone: length & 1 == 1 });
+        entries.push(FooterEntry { hash, offset, len, lsn: Lsn(lsn), tombstone: length & 1 == 1 });
         offset = offset.checked_add(len)?;
     }
     Some(entries)
@@ -141,12 +141,12 @@ mod tests {
 
     const STORE: StoreId = StoreId(3);
 
-    fn sample(count: usize, stride: u64) -> Vec<Entry> {
+    fn sample(count: usize, stride: u64) -> Vec<FooterEntry> {
         let mut offset = 4096;
         (0..count as u64)
             .map(|i| {
                 let len = 8 * (1 + (i % 200) as u32);
-                let entry = Entry {
+                let entry = FooterEntry {
                     hash: KeyHash(i.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
                     offset,
                     len,
@@ -159,7 +159,7 @@ mod tests {
             .collect()
     }
 
-    fn read_back(bytes: &[u8], at: Position) -> Vec<Entry> {
+    fn read_back(bytes: &[u8], at: Position) -> Vec<FooterEntry> {
         let blocks = bytes.chunks_exact(BLOCK).enumerate();
         blocks.flat_map(|(i, b)| decode_block(STORE, at.plus((i * BLOCK) as u64), b).unwrap()).collect()
     }
@@ -198,7 +198,7 @@ mod tests {
         let mut builder = Builder::default();
         let mut offset = 4096;
         for i in 0..4000u64 {
-            builder.push(&Entry { hash: KeyHash(i), offset, len: 112, lsn: Lsn(i + 1), tombstone: false });
+            builder.push(&FooterEntry { hash: KeyHash(i), offset, len: 112, lsn: Lsn(i + 1), tombstone: false });
             offset += 112;
         }
         assert!(builder.finish(STORE, |_| Position(0)).len() <= 4000 * 10 + BLOCK + 4000 * 10 / 100);

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use crate::codec::{self, Put, Reader, varint_len};
 use crate::config::KEY_LEN_MAX;
-use crate::id::{Key, KeyHash, Lsn, Position, Scope, SegmentId, StoreId, UNIT};
+use crate::id::{Key, KeyHash, Lsn, NamespaceGeneration, Position, SegmentId, StoreId, UNIT};
 use crate::io::{BLOCK, SECTOR};
 
 /// The table above, as `inspect layout` prints it.
@@ -20,10 +20,10 @@ pub(crate) const VERSION: u32 = 1;
 const TOMBSTONE: u8 = 1;
 const COMPRESSED: u8 = 2;
 const EXPIRES: u8 = 4;
-const SCOPED: u8 = 8;
+const IN_NAMESPACE: u8 = 8;
 const NOTE: u8 = 16;
 const FAR: u8 = 32;
-const KNOWN_FLAGS: u8 = TOMBSTONE | COMPRESSED | EXPIRES | SCOPED | NOTE | FAR;
+const KNOWN_FLAGS: u8 = TOMBSTONE | COMPRESSED | EXPIRES | IN_NAMESPACE | NOTE | FAR;
 
 /// Bytes before the flags: the check and the relative LSN, both known only when the record gets its place.
 pub(crate) const PREFIX_LEN: usize = 8;
@@ -108,7 +108,7 @@ pub(crate) fn was_unread(bytes: &[u8]) -> bool {
     bytes.as_chunks().0.contains(&UNREAD)
 }
 
-/// Longest [`Draft`] head: flags, three lengths, expiry, scope, LSN.
+/// Longest [`Draft`] head: flags, three lengths, expiry, namespace, LSN.
 const HEAD_LEN_MAX: usize = 1 + 3 + 5 + 5 + 8 + 10 + 8;
 
 /// A record without its place: everything after the LSN, and the CRC-32 of it, computed outside every lock.
@@ -140,8 +140,8 @@ impl<'a> Draft<'a> {
         let mut head = ArrayWriter::default();
         let compressed = if raw_len.is_some() { COMPRESSED } else { 0 };
         let expires = if expires_ms.is_some() { EXPIRES } else { 0 };
-        let scoped = if key.scope == Scope::FIRST { 0 } else { SCOPED };
-        head.put_u8(compressed | expires | scoped);
+        let in_namespace = if key.namespace == NamespaceGeneration::FIRST { 0 } else { IN_NAMESPACE };
+        head.put_u8(compressed | expires | in_namespace);
         head.put_varint(key.bytes.len() as u64);
         head.put_varint(value.len() as u64);
         if let Some(raw_len) = raw_len {
@@ -150,14 +150,14 @@ impl<'a> Draft<'a> {
         if let Some(at) = expires_ms {
             head.put_u64(at);
         }
-        if scoped != 0 {
-            head.put_varint(key.scope.0);
+        if in_namespace != 0 {
+            head.put_varint(key.namespace.0);
         }
         Self::finish(head, key.bytes, value)
     }
 
     /// Something that governs more than one entry, as the catalog encodes it.
-    pub(crate) fn note(note: &'a [u8]) -> Self {
+    pub(crate) fn catalog_change(note: &'a [u8]) -> Self {
         let mut head = ArrayWriter::default();
         head.put_u8(NOTE);
         head.put_varint(0);
@@ -244,7 +244,7 @@ pub(crate) struct Record {
 pub(crate) enum Kind {
     /// A key has this value.
     Put {
-        scope: Scope,
+        namespace: NamespaceGeneration,
         key: Range<usize>,
         value: Range<usize>,
         /// Length before compression, if compressed.
@@ -254,7 +254,7 @@ pub(crate) enum Kind {
     /// The keys with this hash have no value.
     Tombstone(KeyHash),
     /// The catalog changes.
-    Note(Range<usize>),
+    CatalogChange(Range<usize>),
 }
 
 /// What comes before a record's key, not verified. Ranges may lie beyond the bytes that there are.
@@ -262,7 +262,7 @@ struct Head {
     check: u32,
     flags: u8,
     lsn: Lsn,
-    scope: Scope,
+    namespace: NamespaceGeneration,
     key: Range<usize>,
     value: Range<usize>,
     raw_len: Option<usize>,
@@ -288,9 +288,9 @@ impl Head {
             0 => None,
             _ => Some(r.u64()?),
         };
-        let scope = match flags & SCOPED {
-            0 => Scope::FIRST,
-            _ => Scope(r.varint()?),
+        let namespace = match flags & IN_NAMESPACE {
+            0 => NamespaceGeneration::FIRST,
+            _ => NamespaceGeneration(r.varint()?),
         };
         let lsn = match flags & FAR {
             0 => Lsn(near?),
@@ -300,7 +300,7 @@ impl Head {
         let key = start..start.checked_add(key_len)?;
         let value = key.end..key.end.checked_add(value_len)?;
         value.end.checked_next_multiple_of(UNIT)?;
-        Some(Self { check, flags, lsn, scope, key, value, raw_len, expires_ms })
+        Some(Self { check, flags, lsn, namespace, key, value, raw_len, expires_ms })
     }
 
     fn record_len(&self) -> usize {
@@ -321,11 +321,11 @@ pub(crate) fn decode_record(store: StoreId, at: Position, base_lsn: Lsn, bytes: 
         return None;
     }
     let len = head.record_len();
-    let Head { flags, lsn, scope, key, value, raw_len, expires_ms, .. } = head;
+    let Head { flags, lsn, namespace, key, value, raw_len, expires_ms, .. } = head;
     let kind = match flags & (TOMBSTONE | NOTE) {
-        0 => Kind::Put { scope, key, value, raw_len, expires_ms },
+        0 => Kind::Put { namespace, key, value, raw_len, expires_ms },
         TOMBSTONE => Kind::Tombstone(KeyHash(Reader::new(&bytes[value]).u64()?)),
-        NOTE => Kind::Note(value),
+        NOTE => Kind::CatalogChange(value),
         _ => return None,
     };
     Some(Record { lsn, kind, len })
@@ -335,16 +335,16 @@ impl Record {
     /// What the index knows of the record, whose bytes these are: its hash, and whether it removes rather than sets.
     pub(crate) fn effect(&self, hash_seed: u64, bytes: &[u8]) -> (KeyHash, bool) {
         match &self.kind {
-            Kind::Put { scope, key, .. } => (KeyHash::of(hash_seed, Key { scope: *scope, bytes: &bytes[key.clone()] }), false),
+            Kind::Put { namespace, key, .. } => (KeyHash::of(hash_seed, Key { namespace: *namespace, bytes: &bytes[key.clone()] }), false),
             Kind::Tombstone(hash) => (*hash, true),
-            Kind::Note(note) => (note_hash(hash_seed, &bytes[note.clone()]), true),
+            Kind::CatalogChange(note) => (catalog_change_hash(hash_seed, &bytes[note.clone()]), true),
         }
     }
 }
 
 /// The hash under which a note is listed. No key has it but by chance.
-pub(crate) fn note_hash(hash_seed: u64, note: &[u8]) -> KeyHash {
-    KeyHash::of(hash_seed, Key { scope: Scope::NOTES, bytes: note })
+pub(crate) fn catalog_change_hash(hash_seed: u64, note: &[u8]) -> KeyHash {
+    KeyHash::of(hash_seed, Key { namespace: NamespaceGeneration::CATALOG, bytes: note })
 }
 
 impl<'a> Draft<'a> {
@@ -396,7 +396,7 @@ mod tests {
             key in prop::collection::vec(any::<u8>(), 1..300),
             value in prop::collection::vec(any::<u8>(), 0..900),
             expires in prop::option::of(any::<u64>()),
-            scope in prop::option::of(any::<u64>()),
+            namespace in prop::option::of(any::<u64>()),
             raw in prop::option::of(0usize..1 << 30),
             lsn in 1u64..1 << 40,
             back in -1000i64..1000,
@@ -404,14 +404,14 @@ mod tests {
         ) {
             let base = Lsn(lsn.saturating_add_signed(back));
             let content = raw.map_or(Content::Plain(&value), |n| Content::Zstd(&value, n));
-            let scope = Scope(scope.unwrap_or(0));
-            let draft = Draft::put(Key { scope, bytes: &key }, content, expires);
+            let namespace = NamespaceGeneration(namespace.unwrap_or(0));
+            let draft = Draft::put(Key { namespace, bytes: &key }, content, expires);
             let mut bytes = bytes_of(&draft, Position(4096), Lsn(lsn), base);
             prop_assert!(draft.len() <= record_len_max(key.len(), value.len().max(raw.unwrap_or(0))));
             let record = decode_record(STORE, Position(4096), base, &bytes).unwrap();
             prop_assert_eq!((record.lsn, record.len), (Lsn(lsn), bytes.len()));
-            let Kind::Put { scope: s, key: k, value: v, raw_len, expires_ms } = record.kind else { panic!("a put") };
-            prop_assert_eq!(s, scope);
+            let Kind::Put { namespace: s, key: k, value: v, raw_len, expires_ms } = record.kind else { panic!("a put") };
+            prop_assert_eq!(s, namespace);
             let end = v.end;
             prop_assert_eq!((&bytes[k], &bytes[v]), (&key[..], &value[..]));
             prop_assert_eq!((raw_len, expires_ms), (raw, expires));

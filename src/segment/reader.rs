@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::footer::{self, Entry};
+use super::footer::{self, FooterEntry};
 use super::format::{self, DATA_START};
 use super::table::Row;
 use crate::codec::{round_down, round_up};
@@ -18,7 +18,7 @@ pub(crate) const SMALL_WINDOW: usize = 64 << 10;
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
     /// In the order of their positions.
-    pub(crate) entries: Vec<Entry>,
+    pub(crate) entries: Vec<FooterEntry>,
     /// Stretches of which neither the footer block nor the records verify.
     pub(crate) lost: u64,
     /// Where the last of them ends.
@@ -109,13 +109,13 @@ fn scan(store: StoreId, row: &Row, hash_seed: u64, file: &dyn File, range: std::
             return;
         };
         let (hash, tombstone) = record.effect(hash_seed, here);
-        contents.entries.push(Entry { hash, offset, len: record.len as u32, lsn: record.lsn, tombstone });
+        contents.entries.push(FooterEntry { hash, offset, len: record.len as u32, lsn: record.lsn, tombstone });
         offset += record.len as u32;
     }
 }
 
 /// A sliding view of a segment file for reading it from front to back.
-pub(crate) struct Window<'a> {
+pub(crate) struct SegmentView<'a> {
     file: &'a dyn File,
     size: u64,
     buf: AlignedBuf,
@@ -123,7 +123,7 @@ pub(crate) struct Window<'a> {
     held: std::ops::Range<u64>,
 }
 
-impl<'a> Window<'a> {
+impl<'a> SegmentView<'a> {
     /// Of a file of `size` bytes, so many of them `at_once`.
     pub(crate) fn new(file: &'a dyn File, size: u64, at_once: usize) -> Self {
         Self { file, size, buf: AlignedBuf::zeroed(at_once.min(size as usize)), held: 0..0 }
@@ -178,7 +178,7 @@ mod tests {
         for (at_once, step, back) in
             [(BLOCK, 1_000, 0), (2 * BLOCK, 3_000, 0), (BLOCK, 9_000, 0), (4 * BLOCK, 700, 5_000), (1 << 20, 6_000, 90)]
         {
-            let mut window = Window::new(file.as_ref(), SIZE as u64, at_once);
+            let mut window = SegmentView::new(file.as_ref(), SIZE as u64, at_once);
             let mut at = 8;
             while at + step <= SIZE {
                 assert_eq!(window.bytes(at as u32, step as u32).unwrap(), &bytes[at..at + step], "{at_once}, {step}, {at}");

@@ -17,10 +17,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::format::Life;
+use crate::concurrent::lock;
 use crate::id::{Lsn, Position, SegmentId};
 use crate::io::{Disk, File};
 use crate::manifest::{self, SegmentState};
-use crate::sync::lock;
 
 /// Names of segment files begin with this; the segment's number follows.
 pub(crate) const FILE_PREFIX: &str = "segment.";
@@ -30,15 +30,15 @@ pub(crate) fn file_name(id: SegmentId) -> String {
 }
 
 /// Names of files that are to take the place of a segment's begin with this; its number follows.
-pub(crate) const RENEWED_PREFIX: &str = "renewed.";
+pub(crate) const REPLACEMENT_PREFIX: &str = "renewed.";
 
-pub(crate) fn renewed_name(id: SegmentId) -> String {
-    format!("{RENEWED_PREFIX}{id}")
+pub(crate) fn replacement_name(id: SegmentId) -> String {
+    format!("{REPLACEMENT_PREFIX}{id}")
 }
 
 /// Where a segment is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum State {
+pub(crate) enum Stage {
     Free,
     Ready,
     Open,
@@ -54,7 +54,7 @@ pub(crate) enum State {
 /// What the table knows of one segment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row {
-    pub(crate) state: State,
+    pub(crate) stage: Stage,
     pub(crate) size: u64,
     pub(crate) life: Life,
     pub(crate) last_lsn: Lsn,
@@ -73,7 +73,7 @@ pub(crate) struct WalStart {
 
 /// The part that readers need without a lock.
 #[derive(Debug, Default)]
-struct Seat {
+struct PublishedLife {
     /// 0 if nothing of it may be read.
     base: AtomicU64,
     base_lsn: AtomicU64,
@@ -84,7 +84,7 @@ struct Seat {
 #[derive(Debug)]
 pub(crate) struct Table {
     disk: Arc<dyn Disk>,
-    seats: Box<[Seat]>,
+    published: Box<[PublishedLife]>,
     rows: Mutex<Vec<Row>>,
     /// A file was created since the directory was last synced.
     names_unsynced: AtomicBool,
@@ -93,12 +93,12 @@ pub(crate) struct Table {
 /// Rows as a manifest states them.
 pub(crate) fn rows_of(segments: &[manifest::Segment]) -> Vec<Row> {
     let row = |(i, s): (usize, &manifest::Segment)| Row {
-        state: match s.state {
-            SegmentState::Free => State::Free,
-            SegmentState::Open => State::Full,
-            SegmentState::Sealed => State::Sealed,
-            SegmentState::Quarantined => State::Quarantined,
-            SegmentState::Failed => State::Failed,
+        stage: match s.state {
+            SegmentState::Free => Stage::Free,
+            SegmentState::Open => Stage::Full,
+            SegmentState::Sealed => Stage::Sealed,
+            SegmentState::Quarantined => Stage::Quarantined,
+            SegmentState::Failed => Stage::Failed,
         },
         size: s.size,
         life: Life { id: SegmentId(i as u32), base: s.base, base_lsn: s.base_lsn },
@@ -115,12 +115,12 @@ impl Table {
         let rows = rows_of(segments);
         let table = Self {
             disk,
-            seats: segments.iter().map(|_| Seat::default()).collect(),
+            published: segments.iter().map(|_| PublishedLife::default()).collect(),
             rows: Mutex::default(),
             names_unsynced: AtomicBool::default(),
         };
         for row in &rows {
-            if matches!(row.state, State::Full | State::Sealed) {
+            if matches!(row.stage, Stage::Full | Stage::Sealed) {
                 table.publish(&row.life);
             }
         }
@@ -132,40 +132,40 @@ impl Table {
     pub(crate) fn describe(&self, wal_end: WalStart) -> (Vec<manifest::Segment>, WalStart) {
         let rows = lock(&self.rows);
         // What was sealed after a segment failed must be replayed after it, so the WAL speaks for both.
-        let failed = rows.iter().filter(|r| r.state == State::Failed).map(|r| r.life.base).min().unwrap_or(Position(u64::MAX));
+        let failed = rows.iter().filter(|r| r.stage == Stage::Failed).map(|r| r.life.base).min().unwrap_or(Position(u64::MAX));
         let row = |r: &Row| manifest::Segment {
-            state: match r.state {
-                State::Free => SegmentState::Free,
-                State::Sealed | State::Draining if r.life.base > failed => SegmentState::Open,
-                State::Ready | State::Open | State::Full => SegmentState::Open,
-                State::Sealed | State::Draining => SegmentState::Sealed,
-                State::Quarantined => SegmentState::Quarantined,
-                State::Failed => SegmentState::Failed,
+            state: match r.stage {
+                Stage::Free => SegmentState::Free,
+                Stage::Sealed | Stage::Draining if r.life.base > failed => SegmentState::Open,
+                Stage::Ready | Stage::Open | Stage::Full => SegmentState::Open,
+                Stage::Sealed | Stage::Draining => SegmentState::Sealed,
+                Stage::Quarantined => SegmentState::Quarantined,
+                Stage::Failed => SegmentState::Failed,
             },
             size: r.size,
             base: r.life.base,
             base_lsn: r.life.base_lsn,
             last_lsn: r.last_lsn,
         };
-        let open = rows.iter().filter(|r| matches!(r.state, State::Open | State::Full | State::Failed));
+        let open = rows.iter().filter(|r| matches!(r.stage, Stage::Open | Stage::Full | Stage::Failed));
         (rows.iter().map(row).collect(), open.map(|r| r.wal_start).min().unwrap_or(wal_end))
     }
 
     /// Base positions of all segments, 0 where nothing can be read.
     pub(crate) fn bases(&self) -> Vec<u64> {
-        self.seats.iter().map(|s| s.base.load(Ordering::Acquire)).collect()
+        self.published.iter().map(|s| s.base.load(Ordering::Acquire)).collect()
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.seats.len()
+        self.published.len()
     }
 
     pub(crate) fn row(&self, id: SegmentId) -> Row {
         lock(&self.rows)[id.index()]
     }
 
-    pub(crate) fn count(&self, state: State) -> usize {
-        lock(&self.rows).iter().filter(|r| r.state == state).count()
+    pub(crate) fn count(&self, state: Stage) -> usize {
+        lock(&self.rows).iter().filter(|r| r.stage == state).count()
     }
 
     /// All rows for which `condition` holds, oldest position first.
@@ -176,42 +176,42 @@ impl Table {
     }
 
     /// Changes one row. `from` names the states it may be in.
-    pub(crate) fn change(&self, id: SegmentId, from: &[State], change: impl FnOnce(&mut Row)) {
+    pub(crate) fn change(&self, id: SegmentId, from: &[Stage], change: impl FnOnce(&mut Row)) {
         let mut rows = lock(&self.rows);
         let row = &mut rows[id.index()];
-        assert!(from.contains(&row.state), "segment {id} is {:?}, not one of {from:?}", row.state);
+        assert!(from.contains(&row.stage), "segment {id} is {:?}, not one of {from:?}", row.stage);
         change(row);
     }
 
     /// Lets readers use this life of the segment.
     pub(crate) fn publish(&self, life: &Life) {
-        let seat = &self.seats[life.id.index()];
-        seat.base_lsn.store(life.base_lsn.0, Ordering::Relaxed);
+        let published = &self.published[life.id.index()];
+        published.base_lsn.store(life.base_lsn.0, Ordering::Relaxed);
         // Pairs with the acquire in `life`.
-        seat.base.store(life.base.0, Ordering::Release);
+        published.base.store(life.base.0, Ordering::Release);
     }
 
     /// Takes the segment away from readers. Those that already read find another base, or bytes that do not verify.
     pub(crate) fn withdraw(&self, id: SegmentId) {
-        self.seats[id.index()].base.store(0, Ordering::Release);
+        self.published[id.index()].base.store(0, Ordering::Release);
     }
 
     /// The life that readers may use now, if any. If it ends meanwhile, records fail to verify, since their checksum is seeded with their position.
     pub(crate) fn life(&self, id: SegmentId) -> Option<Life> {
-        let seat = self.seats.get(id.index())?;
-        let base = seat.base.load(Ordering::Acquire);
-        let base_lsn = Lsn(seat.base_lsn.load(Ordering::Relaxed));
+        let published = self.published.get(id.index())?;
+        let base = published.base.load(Ordering::Acquire);
+        let base_lsn = Lsn(published.base_lsn.load(Ordering::Relaxed));
         (base != 0).then_some(Life { id, base: Position(base), base_lsn })
     }
 
     /// The segment's file, which must exist.
     pub(crate) fn file(&self, id: SegmentId) -> io::Result<Arc<dyn File>> {
-        let seat = &self.seats[id.index()];
-        if let Some(file) = seat.file.read().unwrap_or_else(PoisonError::into_inner).as_ref() {
+        let published = &self.published[id.index()];
+        if let Some(file) = published.file.read().unwrap_or_else(PoisonError::into_inner).as_ref() {
             return Ok(Arc::clone(file));
         }
         let file = self.disk.open(&file_name(id))?;
-        *seat.file.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&file));
+        *published.file.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&file));
         Ok(file)
     }
 
@@ -233,7 +233,7 @@ impl Table {
             Err(e) => return Err(e),
         }
         // A handle that is kept states the length it was opened with, so it goes first: creation may fail.
-        *self.seats[id.index()].file.write().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.published[id.index()].file.write().unwrap_or_else(PoisonError::into_inner) = None;
         self.names_unsynced.store(true, Ordering::Release);
         self.disk.create(&file_name(id), size).map(drop)
     }

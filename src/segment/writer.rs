@@ -1,6 +1,6 @@
 //! The segment that is being filled. Lives under the log lock.
 
-use super::footer::{Builder, Entry};
+use super::footer::{Builder, FooterEntry};
 use super::format::{DATA_START, Life, Trailer};
 use crate::id::{Lsn, Position};
 use crate::io::BLOCK;
@@ -46,7 +46,7 @@ impl Open {
     }
 
     /// Takes the record that was stored at [`Open::head`].
-    pub(crate) fn push(&mut self, entry: &Entry) {
+    pub(crate) fn push(&mut self, entry: &FooterEntry) {
         assert_eq!(entry.offset, self.cursor, "records lie one after the other");
         self.footer.push(entry);
         self.cursor += entry.len;

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, Ordering};
 
 use bytes::Bytes;
 
-use crate::id::{Key, KeyHash, Lsn, Scope};
+use crate::id::{Key, KeyHash, Lsn, NamespaceGeneration};
 use crate::io::aligned::{MAPPED_LEN_MIN, Meter};
 
 /// Frequencies saturate here.
@@ -19,9 +19,9 @@ pub(super) const FREQUENCY_MAX: u8 = 3;
 
 /// What an item knows besides its bytes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct About {
+pub(crate) struct ItemMeta {
     pub(crate) hash: KeyHash,
-    pub(crate) scope: Scope,
+    pub(crate) namespace: NamespaceGeneration,
     pub(crate) lsn: Lsn,
     pub(crate) expires_ms: Option<u64>,
 }
@@ -38,7 +38,7 @@ pub(super) struct Node {
     pub(super) frequency: AtomicU8,
     /// In which of its shard's queues it is. Guarded by the shard's lock.
     pub(super) in_main: AtomicBool,
-    /// The words that follow: of [`SCOPE`], [`EXPIRES`] and [`APART`], in that order.
+    /// The words that follow: of [`NAMESPACE`], [`EXPIRES`] and [`APART`], in that order.
     words: u8,
     /// The next one in its bucket. Changed under the shard's lock.
     pub(super) next: AtomicPtr<Node>,
@@ -50,8 +50,8 @@ pub(super) struct Node {
     meter: Meter,
 }
 
-/// The number of the key's scope, unless that is the first.
-const SCOPE: u8 = 1;
+/// The number of the key's namespace, unless that is the first.
+const NAMESPACE: u8 = 1;
 /// When it expires, ms, if it does.
 const EXPIRES: u8 = 2;
 /// A box with the value that does not follow the key.
@@ -59,11 +59,11 @@ const APART: u8 = 4;
 const WORD: usize = size_of::<u64>();
 
 /// A value in a buffer of its own, and the bytes of DRAM that it keeps.
-type Apart = (Bytes, usize);
+type Detached = (Bytes, usize);
 
 /// Bytes of DRAM that an item takes besides key and value, without what its allocator adds and the words that few have.
 pub(super) const NODE_LEN: usize = size_of::<Node>();
-const _: () = assert!(NODE_LEN <= 64 && align_of::<Node>() <= WORD && size_of::<*mut Apart>() <= WORD);
+const _: () = assert!(NODE_LEN <= 64 && align_of::<Node>() <= WORD && size_of::<*mut Detached>() <= WORD);
 
 // SAFETY: what is shared is atomic or never changes after the allocation was filled.
 unsafe impl Send for Item {}
@@ -72,7 +72,7 @@ unsafe impl Sync for Item {}
 
 impl Item {
     /// A copy of key and value, counted by `meter`.
-    pub(crate) fn copied(about: About, key: &[u8], value: &[u8], meter: &Meter) -> Self {
+    pub(crate) fn copied(about: ItemMeta, key: &[u8], value: &[u8], meter: &Meter) -> Self {
         if key.len() + value.len() < MAPPED_LEN_MIN {
             return Self::new(about, key, value, None, meter);
         }
@@ -82,12 +82,12 @@ impl Item {
     }
 
     /// A copy of the key, with a value that keeps `held` bytes of DRAM, which are counted already.
-    pub(crate) fn sharing(about: About, key: &[u8], value: Bytes, held: usize, meter: &Meter) -> Self {
+    pub(crate) fn sharing(about: ItemMeta, key: &[u8], value: Bytes, held: usize, meter: &Meter) -> Self {
         Self::new(about, key, &[], Some((value, held)), meter)
     }
 
-    fn new(about: About, key: &[u8], inline: &[u8], apart: Option<Apart>, meter: &Meter) -> Self {
-        let scope = Some(about.scope.0).filter(|_| about.scope != Scope::FIRST);
+    fn new(about: ItemMeta, key: &[u8], inline: &[u8], apart: Option<Detached>, meter: &Meter) -> Self {
+        let namespace = Some(about.namespace.0).filter(|_| about.namespace != NamespaceGeneration::FIRST);
         let value_len = apart.as_ref().map_or(inline.len(), |apart| apart.0.len());
         let (key_len, value_len) = (key.len().try_into().expect("keys are short"), value_len.try_into().expect("values are below 4 GiB"));
         let node = Node {
@@ -96,7 +96,7 @@ impl Item {
             key_len,
             frequency: AtomicU8::new(0),
             in_main: AtomicBool::new(false),
-            words: scope.map_or(0, |_| SCOPE) | about.expires_ms.map_or(0, |_| EXPIRES) | apart.as_ref().map_or(0, |_| APART),
+            words: namespace.map_or(0, |_| NAMESPACE) | about.expires_ms.map_or(0, |_| EXPIRES) | apart.as_ref().map_or(0, |_| APART),
             next: AtomicPtr::default(),
             hash: about.hash,
             lsn: about.lsn,
@@ -111,7 +111,7 @@ impl Item {
         let at = at.cast::<Node>();
         // SAFETY: the allocation is aligned for a node and has room for it; nobody else knows of it yet.
         unsafe { at.write(node) };
-        for (which, number) in [(SCOPE, scope), (EXPIRES, about.expires_ms)] {
+        for (which, number) in [(NAMESPACE, namespace), (EXPIRES, about.expires_ms)] {
             if let (Some(to), Some(number)) = (word(at, which), number) {
                 // SAFETY: the layout has room for the words that the node has, and the allocation is aligned for them.
                 unsafe { to.write(number) };
@@ -119,7 +119,7 @@ impl Item {
         }
         if let (Some(to), Some(apart)) = (word(at, APART), apart) {
             // SAFETY: as above; a pointer is no longer than a word.
-            unsafe { to.cast::<*mut Apart>().write(Box::into_raw(Box::new(apart))) };
+            unsafe { to.cast::<*mut Detached>().write(Box::into_raw(Box::new(apart))) };
         }
         let mut to = following(at);
         for part in [key, inline] {
@@ -184,13 +184,13 @@ impl Item {
         apart(self.0).map_or_else(|| &self.following()[self.get().key_len.into()..], |apart| &apart.0)
     }
 
-    fn scope(&self) -> Scope {
-        number(self.0, SCOPE).map_or(Scope::FIRST, Scope)
+    fn namespace(&self) -> NamespaceGeneration {
+        number(self.0, NAMESPACE).map_or(NamespaceGeneration::FIRST, NamespaceGeneration)
     }
 
     /// Whether this is the record of `key`.
     pub(crate) fn is_of(&self, key: Key<'_>) -> bool {
-        self.scope() == key.scope && self.key() == key.bytes
+        self.namespace() == key.namespace && self.key() == key.bytes
     }
 
     /// The value, as long as anybody wants it.
@@ -220,7 +220,7 @@ impl Node {
 
     /// Bytes of what was allocated for it alone, without the node.
     fn own_len(&self) -> usize {
-        self.words_len() + self.following_len() + if self.words & APART == 0 { 0 } else { size_of::<Apart>() }
+        self.words_len() + self.following_len() + if self.words & APART == 0 { 0 } else { size_of::<Detached>() }
     }
 
     fn layout(&self) -> Layout {
@@ -255,9 +255,9 @@ fn number(at: NonNull<Node>, which: u8) -> Option<u64> {
     word(at, which).map(|word| unsafe { word.read() })
 }
 
-fn apart<'a>(at: NonNull<Node>) -> Option<&'a Apart> {
+fn apart<'a>(at: NonNull<Node>) -> Option<&'a Detached> {
     // SAFETY: as above.
-    let apart = word(at, APART).map(|word| unsafe { word.cast::<*mut Apart>().read() });
+    let apart = word(at, APART).map(|word| unsafe { word.cast::<*mut Detached>().read() });
     // SAFETY: the box lives as long as the node.
     apart.map(|apart| unsafe { &*apart })
 }
@@ -291,7 +291,7 @@ impl Drop for Item {
         self.get().meter.subtract(self.get().own_len());
         if let Some(apart) = word(self.0, APART) {
             // SAFETY: the node has this word.
-            let apart = unsafe { apart.cast::<*mut Apart>().read() };
+            let apart = unsafe { apart.cast::<*mut Detached>().read() };
             // SAFETY: `new` made it of a box, and this was the last handle.
             drop(unsafe { Box::from_raw(apart) });
         }
@@ -324,20 +324,22 @@ mod tests {
     #[test]
     fn what_was_put_in_comes_out_and_nothing_is_left_counted() {
         let meter = Meter::default();
-        let scopes = [Scope::FIRST, Scope(9), Scope::NOTES];
-        let all = scopes.into_iter().flat_map(|scope| [None, Some(0), Some(u64::MAX)].map(|expires_ms| (scope, expires_ms)));
-        for (scope, expires_ms) in all {
-            let about = About { hash: KeyHash(7), scope, lsn: Lsn(3), expires_ms };
+        let namespaces = [NamespaceGeneration::FIRST, NamespaceGeneration(9), NamespaceGeneration::CATALOG];
+        let all = namespaces.into_iter().flat_map(|namespace| [None, Some(0), Some(u64::MAX)].map(|expires_ms| (namespace, expires_ms)));
+        for (namespace, expires_ms) in all {
+            let about = ItemMeta { hash: KeyHash(7), namespace, lsn: Lsn(3), expires_ms };
             let buf = meter.copy(b"in a buffer");
             let kept = buf.held();
             let apart = Item::sharing(about, b"key", Bytes::from_owner(buf), kept, &meter);
             let inline = Item::copied(about, b"key", b"following", &meter);
             assert_eq!(held(apart.node()) + held(inline.node()), meter.bytes());
-            assert_eq!(held(apart.node()) - held(inline.node()) + 9, (kept + WORD + size_of::<Apart>()) as u64);
+            assert_eq!(held(apart.node()) - held(inline.node()) + 9, (kept + WORD + size_of::<Detached>()) as u64);
             for (item, value) in [(apart, &b"in a buffer"[..]), (inline, b"following")] {
-                assert_eq!((item.hash(), item.lsn(), item.expires_ms(), item.scope()), (KeyHash(7), Lsn(3), expires_ms, scope));
+                assert_eq!((item.hash(), item.lsn(), item.expires_ms(), item.namespace()), (KeyHash(7), Lsn(3), expires_ms, namespace));
                 assert_eq!((item.key(), item.value()), (&b"key"[..], value));
-                assert!(item.is_of(Key { scope, bytes: b"key" }) && !item.is_of(Key { scope: Scope(8), bytes: b"key" }));
+                assert!(
+                    item.is_of(Key { namespace, bytes: b"key" }) && !item.is_of(Key { namespace: NamespaceGeneration(8), bytes: b"key" })
+                );
                 assert_eq!(item.clone().into_bytes(), value);
             }
         }

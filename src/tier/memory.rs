@@ -17,8 +17,8 @@ use crossbeam::epoch::{self, Guard};
 
 use super::item::{FREQUENCY_MAX, Item, NODE_LEN, Node, held, node};
 use super::queue::Queue;
+use crate::concurrent::lock;
 use crate::id::{Key, KeyHash};
-use crate::sync::lock;
 
 const SHARDS_MAX: usize = 16;
 /// A shard has at least this many bytes, so that large values find room.
@@ -29,7 +29,7 @@ const BUCKETS_MIN: usize = 64;
 const _: () = assert!(BUCKETS_MIN.is_multiple_of(SHARDS_MAX));
 /// One in this many bytes of a shard is for entries that have not proved themselves.
 const SMALL_SHARE: u64 = 10;
-/// Entries are freed some time after they went, when no reader can have them any more. Beyond this many bytes of a shard it is asked whether that is so.
+/// Entries are freed some time after they went, when no reader can have them any more. PastEnd this many bytes of a shard it is asked whether that is so.
 const GARBAGE_MAX: u64 = 256 << 10;
 /// What an entry costs besides its bytes: node, what the allocator adds, ghost place, two places in lists of what is hot.
 const OVERHEAD: u64 = (NODE_LEN + 16 + 16 + 2 * 8) as u64;
@@ -265,7 +265,7 @@ impl MemoryTier {
             }
             self.unlink(at);
             if from_small {
-                shard.haunt(*hash);
+                shard.remember_ghost(*hash);
             }
             shard.leave(at, guard);
         }
@@ -401,7 +401,7 @@ impl Shard {
     }
 
     /// Remembers an entry that left without having proved itself; as many as there are entries.
-    fn haunt(&mut self, hash: KeyHash) {
+    fn remember_ghost(&mut self, hash: KeyHash) {
         if self.ghost_set.insert(ghost(hash)) {
             self.ghosts.push_back(ghost(hash));
         }
@@ -420,9 +420,9 @@ fn ghost(hash: KeyHash) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{Lsn, Scope};
+    use crate::id::{Lsn, NamespaceGeneration};
     use crate::io::aligned::Meter;
-    use crate::tier::item::About;
+    use crate::tier::item::ItemMeta;
 
     fn hash(n: u64) -> KeyHash {
         KeyHash(n.wrapping_mul(0x9e37_79b9_7f4a_7c15))
@@ -433,7 +433,7 @@ mod tests {
     }
 
     fn version(n: u64, lsn: u64, len: usize) -> Item {
-        let about = About { hash: hash(n), scope: Scope::FIRST, lsn: Lsn(lsn), expires_ms: None };
+        let about = ItemMeta { hash: hash(n), namespace: NamespaceGeneration::FIRST, lsn: Lsn(lsn), expires_ms: None };
         Item::copied(about, &n.to_le_bytes(), &vec![lsn as u8; len], &Meter::default())
     }
 

@@ -39,11 +39,11 @@ pub(crate) trait Visitor {
     fn repair(&mut self, hole: &Hole) -> io::Result<bool>;
 
     /// Brings from elsewhere what comes after `last`, the newest mutation of a log of which nothing more is to be found.
-    fn go_on(&mut self, last: Lsn) -> io::Result<Beyond>;
+    fn resume_past_end(&mut self, last: Lsn) -> io::Result<PastEnd>;
 }
 
 /// What was found elsewhere beyond the end of the log.
-pub(crate) struct Beyond {
+pub(crate) struct PastEnd {
     /// The newest mutation then.
     pub(crate) last: Lsn,
     /// How many records were taken for what their frames said.
@@ -56,9 +56,9 @@ pub(crate) struct Beyond {
 const RECORDS_AHEAD: u64 = 1;
 
 /// Whoever wants to know the end only.
-pub(crate) struct Unheard;
+pub(crate) struct IgnoreAll;
 
-impl Visitor for Unheard {
+impl Visitor for IgnoreAll {
     fn visit(&mut self, _mutation: &Mutation, _moved: bool, _record: &[u8]) -> io::Result<()> {
         Ok(())
     }
@@ -67,8 +67,8 @@ impl Visitor for Unheard {
         Ok(false)
     }
 
-    fn go_on(&mut self, last: Lsn) -> io::Result<Beyond> {
-        Ok(Beyond { last, records: 0, is_torn: false })
+    fn resume_past_end(&mut self, last: Lsn) -> io::Result<PastEnd> {
+        Ok(PastEnd { last, records: 0, is_torn: false })
     }
 }
 
@@ -158,7 +158,7 @@ impl Replay {
     }
 
     /// The ring does not hold what it held: nobody knows where the log ended.
-    pub(crate) fn doubt_the_end(&mut self) {
+    pub(crate) fn mark_end_unknown(&mut self) {
         self.end_lost = true;
     }
 
@@ -270,7 +270,7 @@ impl Replay {
     /// What was damaged, or is missing, may be the end of the log: then there are records whose frames are lost. After a power cut records may also simply have come further.
     fn look_beyond(&mut self, summary: &mut Summary, page_cache_whole: bool, visitor: &mut impl Visitor) -> io::Result<()> {
         let after = summary.last;
-        let Beyond { last, records, is_torn } = visitor.go_on(after)?;
+        let PastEnd { last, records, is_torn } = visitor.resume_past_end(after)?;
         summary.last = last;
         if page_cache_whole && (records > RECORDS_AHEAD || is_torn) {
             let (from, to) = (summary.end, self.limit(summary.end));

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 
 use super::format::{self, FRAME_LEN, FileHeader, Frame};
 use crate::codec::round_up;
+use crate::concurrent::lock;
 use crate::id::StoreId;
 use crate::io::aligned::AlignedBuf;
 use crate::io::ring::Ring;
 use crate::io::{BLOCK, Disk, File, numbered};
-use crate::sync::lock;
 
 /// Names of WAL files begin with this; a number follows that says nothing about their order.
 pub(crate) const FILE_PREFIX: &str = "wal.";

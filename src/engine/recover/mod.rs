@@ -20,14 +20,14 @@ use crate::id::{Location, Lsn, Position, SegmentId, StoreId};
 use crate::index::Index;
 use crate::index::batch::Batch;
 use crate::index::checkpoint::Header;
-use crate::index::geometry::{Entry, Geometry};
+use crate::index::geometry::{Geometry, IndexEntry};
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, Disk, File, is_shortage};
 use crate::manifest::catalog::Catalog;
-use crate::manifest::{Kept, Manifest, Segment, SegmentState};
+use crate::manifest::{Manifest, ManifestStore, Segment, SegmentState};
 use crate::segment::footer;
-use crate::segment::table::{self, Row, State};
-use crate::wal::replay::{Replay, Unheard};
+use crate::segment::table::{self, Row, Stage};
+use crate::wal::replay::{IgnoreAll, Replay};
 
 /// LSNs that are skipped after a host crash, or if the end of the log is lost: more than can have been assigned and then lost, so that none is used twice.
 const LSN_GAP: u64 = 1 << 24;
@@ -147,7 +147,7 @@ pub(super) fn recover(
             Err(interrupted) => {
                 // For whoever comes next, should this one not come to its end. Of each segment, a second file is the last.
                 interrupted.failed.iter().for_each(|id| manifest.segments[id.index()].state = SegmentState::Failed);
-                manifest = Kept::begin(Arc::clone(disk), manifest)?.clone();
+                manifest = ManifestStore::begin(Arc::clone(disk), manifest)?.clone();
                 // What could not be read may have been marked as such, so that nobody finds it again.
                 damaged.extend(interrupted.report.damaged);
             }
@@ -236,12 +236,12 @@ fn attempt(
         let mut replay = Replay::open(disk, manifest.store, wal_ring, manifest.wal_payload)?;
         if kind == Start::Process && wal_lost {
             // It held what the files do not hold yet.
-            replay.doubt_the_end();
+            replay.mark_end_unknown();
         }
         wal_limit = replay.limit(manifest.wal_start);
         let summary = match cold {
             // For the newest LSN and time alone.
-            true => replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, false, &mut Unheard)?,
+            true => replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, false, &mut IgnoreAll)?,
             false => tail::replay(&mut recovery, &mut replay, &manifest, kind, &segment_ring)?,
         };
         if !recovery.failed.is_empty() {
@@ -297,8 +297,8 @@ impl Recovery<'_> {
     }
 
     /// Makes the file that is to take the place of one that failed.
-    fn create_renewed(&self, row: &Row) -> io::Result<Arc<dyn File>> {
-        let name = table::renewed_name(row.life.id);
+    fn create_replacement(&self, row: &Row) -> io::Result<Arc<dyn File>> {
+        let name = table::replacement_name(row.life.id);
         // One that is left may have failed as well.
         match self.disk.remove(&name) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -310,7 +310,7 @@ impl Recovery<'_> {
         })
     }
 
-    fn apply(&mut self, row: &Row, entry: &footer::Entry) {
+    fn apply(&mut self, row: &Row, entry: &footer::FooterEntry) {
         change(&mut self.batch, row, entry, self.floor);
         if self.batch.is_full() {
             self.batch.merge(&self.index);
@@ -320,7 +320,7 @@ impl Recovery<'_> {
     /// Reports sealed segments whose file is not there, or shorter than it was: what the index knows of them misses.
     fn check_files(&mut self) -> io::Result<()> {
         let files: HashMap<String, u64> = self.disk.list()?.into_iter().collect();
-        for row in self.rows.iter().filter(|row| row.state == State::Sealed) {
+        for row in self.rows.iter().filter(|row| row.stage == Stage::Sealed) {
             let problem = match files.get(&table::file_name(row.life.id)) {
                 None => "its file is missing",
                 Some(len) if *len < row.size => "its file is shorter than it was",
@@ -359,9 +359,9 @@ impl Recovery<'_> {
         for (segment, row) in manifest.segments.iter_mut().zip(&self.rows) {
             let below_floor = row.life.base.plus(row.size) <= self.floor;
             segment.last_lsn = row.last_lsn;
-            segment.state = match row.state {
-                State::Failed | State::Quarantined if !given_up.contains(&row.life.id) => SegmentState::Quarantined,
-                State::Sealed if !below_floor => SegmentState::Sealed,
+            segment.state = match row.stage {
+                Stage::Failed | Stage::Quarantined if !given_up.contains(&row.life.id) => SegmentState::Quarantined,
+                Stage::Sealed if !below_floor => SegmentState::Sealed,
                 _ => SegmentState::Free,
             };
         }
@@ -374,12 +374,12 @@ impl Recovery<'_> {
 }
 
 /// Notes in `batch` what an entry of a footer, or of the WAL, does to the index.
-fn change(batch: &mut Batch, row: &Row, entry: &footer::Entry, floor: Position) {
+fn change(batch: &mut Batch, row: &Row, entry: &footer::FooterEntry, floor: Position) {
     if entry.tombstone {
         batch.remove(entry.hash);
     } else if row.life.base.plus(entry.offset.into()) >= floor {
         let location = Location { segment: row.life.id, offset: entry.offset };
-        batch.insert(entry.hash, &Entry::new(location, entry.len as usize));
+        batch.insert(entry.hash, &IndexEntry::new(location, entry.len as usize));
     }
 }
 fn open_segment(disk: &dyn Disk, row: &Row) -> io::Result<Arc<dyn File>> {

@@ -12,7 +12,7 @@ const _: () = assert!(BLOCK.is_multiple_of(SECTOR), "a block can be read");
 const LEN: usize = 1 << 20;
 
 /// Puts bytes into a file at any offset: what surrounds them in their blocks is read first and kept.
-pub(super) struct Patch {
+pub(super) struct UnalignedWriter {
     file: Arc<dyn File>,
     buf: AlignedBuf,
     /// Offset in the file of the buffer's first byte, a multiple of a block.
@@ -22,7 +22,7 @@ pub(super) struct Patch {
     pub(super) unread: u64,
 }
 
-impl Patch {
+impl UnalignedWriter {
     pub(super) fn new(file: Arc<dyn File>) -> Self {
         let len = (LEN as u64).min(file.len()) as usize;
         Self { file, buf: AlignedBuf::zeroed(len), start: 0, len: 0, unread: 0 }

@@ -10,9 +10,9 @@ use crate::index::checkpoint::{Header, Keep, Loaded};
 use crate::index::{self, Index};
 use crate::io::is_shortage;
 use crate::manifest::Checkpoint;
+use crate::parallel::scope;
 use crate::segment::reader::{self, Contents};
-use crate::segment::table::{Row, State};
-use crate::team::together;
+use crate::segment::table::{Row, Stage};
 
 impl Recovery<'_> {
     /// Brings the index to where sealed segments say: the checkpoint, then the footers of what was sealed since. Without a checkpoint, all footers. `header` is what the
@@ -37,7 +37,7 @@ impl Recovery<'_> {
     /// merged into the index. False if the checkpoint is of no use: nothing but the index and the report has changed then.
     fn with_footers(&mut self, mut named: Option<Checkpoint>, entries: u64, room: u64) -> io::Result<bool> {
         let start = named.map_or(Position(0), |checkpoint| checkpoint.start);
-        let after = |r: &&Row| r.state == State::Sealed && r.life.base.plus(r.size) > start;
+        let after = |r: &&Row| r.stage == Stage::Sealed && r.life.base.plus(r.size) > start;
         let mut rows: Vec<Row> = self.rows.iter().filter(after).copied().collect();
         rows.sort_by_key(|r| r.life.base);
         let (disk, store, hash_seed, geometry) = (self.disk, self.store, self.hash_seed, self.index.geometry());
@@ -61,8 +61,8 @@ impl Recovery<'_> {
                 }
             }
         };
-        together(|team| {
-            team.spawn(read_all)?;
+        scope(|workers| {
+            workers.spawn(read_all)?;
             let mut batch = Batch::new(geometry, entries.saturating_mul(SLOT_BYTES).saturating_add(room));
             for (row, contents) in from {
                 let is_damaged = match &contents {
@@ -92,7 +92,7 @@ impl Recovery<'_> {
 
     /// The whole of a sealed segment is lost.
     fn lose_segment(&mut self, row: &Row, error: &io::Error) -> Contents {
-        self.rows[row.life.id.index()].state = State::Free;
+        self.rows[row.life.id.index()].stage = Stage::Free;
         self.lose(row, &format!("it cannot be read ({error})"), row.size as u32);
         Contents::default()
     }
@@ -113,7 +113,7 @@ impl Recovery<'_> {
         let (rows, floor) = (&self.rows, self.floor);
         // Of the lives of segments that the checkpoint knew, what lies above the floor.
         let keep = |bases: &[u64]| -> Keep {
-            let of_row = |(row, base): (&Row, &u64)| match *base != 0 && row.life.base.0 == *base && row.state != State::Free {
+            let of_row = |(row, base): (&Row, &u64)| match *base != 0 && row.life.base.0 == *base && row.stage != Stage::Free {
                 true => u32::try_from(floor.0.saturating_sub(*base)).ok(),
                 false => None,
             };

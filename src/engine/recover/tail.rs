@@ -4,19 +4,19 @@ use std::io;
 use std::sync::Arc;
 
 use super::flush::write_footer;
-use super::patch::Patch;
+use super::patch::UnalignedWriter;
 use super::{Recovery, Start};
 use crate::id::{Location, Lsn, Position, UNIT};
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, File, Mapping, SECTOR, is_shortage};
 use crate::manifest::Manifest;
-use crate::manifest::catalog::Note;
+use crate::manifest::catalog::CatalogChange;
 use crate::segment::footer;
 use crate::segment::format::{self, DATA_START, Kind, Record};
-use crate::segment::table::{self, Row, State};
+use crate::segment::table::{self, Row, Stage};
 use crate::segment::writer::Full;
 use crate::wal::format::Mutation;
-use crate::wal::replay::{Beyond, Hole, Replay, Summary, Visitor};
+use crate::wal::replay::{Hole, PastEnd, Replay, Summary, Visitor};
 
 /// How far beyond the last record that is known a later one is looked for.
 const LOOK_AHEAD: u64 = 256 << 10;
@@ -28,7 +28,7 @@ struct Unsealed {
     /// The first failure of its file.
     error: Option<io::Error>,
     /// Its file had failed, and is only read: another one is to take its place.
-    is_renewed: bool,
+    needs_replacement: bool,
     /// That one, once there is something to write.
     renewed: Option<Arc<dyn File>>,
     /// Places of it that could not be read.
@@ -37,7 +37,7 @@ struct Unsealed {
 
 /// A record of an unsealed segment.
 struct Listed {
-    entry: footer::Entry,
+    entry: footer::FooterEntry,
     /// Whether its bytes are in the file, or on their way.
     placed: bool,
 }
@@ -50,10 +50,16 @@ pub(super) fn replay(
     kind: Start,
     (ring, ring_lost): &(Arc<dyn Mapping>, bool),
 ) -> io::Result<Summary> {
-    let mut rows: Vec<Row> = recovery.rows.iter().filter(|r| matches!(r.state, State::Full | State::Failed)).copied().collect();
+    let mut rows: Vec<Row> = recovery.rows.iter().filter(|r| matches!(r.stage, Stage::Full | Stage::Failed)).copied().collect();
     rows.sort_by_key(|r| r.life.base);
-    let unsealed =
-        |row: Row| Unsealed { row, entries: Vec::new(), error: None, is_renewed: row.state == State::Failed, renewed: None, unread: 0 };
+    let unsealed = |row: Row| Unsealed {
+        row,
+        entries: Vec::new(),
+        error: None,
+        needs_replacement: row.stage == Stage::Failed,
+        renewed: None,
+        unread: 0,
+    };
     let unsealed = rows.into_iter().map(unsealed).collect();
     let mut tail = Tail { recovery, unsealed, ring: ring.as_ref(), kind, end: Position(0), unknown: Position(0), patch: None };
     let summary = replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, kind == Start::Process, &mut tail)?;
@@ -84,7 +90,7 @@ struct Tail<'r, 'a> {
     /// The highest record of a segment that the manifest does not know.
     unknown: Position,
     /// Of the segment with this number among the unsealed ones.
-    patch: Option<(usize, Patch)>,
+    patch: Option<(usize, UnalignedWriter)>,
 }
 
 impl Visitor for Tail<'_, '_> {
@@ -96,7 +102,7 @@ impl Visitor for Tail<'_, '_> {
         self.end = mutation.record.plus(mutation.record_len.into());
         let Some(i) = self.unsealed.iter().position(|u| contains(&u.row, mutation.record)) else {
             // Sealed segments speak for themselves. One that the manifest does not know can only be a lost manifest's.
-            if !self.recovery.rows.iter().any(|row| row.state == State::Sealed && contains(row, mutation.record)) {
+            if !self.recovery.rows.iter().any(|row| row.stage == Stage::Sealed && contains(row, mutation.record)) {
                 self.unknown = self.unknown.max(mutation.record);
             }
             return Ok(());
@@ -104,13 +110,13 @@ impl Visitor for Tail<'_, '_> {
         let row = self.unsealed[i].row;
         let offset = (mutation.record.0 - row.life.base.0) as u32;
         let mut entry =
-            footer::Entry { hash: mutation.hash, offset, len: mutation.record_len, lsn: mutation.lsn, tombstone: mutation.tombstone };
-        if moved && (self.kind == Start::Host || self.unsealed[i].is_renewed) {
+            footer::FooterEntry { hash: mutation.hash, offset, len: mutation.record_len, lsn: mutation.lsn, tombstone: mutation.tombstone };
+        if moved && (self.kind == Start::Host || self.unsealed[i].needs_replacement) {
             match self.is_there(&row, &entry) {
                 Ok(true) => {}
                 // The move did not last, so it did not happen: the old place is not reused before the new one is synced. What takes its place in the footer names nothing.
                 Ok(false) => {
-                    entry.hash = format::note_hash(self.recovery.hash_seed, &mutation.record.0.to_le_bytes());
+                    entry.hash = format::catalog_change_hash(self.recovery.hash_seed, &mutation.record.0.to_le_bytes());
                     entry.tombstone = true;
                     self.unsealed[i].entries.push(Listed { entry, placed: true });
                     return Ok(());
@@ -125,8 +131,8 @@ impl Visitor for Tail<'_, '_> {
         }
         self.recovery.apply(&row, &entry);
         let record = format::decode_record(self.recovery.store, mutation.record, row.life.base_lsn, bytes);
-        if let Some(Record { kind: Kind::Note(note), lsn, .. }) = &record
-            && let Some(note) = Note::decode(&bytes[note.clone()])
+        if let Some(Record { kind: Kind::CatalogChange(note), lsn, .. }) = &record
+            && let Some(note) = CatalogChange::decode(&bytes[note.clone()])
         {
             self.recovery.catalog.apply(*lsn, &note);
         }
@@ -147,7 +153,7 @@ impl Visitor for Tail<'_, '_> {
         Ok(whole)
     }
 
-    fn go_on(&mut self, last: Lsn) -> io::Result<Beyond> {
+    fn resume_past_end(&mut self, last: Lsn) -> io::Result<PastEnd> {
         let (mut next, mut records) = (last.next(), 0);
         let mut is_torn = self.read_on(Position(u64::MAX), &mut next, |_| true, &mut records)?;
         if self.kind == Start::Process && (is_torn || self.is_followed(next)?) {
@@ -155,7 +161,7 @@ impl Visitor for Tail<'_, '_> {
             // One that was set by what is lost would be newer.
             self.recovery.catalog.tokens.clear();
         }
-        Ok(Beyond { last: Lsn(next.0 - 1), records, is_torn })
+        Ok(PastEnd { last: Lsn(next.0 - 1), records, is_torn })
     }
 }
 
@@ -270,7 +276,7 @@ impl Tail<'_, '_> {
     }
 
     /// Whether the record of `entry` can be had. An error if its place cannot be read.
-    fn is_there(&mut self, row: &Row, entry: &footer::Entry) -> io::Result<bool> {
+    fn is_there(&mut self, row: &Row, entry: &footer::FooterEntry) -> io::Result<bool> {
         let at = row.life.base.plus(entry.offset.into());
         if let Some((record, _)) = self.record_at(row, at)? {
             return Ok(record.lsn == entry.lsn);
@@ -293,15 +299,15 @@ impl Tail<'_, '_> {
         if self.patch.as_ref().is_none_or(|(number, _)| *number != i) {
             self.flush_patch()?;
             match self.target(i)? {
-                Ok(file) => self.patch = Some((i, Patch::new(file))),
-                Err(error) => self.note_failure(i, error)?,
+                Ok(file) => self.patch = Some((i, UnalignedWriter::new(file))),
+                Err(error) => self.record_failure(i, error)?,
             }
         }
         if let Some((_, patch)) = &mut self.patch
             && let Err(error) = patch.write(offset, bytes)
         {
             self.patch = None;
-            self.note_failure(i, error)?;
+            self.record_failure(i, error)?;
         }
         Ok(())
     }
@@ -310,19 +316,19 @@ impl Tail<'_, '_> {
         let Some((i, mut patch)) = self.patch.take() else { return Ok(()) };
         let flushed = patch.flush();
         self.unsealed[i].unread += patch.unread;
-        flushed.or_else(|error| self.note_failure(i, error))
+        flushed.or_else(|error| self.record_failure(i, error))
     }
 
     /// The file of an unsealed segment that is written to. The outer error refuses the opening: the file that failed is there still, and another time a new one can be made.
     fn target(&mut self, i: usize) -> io::Result<io::Result<Arc<dyn File>>> {
-        let Unsealed { row, is_renewed, ref renewed, .. } = self.unsealed[i];
-        if !is_renewed {
+        let Unsealed { row, needs_replacement, ref renewed, .. } = self.unsealed[i];
+        if !needs_replacement {
             return Ok(self.recovery.file(row.life.id));
         }
         if let Some(renewed) = renewed {
             return Ok(Ok(Arc::clone(renewed)));
         }
-        let file = self.recovery.create_renewed(&row)?;
+        let file = self.recovery.create_replacement(&row)?;
         self.unsealed[i].renewed = Some(Arc::clone(&file));
         let mut header = AlignedBuf::zeroed(BLOCK);
         format::encode_header(self.recovery.store, &row.life, &mut header);
@@ -330,7 +336,7 @@ impl Tail<'_, '_> {
     }
 
     /// The file of an unsealed segment failed. A shortage is no failure: the opening is refused, and may succeed at another time.
-    fn note_failure(&mut self, i: usize, error: io::Error) -> io::Result<()> {
+    fn record_failure(&mut self, i: usize, error: io::Error) -> io::Result<()> {
         if is_shortage(&error) {
             return Err(error);
         }
@@ -365,14 +371,14 @@ impl Tail<'_, '_> {
     /// tombstones.
     fn restore(&mut self, verify_after: Option<Lsn>) -> io::Result<()> {
         for i in 0..self.unsealed.len() {
-            if self.unsealed[i].is_renewed
+            if self.unsealed[i].needs_replacement
                 && !self.unsealed[i].entries.is_empty()
                 && let Err(error) = self.target(i)?
             {
-                self.note_failure(i, error)?;
+                self.record_failure(i, error)?;
             }
             if let Err(error) = self.restore_segment(i, verify_after) {
-                self.note_failure(i, error)?;
+                self.record_failure(i, error)?;
             }
         }
         self.flush_patch()
@@ -393,18 +399,19 @@ impl Tail<'_, '_> {
                 self.place(i, entry.offset, &bytes)?;
                 continue;
             }
-            let (is_expected, is_renewed) = (verify_after.is_none_or(|durable| entry.lsn <= durable), self.unsealed[i].is_renewed);
-            if is_expected && !is_renewed && !self.recovery.trusts_nothing {
+            let (is_expected, needs_replacement) =
+                (verify_after.is_none_or(|durable| entry.lsn <= durable), self.unsealed[i].needs_replacement);
+            if is_expected && !needs_replacement && !self.recovery.trusts_nothing {
                 continue;
             }
             // A new file holds what says of each record that it is lost, wherever the old one is.
-            let file = if is_renewed { self.file_of(&row)? } else { Some(self.recovery.file(row.life.id)?) };
+            let file = if needs_replacement { self.file_of(&row)? } else { Some(self.recovery.file(row.life.id)?) };
             let mut again = || read(&row, at, entry.len as usize, file.as_deref().ok_or(io::ErrorKind::NotFound)?, &mut bytes);
             let could_read = again().or_else(|_| again()).is_ok();
             let verifies = could_read && format::decode_record(store, at, row.life.base_lsn, &bytes).is_some();
             let could_read = could_read && (verifies || !format::was_unread(&bytes));
             if verifies {
-                if is_renewed {
+                if needs_replacement {
                     self.place(i, entry.offset, &bytes)?;
                 }
                 continue;
@@ -413,7 +420,7 @@ impl Tail<'_, '_> {
             let was_named = self.recovery.index.remove_if_at(entry.hash, Location { segment: row.life.id, offset: entry.offset });
             self.unsealed[i].unread += u64::from(was_named && (is_expected || !could_read));
             self.unsealed[i].entries[n].entry.tombstone = true;
-            if is_renewed && !could_read {
+            if needs_replacement && !could_read {
                 // Whoever looks for it in the new file must not take it for one that never came.
                 self.place(i, entry.offset, &format::UNREAD.repeat(entry.len as usize / UNIT))?;
             }
@@ -423,14 +430,14 @@ impl Tail<'_, '_> {
 
     /// Writes the footer of a segment, or frees it if nothing is in it. One that cannot be written is not used again.
     fn seal(&mut self, i: usize) -> io::Result<()> {
-        let Unsealed { row, is_renewed, unread, .. } = self.unsealed[i];
+        let Unsealed { row, needs_replacement, unread, .. } = self.unsealed[i];
         let (entries, error) = (std::mem::take(&mut self.unsealed[i].entries), self.unsealed[i].error.take());
         let id = row.life.id;
         if unread > 0 {
             self.recovery.report.damaged.push(format!("segment {id}: {unread} places cannot be read; what they held misses"));
         }
         let Some(Listed { entry: last, .. }) = entries.last() else {
-            self.recovery.rows[id.index()].state = if is_renewed { State::Quarantined } else { State::Free };
+            self.recovery.rows[id.index()].stage = if needs_replacement { Stage::Quarantined } else { Stage::Free };
             return Ok(());
         };
         let mut builder = footer::Builder::default();
@@ -439,7 +446,7 @@ impl Tail<'_, '_> {
         let data_end = last.offset + last.len;
         let fits = u64::from(data_end) + u64::from(builder.blocks() + 1) * BLOCK as u64 <= row.size;
         let full = Full { life: row.life, size: row.size, data_end, footer: builder, last_lsn };
-        let is_sound = error.is_none() && !is_renewed;
+        let is_sound = error.is_none() && !needs_replacement;
         let sealed = match error {
             Some(error) => Err(error),
             // Gaps cost footer blocks of their own; more of them than a damaged WAL leaves room for.
@@ -452,27 +459,27 @@ impl Tail<'_, '_> {
         };
         let state = match sealed {
             Ok(()) => {
-                if is_renewed {
-                    self.recovery.disk.rename(&table::renewed_name(id), &table::file_name(id))?;
+                if needs_replacement {
+                    self.recovery.disk.rename(&table::replacement_name(id), &table::file_name(id))?;
                     self.recovery.report.segments_renewed += 1;
                 }
-                State::Sealed
+                Stage::Sealed
             }
             Err(error) if is_shortage(&error) => return Err(error),
-            Err(error) if !is_renewed && (fits || !is_sound) => {
+            Err(error) if !needs_replacement && (fits || !is_sound) => {
                 tracing::warn!(segment = %id, %error, "a segment cannot be written; it gets a new file");
                 self.recovery.failed.push(id);
-                State::Quarantined
+                Stage::Quarantined
             }
             Err(error) => {
                 // What it superseded will not be known any more.
                 self.recovery.report.damaged.push(format!("segment {id} cannot be restored: {error}; everything older is dropped"));
                 self.recovery.raise_floor(row.life.base.plus(row.size));
-                if is_sound { State::Free } else { State::Quarantined }
+                if is_sound { Stage::Free } else { Stage::Quarantined }
             }
         };
         let row = &mut self.recovery.rows[id.index()];
-        row.state = state;
+        row.stage = state;
         row.last_lsn = last_lsn;
         Ok(())
     }

@@ -6,10 +6,10 @@ use super::*;
 use crate::engine::Stats;
 use crate::error::Error;
 use crate::id::Location;
-use crate::index::geometry::Entry as IndexEntry;
+use crate::index::geometry::IndexEntry;
 use crate::io::sim::FaultOp;
 use crate::segment::reader;
-use crate::segment::table::State;
+use crate::segment::table::Stage;
 
 /// One step of a scenario.
 #[derive(Clone, Copy, Debug)]
@@ -439,8 +439,8 @@ fn moves_that_a_power_cut_takes_back_among_puts_leave_room_for_the_footer() {
     engine.step_all().unwrap();
     engine.persist(Ack::Host).unwrap();
     // What reclaiming does while others put: nothing of it is synced.
-    let row = engine.table.select(|r| r.state == State::Sealed)[0];
-    engine.table.change(row.life.id, &[State::Sealed], |row| row.state = State::Draining);
+    let row = engine.table.select(|r| r.stage == Stage::Sealed)[0];
+    engine.table.change(row.life.id, &[Stage::Sealed], |row| row.stage = Stage::Draining);
     let file = engine.table.file(row.life.id).unwrap();
     let contents = reader::entries(engine.store, &row, engine.hash_seed, file.as_ref());
     assert!(contents.entries.len() > 50);

@@ -449,7 +449,7 @@ fn the_recovery_mode_decides_what_a_damaged_checkpoint_does() {
     assert!(!open_with(&image, RecoveryMode::Refuse).unwrap().report.rebuilt);
     let rebuilt = open_with(&image, RecoveryMode::Rebuild).unwrap();
     assert!(rebuilt.report.rebuilt && rebuilt.report.damaged.is_empty());
-    let named = crate::sync::lock(&rebuilt.manifest).checkpoint;
+    let named = crate::concurrent::lock(&rebuilt.manifest).checkpoint;
     assert_eq!(named, None, "the checkpoint that was left aside is not trusted later");
     for (name, len) in image.files().iter().filter(|(name, len)| name.starts_with("checkpoint") && *len > 0) {
         for offset in [100, len / 2] {

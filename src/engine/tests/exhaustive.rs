@@ -93,7 +93,7 @@ impl Begun {
         if name == RENEWS {
             disk.fail(FaultOp::Sync, 1, OTHER, false);
             assert!(!engine.step_sync().unwrap(), "the segment that is open cannot be synced");
-            engine.write_manifest(&mut crate::sync::lock(&engine.manifest)).unwrap();
+            engine.write_manifest(&mut crate::concurrent::lock(&engine.manifest)).unwrap();
         }
         drop(engine);
         let options = if name == SHRINKS { options.flash(512 << 10).memory(2 << 20) } else { options };

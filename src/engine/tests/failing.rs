@@ -4,11 +4,11 @@ use std::task::{Context, Poll, Waker};
 
 use super::*;
 use crate::clock::SystemClock;
+use crate::concurrent::Event;
 use crate::engine::Condition;
 use crate::engine::driver::Threads;
 use crate::error::Error;
 use crate::io::sim::FaultOp;
-use crate::sync::Event;
 
 fn put_now(engine: &Engine, key: u64, len: usize) -> Result<(), Error> {
     let options = PutOptions::new().wait(Wait::No);
@@ -214,7 +214,7 @@ fn a_manifest_that_finds_no_room_to_grow_holds_notes_back_until_there_is_room() 
             engine.set_resume_token(name, &value, None).unwrap();
         }
         engine.persist(Ack::Host).unwrap();
-        let mut manifest = crate::sync::lock(&engine.manifest);
+        let mut manifest = crate::concurrent::lock(&engine.manifest);
         engine.write_manifest(&mut manifest).unwrap();
     }
     // Opened again, without a byte to spare.

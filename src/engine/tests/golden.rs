@@ -19,7 +19,7 @@ fn set_boot_id(dir: &Path, is_this_host: bool) {
     let disk: Arc<dyn Disk> = Arc::new(PosixDisk::new(dir, handle, Backend::Portable, 1, 1).unwrap());
     let (mut manifest, _) = manifest::load(disk.as_ref()).unwrap();
     manifest.boot_id = disk.boot_id() ^ u64::from(!is_this_host);
-    manifest::Kept::begin(disk, manifest).unwrap();
+    manifest::ManifestStore::begin(disk, manifest).unwrap();
 }
 
 #[test]

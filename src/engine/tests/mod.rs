@@ -23,7 +23,7 @@ use super::{DeleteOptions, Engine, PutOptions, Start, Wait, open};
 use crate::config::{Ack, OnHostCrash, Options, WalValues};
 use crate::engine::open::fit_index;
 use crate::engine::scan::Scan;
-use crate::id::{Key, Lsn, Scope};
+use crate::id::{Key, Lsn, NamespaceGeneration};
 use crate::io::Disk;
 use crate::io::sim::{PowerCut, SimClock, SimDisk};
 
@@ -183,7 +183,7 @@ fn a_key_that_the_index_takes_for_another_misses() {
         assert_eq!(store.get(b"b"), None);
         assert_eq!(store.get(b"a").as_deref(), Some(&b"1"[..]));
     }
-    let other = Key { scope: Scope(7), bytes: b"a" };
+    let other = Key { namespace: NamespaceGeneration(7), bytes: b"a" };
     engine.index.insert(engine.hash(other), &engine.index.get(a).unwrap());
     assert!(engine.get(other, true).unwrap().is_none(), "the same bytes in another namespace");
     assert_eq!(engine.get_many(&[b"b".into(), other, b"a".into()]).unwrap().iter().filter(|v| v.is_some()).count(), 1);
@@ -200,7 +200,7 @@ fn a_note_is_stated_by_a_manifest_only_when_everything_before_it_is_durable() {
     let space = store.engine().namespace("users").unwrap();
     store.engine().put(space.key(b"k"), b"v", &PutOptions::new()).unwrap();
     store.engine().clear(&space, None).unwrap();
-    let mut manifest = crate::sync::lock(&store.engine().manifest);
+    let mut manifest = crate::concurrent::lock(&store.engine().manifest);
     store.engine().write_manifest(&mut manifest).unwrap();
     drop(manifest);
     store.power_cut(1, PowerCut::LoseAll);
@@ -414,7 +414,7 @@ fn an_entry_that_is_very_much_older_than_the_newest_is_kept() {
             store.power_cut(round, PowerCut::KeepAll)
         }
         assert_eq!(store.get(b"old"), Some(value(1, 0, 300)), "before round {round}");
-        crate::sync::lock(&store.engine().log).next_lsn = Lsn(round << 40);
+        crate::concurrent::lock(&store.engine().log).next_lsn = Lsn(round << 40);
         for n in 0..1_500u64 {
             store.put(&(n % 50).to_le_bytes(), &value(n % 50, n, 2_000));
         }
@@ -453,7 +453,7 @@ fn an_iteration_sees_each_entry_that_stays_once_however_late_it_comes_to_it() {
     for k in 0..200u64 {
         store.put(&k.to_le_bytes(), &value(k, 0, 500));
     }
-    let mut scan = Scan::new([(Scope::FIRST, "".into())]);
+    let mut scan = Scan::new([(NamespaceGeneration::FIRST, "".into())]);
     let mut seen = HashMap::new();
     let mut round = 0;
     while let Some(entry) = store.engine().scan_next(&mut scan).unwrap() {
@@ -607,7 +607,7 @@ fn marks_that_fill_the_wal_keep_nobody_waiting() {
         engine.persist(Ack::Host).unwrap();
         for _ in 0..marks {
             passed += 1;
-            engine.note_passed(passed);
+            engine.record_time_passed(passed);
         }
         if put().is_err() {
             engine.step_all().unwrap();

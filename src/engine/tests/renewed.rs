@@ -3,10 +3,10 @@
 use std::io::ErrorKind;
 
 use super::*;
+use crate::concurrent::lock;
 use crate::config::RecoveryMode;
 use crate::error::Error;
 use crate::io::sim::FaultOp;
-use crate::sync::lock;
 
 const OPS: [FaultOp; 3] = [FaultOp::Write, FaultOp::Sync, FaultOp::SyncDroppingPages];
 

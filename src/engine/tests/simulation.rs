@@ -4,12 +4,12 @@
 use std::sync::mpsc;
 
 use super::*;
+use crate::concurrent::lock;
 use crate::config::Compression;
 use crate::engine::files;
 use crate::error::Error;
 use crate::id::Lsn;
 use crate::io::sim::FaultOp;
-use crate::sync::lock;
 
 const KEYS: u64 = 40;
 /// Mutations that a life of the store may have at most.
@@ -191,7 +191,7 @@ enum End {
 }
 
 #[derive(Debug, Default)]
-struct Tally {
+struct StripedCounter {
     operations: u64,
     faults: u64,
     lives: u64,
@@ -207,7 +207,7 @@ struct Simulation {
     clock: Arc<SimClock>,
     options: Options,
     model: Model,
-    tally: Tally,
+    tally: StripedCounter,
 }
 
 impl Simulation {
@@ -218,10 +218,10 @@ impl Simulation {
         // Values of these tests become much smaller, so not in every life.
         let compression = if seed % 8 == 5 { Compression::Zstd(1) } else { Compression::None };
         let options = small().flash(flash).wal_values(wal_values).compression(compression);
-        Self { seed, draw, clock: Arc::new(SimClock::new(seed)), options, model: Model::default(), tally: Tally::default() }
+        Self { seed, draw, clock: Arc::new(SimClock::new(seed)), options, model: Model::default(), tally: StripedCounter::default() }
     }
 
-    fn run(mut self, operations: u64, faults: u64) -> Tally {
+    fn run(mut self, operations: u64, faults: u64) -> StripedCounter {
         let mut disk = SimDisk::new(self.seed);
         let mut end = End::Close;
         while self.tally.operations < operations || self.tally.faults < faults {
@@ -501,7 +501,7 @@ fn every_life_that_found_something_once() {
 #[test]
 fn every_life_shows_what_was_acknowledged_and_nothing_older() {
     let tally = each_seed(seeds("SIM", 1, 40), "SIM", "every_life_shows", |seed| Simulation::new(seed).run(2_000, 3));
-    let sum = |of: fn(&Tally) -> u64| tally.iter().map(of).sum::<u64>();
+    let sum = |of: fn(&StripedCounter) -> u64| tally.iter().map(of).sum::<u64>();
     println!(
         "{} seeds: {} operations, {} faults, {} lives, {} jumps of the clock, {} rotten bytes, noticed {} times",
         tally.len(),

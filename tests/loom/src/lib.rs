@@ -7,8 +7,8 @@
 mod flights;
 #[path = "../../../src/id.rs"]
 mod id;
-#[path = "../../../src/sync.rs"]
-mod sync;
+#[path = "../../../src/concurrent.rs"]
+mod concurrent;
 #[path = "../../../src/engine/turns.rs"]
 mod turns;
 #[path = "../../../src/index/version.rs"]
@@ -22,9 +22,9 @@ mod models {
 
     use super::flights::{Fills, Landing};
     use super::id::{KeyHash, Lsn};
-    use super::sync::primitives::{AtomicBool, AtomicU64, Mutex, Ordering};
-    use super::sync::{Event, lock};
-    use super::turns::Turns;
+    use super::concurrent::primitives::{AtomicBool, AtomicU64, Mutex, Ordering};
+    use super::concurrent::{Event, lock};
+    use super::turns::SyncWaiters;
     use super::version::Version;
 
     fn check(model: impl Fn() + Sync + Send + 'static) {
@@ -86,7 +86,7 @@ mod models {
             closing: AtomicBool,
             comes_to_nothing: AtomicBool,
             sync: Event,
-            turns: Turns,
+            turns: SyncWaiters,
         }
         impl Log {
             fn sync(&self) {

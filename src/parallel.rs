@@ -4,20 +4,20 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::thread::{self, Scope, ScopedJoinHandle};
 
-const SIZE_MAX: usize = 8;
+const THREADS_MAX: usize = 8;
 
 /// So many threads share work that leaves nothing for others to do.
-pub(crate) fn size() -> usize {
-    thread::available_parallelism().map_or(1, NonZeroUsize::get).min(SIZE_MAX)
+pub(crate) fn thread_count() -> usize {
+    thread::available_parallelism().map_or(1, NonZeroUsize::get).min(THREADS_MAX)
 }
 
-/// See [`together`].
-pub(crate) struct Team<'scope, 'env> {
+/// See [`scope`].
+pub(crate) struct Workers<'scope, 'env> {
     scope: &'scope Scope<'scope, 'env>,
     threads: Vec<ScopedJoinHandle<'scope, ()>>,
 }
 
-impl<'scope> Team<'scope, '_> {
+impl<'scope> Workers<'scope, '_> {
     /// One thread more, if there is one to be had.
     pub(crate) fn spawn(&mut self, work: impl FnOnce() + Send + 'scope) -> io::Result<()> {
         self.threads.push(thread::Builder::new().spawn_scoped(self.scope, work)?);
@@ -27,11 +27,11 @@ impl<'scope> Team<'scope, '_> {
 
 /// Runs `lead`, which may spawn others, and waits until they have ended with all that is theirs: their stacks, and what their thread locals hold. A scope alone waits for
 /// their work only.
-pub(crate) fn together<'env, T>(lead: impl for<'scope> FnOnce(&mut Team<'scope, 'env>) -> T) -> T {
+pub(crate) fn scope<'env, T>(lead: impl for<'scope> FnOnce(&mut Workers<'scope, 'env>) -> T) -> T {
     thread::scope(|scope| {
-        let mut team = Team { scope, threads: Vec::new() };
-        let result = lead(&mut team);
-        for thread in team.threads {
+        let mut workers = Workers { scope, threads: Vec::new() };
+        let result = lead(&mut workers);
+        for thread in workers.threads {
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         }
         result

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use crate::config::Backend;
 use crate::id::{Key, KeyHash, Location, Lsn, Position, SegmentId, StoreId};
 use crate::index::batch::Pending;
-use crate::index::geometry::{Entry, Geometry};
+use crate::index::geometry::{Geometry, IndexEntry};
 use crate::index::{self, checkpoint};
 use crate::io::posix::PosixDisk;
 use crate::io::ring::Ring;
 use crate::io::{Disk, File, Mapping};
 use crate::segment::format::{self, Content, Draft};
 use crate::wal::format::{Frame, Mutation};
-use crate::wal::replay::{Replay, Unheard};
+use crate::wal::replay::{IgnoreAll, Replay};
 use crate::wal::writer::Wal;
 
 const STORE: StoreId = StoreId(1);
@@ -33,7 +33,7 @@ pub struct Record(Vec<u8>);
 impl Record {
     /// Encodes it, as a put does.
     pub fn new(key: &[u8], value: &[u8]) -> Self {
-        let draft = Draft::put(Key { scope: crate::id::Scope::FIRST, bytes: key }, Content::Plain(value), None);
+        let draft = Draft::put(Key { namespace: crate::id::NamespaceGeneration::FIRST, bytes: key }, Content::Plain(value), None);
         let prefix = draft.prefix(STORE, Position(0), Lsn(1), Lsn(1)).expect("the LSN is near");
         let mut bytes = Vec::with_capacity(draft.len());
         bytes.extend_from_slice(&prefix);
@@ -66,7 +66,7 @@ impl Index {
     /// Puts entry `n`, or puts it again.
     pub fn insert(&self, n: u64) {
         let location = Location { segment: SegmentId(n as u32 % SEGMENTS), offset: (n as u32).wrapping_mul(8) % SEGMENT_SIZE as u32 };
-        self.0.insert(Self::hash(n), &Entry::new(location, 1_000));
+        self.0.insert(Self::hash(n), &IndexEntry::new(location, 1_000));
     }
 
     /// Whether there is an entry `n`.
@@ -149,6 +149,6 @@ impl Log {
     /// Replays it, as opening does. How many frames there were.
     pub fn replay(&self) -> io::Result<u64> {
         let mut replay = Replay::open(self.disk.as_ref(), STORE, Arc::clone(&self.ring), self.payload)?;
-        Ok(replay.run((0, Lsn(1)), Lsn::ZERO, true, &mut Unheard)?.frames)
+        Ok(replay.run((0, Lsn(1)), Lsn::ZERO, true, &mut IgnoreAll)?.frames)
     }
 }
