@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::codec::unchecked;
 use crate::config::{Ack, Options};
-use crate::engine::driver::Mode;
+use crate::engine::background::INLINE;
 use crate::engine::{self, DeleteOptions, Engine, PutOptions};
 use crate::id::{Lsn, Position, SegmentId, StoreId};
 use crate::index::batch::Pending;
@@ -193,7 +193,7 @@ impl Lives {
     fn open(&mut self) {
         let options = Options::new("sim").memory(1 << 20).flash(1 << 20).segment_size(64 << 10);
         self.engine =
-            Some(engine::open(&options, Some(Arc::new(self.disk.clone())), self.clock.clone(), Mode::Inline).expect("no fault is planned"));
+            Some(engine::open(&options, Some(Arc::new(self.disk.clone())), self.clock.clone(), INLINE).expect("no fault is planned"));
     }
 
     fn engine(&self) -> &Engine {

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::engine::files;
+use crate::engine::file_names;
 use crate::error::{Error, Result};
 use crate::id::SegmentId;
 use crate::index::Index;
@@ -208,7 +208,7 @@ fn verify_records(disk: &dyn Disk, manifest: &Manifest, row: &Row, verified: &mu
 }
 
 fn verify_wal(disk: &dyn Disk, manifest: &Manifest, verified: &mut Verified, out: &mut Inspection) -> std::io::Result<()> {
-    let ring: Arc<dyn Mapping> = match disk.open(&files::wal_ring(manifest.wal_ring)) {
+    let ring: Arc<dyn Mapping> = match disk.open(&file_names::wal_ring(manifest.wal_ring)) {
         Ok(file) if file.len() == manifest.wal_ring => Arc::new(InMemory::copy_of(file.as_ref())?),
         // That it is missing was said before.
         _ => Arc::new(InMemory::zeroed(manifest.wal_ring)),
@@ -226,7 +226,7 @@ fn verify_wal(disk: &dyn Disk, manifest: &Manifest, verified: &mut Verified, out
 fn verify_checkpoint(disk: &dyn Disk, manifest: &Manifest, verified: &mut Verified, out: &mut Inspection) {
     let Some(named) = manifest.checkpoint else { return };
     // That it is not there was said before.
-    let Ok(file) = disk.open(&files::checkpoint(named.sequence)) else { return };
+    let Ok(file) = disk.open(&file_names::checkpoint(named.sequence)) else { return };
     let mut block = AlignedBuf::zeroed(BLOCK);
     let header = file.read_at(0, &mut block).ok().and_then(|()| index::checkpoint::Header::decode(manifest.store, &block));
     let Some(header) = header else { return };
@@ -242,7 +242,7 @@ fn verify_checkpoint(disk: &dyn Disk, manifest: &Manifest, verified: &mut Verifi
 
 /// Whether there are files that a store makes after its manifest.
 fn has_others(disk: &dyn Disk) -> bool {
-    disk.list().is_ok_and(|files| files.iter().any(|(name, _)| files::is_store_file(name)))
+    disk.list().is_ok_and(|files| files.iter().any(|(name, _)| file_names::is_store_file(name)))
 }
 
 fn inspect_segments(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) {
@@ -313,8 +313,10 @@ fn inspect_wal(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) -> st
         out.problems.push(format!("the WAL begins with {name}, which has number {number}, not {first}"));
     }
     if !manifest.clean {
-        let rings =
-            [(files::segment_ring(manifest.segment_ring), manifest.segment_ring), (files::wal_ring(manifest.wal_ring), manifest.wal_ring)];
+        let rings = [
+            (file_names::segment_ring(manifest.segment_ring), manifest.segment_ring),
+            (file_names::wal_ring(manifest.wal_ring), manifest.wal_ring),
+        ];
         for (name, expected) in rings {
             match disk.list()?.iter().find(|(there, _)| *there == name) {
                 Some((_, len)) if *len == expected => {}
@@ -329,7 +331,7 @@ fn inspect_wal(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) -> st
 fn inspect_checkpoint(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) {
     let Some(named) = manifest.checkpoint else { return };
     let mut block = AlignedBuf::zeroed(BLOCK);
-    let read = disk.open(&files::checkpoint(named.sequence)).and_then(|file| file.read_at(0, &mut block));
+    let read = disk.open(&file_names::checkpoint(named.sequence)).and_then(|file| file.read_at(0, &mut block));
     match read.map(|()| index::checkpoint::Header::decode(manifest.store, &block)) {
         Ok(Some(header)) if header.sequence == named.sequence => out.checkpoint = Some((header.sequence, header.entries)),
         Ok(_) => out.problems.push(format!("checkpoint {} is not whole; the next open rebuilds from footers", named.sequence)),

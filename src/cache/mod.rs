@@ -12,7 +12,8 @@ use bytes::Bytes;
 use crate::clock::SystemClock;
 use crate::concurrent::lock;
 use crate::config::{Ack, Options};
-use crate::engine::driver::{Mode, Threads};
+use crate::engine::background::Threads;
+use crate::engine::context::Mode;
 use crate::engine::{self, DeleteOptions, Engine, Entry, FillError, Namespace, PutOptions, RecoveryReport, Scan, Stats, Value};
 use crate::error::Result;
 use crate::id::{Key, Lsn};
@@ -72,12 +73,12 @@ impl Cache {
 
     /// As [`Cache::namespace`], if there is one with this name. Changes nothing.
     pub fn existing_namespace(&self, name: &str) -> Option<Self> {
-        Some(Self { running: Arc::clone(&self.running), space: self.engine().existing_namespace(name)? })
+        Some(Self { running: Arc::clone(&self.running), space: self.engine().namespaces().handle(name)? })
     }
 
     /// Names of all namespaces but the default one.
     pub fn namespaces(&self) -> Vec<String> {
-        self.engine().namespaces()
+        self.engine().namespaces().names()
     }
 
     /// The name of this handle's namespace, empty for the default one.
@@ -120,12 +121,12 @@ impl Cache {
 
     /// The resume token with this name, if there is one.
     pub fn resume_token(&self, name: &str) -> Option<Vec<u8>> {
-        self.engine().resume_token(name)
+        self.engine().namespaces().resume_token(name)
     }
 
     /// Names of all resume tokens.
     pub fn resume_tokens(&self) -> Vec<String> {
-        self.engine().resume_tokens()
+        self.engine().namespaces().resume_tokens()
     }
 
     fn engine(&self) -> &Engine {
@@ -254,7 +255,7 @@ impl Cache {
 
     /// Everything that is live in any namespace, in no order. As [`Cache::entries`].
     pub fn entries_of_all_namespaces(&self) -> Entries<'_> {
-        Entries { cache: self, scan: Scan::new(self.engine().spaces()) }
+        Entries { cache: self, scan: Scan::new(self.engine().namespaces().named_generations()) }
     }
 
     /// Makes everything acknowledged so far as durable as `level` says. Waits as long as that takes: while the disk is full, until there is room.
@@ -271,7 +272,7 @@ impl Cache {
     /// # Errors
     /// [`crate::Error::Failed`], [`crate::Error::Closed`].
     pub fn checkpoint(&self) -> Result<bool> {
-        self.engine().check_open()?;
+        self.engine().check_mutable()?;
         self.engine().step_checkpoint(true)
     }
 

@@ -1,59 +1,13 @@
-//! Counters, and what users see of them.
+//! What users see of the counters.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crossbeam::utils::CachePadded;
-
 use super::Engine;
+use super::counters;
+use super::refused::Refused;
 use crate::id::Lsn;
-use crate::io::ring::Ring;
 use crate::segment::table::Stage;
-
-/// A count of what many threads do at once: each adds in a place of its own, so that none waits for another's cache line.
-#[derive(Debug, Default)]
-pub(super) struct StripedCounter([CachePadded<AtomicU64>; STRIPES]);
-
-/// A power of two. More threads than that share places.
-const STRIPES: usize = 8;
-
-impl StripedCounter {
-    pub(super) fn add(&self) {
-        static THREADS: AtomicUsize = AtomicUsize::new(0);
-        thread_local!(static PLACE: usize = THREADS.fetch_add(1, Ordering::Relaxed) % STRIPES);
-        self.0[PLACE.with(|place| *place)].fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn sum(&self) -> u64 {
-        self.0.iter().map(|place| place.load(Ordering::Relaxed)).sum()
-    }
-}
-
-/// Counted since open.
-#[derive(Debug, Default)]
-pub(super) struct Counters {
-    pub(super) hits_memory: StripedCounter,
-    pub(super) hits_buffer: StripedCounter,
-    pub(super) hits_flash: StripedCounter,
-    pub(super) misses: StripedCounter,
-    pub(super) puts: AtomicU64,
-    pub(super) deletes: AtomicU64,
-    pub(super) expired: AtomicU64,
-    pub(super) collisions: AtomicU64,
-    pub(super) damaged: AtomicU64,
-    pub(super) read_errors: AtomicU64,
-    pub(super) disk_full: AtomicU64,
-    pub(super) write_errors: AtomicU64,
-    pub(super) reclaimed: AtomicU64,
-    pub(super) reinserted: AtomicU64,
-    pub(super) evicted: AtomicU64,
-    pub(super) segment_bytes: AtomicU64,
-    pub(super) wal_bytes: AtomicU64,
-    pub(super) manifest_bytes: AtomicU64,
-    pub(super) checkpoint_bytes: AtomicU64,
-    pub(super) checkpoints: AtomicU64,
-    pub(super) syncs: AtomicU64,
-}
 
 macro_rules! stats {
     ($($(#[$doc:meta])* $name:ident: $type:ty = $value:expr,)*) => {
@@ -79,7 +33,7 @@ fn count(counter: &AtomicU64) -> u64 {
 
 stats! {
     /// Whether reads of [`crate::Cache::get_many`] go through `io_uring`.
-    io_uring: bool = |e: &Engine| e.disk.reads_together(),
+    io_uring: bool = |e: &Engine| e.context.disk.reads_together(),
     /// Entries that the index knows.
     entries: u64 = |e: &Engine| e.index.entries(),
     /// Bytes of DRAM that the index takes.
@@ -87,11 +41,11 @@ stats! {
     /// Bytes of DRAM accounted for: index, rings, footers under construction, buffers of reads in flight, memory tier.
     memory_bytes: u64 = |e: &Engine| e.memory_bytes(),
     /// Bytes of DRAM, not accounted for, in values that users still have and the memory tier does not.
-    kept_value_bytes: u64 = |e: &Engine| e.values.bytes().saturating_sub(e.memory.value_bytes()),
+    kept_value_bytes: u64 = |e: &Engine| e.reads.kept_value_bytes(),
     /// Entries in the memory tier.
-    memory_tier_entries: u64 = |e: &Engine| e.memory.entries(),
+    memory_tier_entries: u64 = |e: &Engine| e.reads.memory().entries(),
     /// Bytes in the memory tier.
-    memory_tier_bytes: u64 = |e: &Engine| e.memory.bytes(),
+    memory_tier_bytes: u64 = |e: &Engine| e.reads.memory().bytes(),
     /// Gets answered by the memory tier.
     hits_memory: u64 = |e: &Engine| e.counters.hits_memory.sum(),
     /// Gets answered by the write buffer.
@@ -119,11 +73,11 @@ stats! {
     /// Segments in the table.
     segments_total: u64 = |e: &Engine| e.table.len() as u64,
     /// Segments without a life.
-    segments_free: u64 = |e: &Engine| e.segments(Stage::Free),
+    segments_free: u64 = |e: &Engine| e.segments_in(Stage::Free),
     /// Segments with a footer.
-    segments_sealed: u64 = |e: &Engine| e.segments(Stage::Sealed),
+    segments_sealed: u64 = |e: &Engine| e.segments_in(Stage::Sealed),
     /// Segments that are not used again, since a write or a sync failed for them.
-    segments_quarantined: u64 = |e: &Engine| e.segments(Stage::Quarantined) + e.segments(Stage::Failed),
+    segments_quarantined: u64 = |e: &Engine| e.segments_in(Stage::Quarantined) + e.segments_in(Stage::Failed),
     /// Segments emptied.
     segments_reclaimed: u64 = |e: &Engine| count(&e.counters.reclaimed),
     /// Records kept while their segment was emptied.
@@ -131,13 +85,13 @@ stats! {
     /// Live entries forgotten while their segment was emptied.
     evicted: u64 = |e: &Engine| count(&e.counters.evicted),
     /// The newest mutation.
-    appended: Lsn = |e: &Engine| Lsn(count(&e.marks.appended)),
+    appended: Lsn = |e: &Engine| e.log.marks().appended(),
     /// Everything up to here has left the write buffer.
-    written: Lsn = |e: &Engine| Lsn(count(&e.marks.written)),
+    written: Lsn = |e: &Engine| e.log.marks().written(),
     /// Everything up to here is synced.
-    durable: Lsn = |e: &Engine| e.durable(),
+    durable: Lsn = |e: &Engine| e.log.marks().durable(),
     /// Entries of this version and older may have been evicted; newer ones were not.
-    reclaimed: Lsn = |e: &Engine| Lsn(count(&e.marks.reclaimed)),
+    reclaimed: Lsn = |e: &Engine| e.log.marks().reclaimed(),
     /// Age of the oldest unsynced mutation.
     unsynced_age: Duration = |e: &Engine| e.unsynced_age(),
     /// Bytes written to segments: records, footers, headers.
@@ -151,30 +105,62 @@ stats! {
     /// Checkpoints taken.
     checkpoints: u64 = |e: &Engine| count(&e.counters.checkpoints),
     /// Syncs of the WAL.
-    syncs: u64 = |e: &Engine| count(&e.counters.syncs),
+    syncs: u64 = |e: &Engine| e.durability.syncs(),
+    /// Times that a mutation waited for room, by cause.
+    waits: PerCause = |e: &Engine| PerCause::of(&e.counters.waits),
+    /// Mutations that were refused with [`crate::Error::WouldBlock`] or [`crate::Error::TimedOut`], by
+    /// cause.
+    refusals: PerCause = |e: &Engine| PerCause::of(&e.counters.refusals),
+}
+
+/// Counts by cause: why mutations waited for room, or were refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PerCause {
+    /// The segment ring was full: flash takes records more slowly than they come.
+    pub segment_ring: u64,
+    /// The WAL ring was full.
+    pub wal_ring: u64,
+    /// More than twice [`crate::Options::sync_bytes`] were unsynced.
+    pub unsynced_bytes: u64,
+    /// The oldest unsynced mutation was older than three times [`crate::Options::sync_interval`].
+    pub unsynced_age: u64,
+    /// No segment was ready: the oldest one is being emptied, or the disk is full.
+    pub segment: u64,
+    /// A segment failed, and its records are moved first.
+    pub rescue: u64,
+    /// A checkpoint takes longer than the records that come while it is written allow.
+    pub checkpoint: u64,
+    /// The index takes more than its share of [`crate::Options::memory`].
+    pub index: u64,
+    /// The manifest's files were too short for another namespace or resume token.
+    pub manifest: u64,
+}
+
+impl PerCause {
+    fn of(counts: &counters::PerCause) -> Self {
+        Self {
+            segment_ring: counts.of(Refused::SegmentRingFull),
+            wal_ring: counts.of(Refused::WalRingFull),
+            unsynced_bytes: counts.of(Refused::UnsyncedBytes),
+            unsynced_age: counts.of(Refused::UnsyncedAge),
+            segment: counts.of(Refused::NoSegment) + counts.of(Refused::Reserved),
+            rescue: counts.of(Refused::RescueFirst),
+            checkpoint: counts.of(Refused::CheckpointBehind),
+            index: counts.of(Refused::IndexFull),
+            manifest: counts.of(Refused::ManifestFull),
+        }
+    }
+
+    /// All causes together.
+    pub fn total(&self) -> u64 {
+        let Self { segment_ring, wal_ring, unsynced_bytes, unsynced_age, segment, rescue, checkpoint, index, manifest } = *self;
+        segment_ring + wal_ring + unsynced_bytes + unsynced_age + segment + rescue + checkpoint + index + manifest
+    }
 }
 
 impl Engine {
-    fn memory_bytes(&self) -> u64 {
-        self.memory_besides_tier() + self.memory.allocated()
-    }
-
-    /// Bytes of DRAM that are not the memory tier's.
-    fn memory_besides_tier(&self) -> u64 {
-        let log = crate::concurrent::lock(&self.log);
-        let open = log.open.as_ref().map_or(0, |open| open.allocated());
-        let full: usize = log.full.iter().map(|full| full.footer.allocated()).sum();
-        let failed: usize = log.failed.iter().map(|failed| failed.allocated()).sum();
-        self.index.allocated()
-            + Ring::allocated(self.settings.segment_ring)
-            + Ring::allocated(self.settings.wal_ring)
-            + self.reads.bytes()
-            + self.buffers.bytes_max()
-            + (open + full + failed) as u64
-    }
-
-    /// Gives the memory tier what the rest leaves of the budget now.
-    pub(super) fn balance_memory(&self) {
-        self.memory.set_budget(self.settings.memory.saturating_sub(self.memory_besides_tier()));
+    fn segments_in(&self, stage: Stage) -> u64 {
+        self.table.count(stage) as u64
     }
 }

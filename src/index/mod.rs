@@ -62,6 +62,11 @@ impl Index {
         Some(self.geometry.unpack(slot))
     }
 
+    /// Whether the entry for `hash` still names the record at `location`.
+    pub(crate) fn names(&self, hash: KeyHash, location: Location) -> bool {
+        self.get(hash).is_some_and(|now| now.location == location)
+    }
+
     /// Sets the entry for `hash`; the one it replaces, if any.
     pub(crate) fn insert(&self, hash: KeyHash, entry: &IndexEntry) -> Option<IndexEntry> {
         let (partition, tag) = self.locate(hash);

@@ -1,5 +1,7 @@
 //! Append-only regions on flash: their bytes, their life cycle, and the one that is being filled.
 
+pub(crate) mod extent;
+pub(crate) mod failed;
 pub(crate) mod footer;
 pub(crate) mod format;
 pub(crate) mod reader;

@@ -1,14 +1,16 @@
 //! The segments of an open store and their life cycle.
 //!
 //! ```text
-//!          prepare           rotate           retire          seal             drain
-//!   Free ───────────► Ready ────────► Open ──────────► Full ────────► Sealed ────────► Draining
-//!     ▲                                                                  ▲                │
-//!     │                                                                  └── unfinished ──┤
-//!     └──────────────────────────────────────────────────────────────────── emptied ──────┘
+//!         begin         open         fill          seal           drain
+//!   Free ───────► Ready ──────► Open ──────► Full ──────► Sealed ──────► Draining
+//!    ▲ │                         │            │             ▲               │
+//!    │ │                         └── fail ────┤             └──── keep ─────┤
+//!    │ │                                      ▼                             │
+//!    │ └── quarantine ─► Quarantined ◄──── Failed                           │
+//!    └──────────────────────────────── free ────────────────────────────────┘
 //! ```
-//! Each edge names the function of the engine that takes it. A segment that a write or a sync fails for leaves the picture: `Failed` while its entries are rescued, then
-//! `Quarantined` until the next opening, which gives it a new file.
+//! Each edge is a method of [`Table`]. A failed segment is quarantined once its entries are rescued.
+//! A quarantined one is free again after the next opening, which removes its file.
 //!
 //! In the manifest `Ready`, `Open` and `Full` are "open", and `Draining` is still "sealed".
 
@@ -36,7 +38,7 @@ pub(crate) fn replacement_name(id: SegmentId) -> String {
     format!("{REPLACEMENT_PREFIX}{id}")
 }
 
-/// Where a segment is in its life.
+/// Where a segment is in its life cycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     Free,
@@ -109,6 +111,13 @@ pub(crate) fn rows_of(segments: &[manifest::Segment]) -> Vec<Row> {
     segments.iter().enumerate().map(row).collect()
 }
 
+impl Stage {
+    /// Whether a write or a sync failed for the segment, so that it takes no records.
+    pub(crate) fn is_out_of_use(self) -> bool {
+        matches!(self, Self::Failed | Self::Quarantined)
+    }
+}
+
 impl Table {
     /// The table that a manifest describes.
     pub(crate) fn new(disk: Arc<dyn Disk>, segments: &[manifest::Segment]) -> Self {
@@ -175,12 +184,72 @@ impl Table {
         rows
     }
 
-    /// Changes one row. `from` names the states it may be in.
-    pub(crate) fn change(&self, id: SegmentId, from: &[Stage], change: impl FnOnce(&mut Row)) {
+    /// Moves a segment to `to`. The engine's own bug if it is in none of the stages `from`.
+    fn step(&self, id: SegmentId, from: &[Stage], to: Stage, change: impl FnOnce(&mut Row)) {
         let mut rows = lock(&self.rows);
         let row = &mut rows[id.index()];
         assert!(from.contains(&row.stage), "segment {id} is {:?}, not one of {from:?}", row.stage);
+        row.stage = to;
         change(row);
+    }
+
+    /// A free segment begins a life, which the manifest does not state yet.
+    pub(crate) fn begin(&self, life: &Life, size: u64) {
+        self.step(life.id, &[Stage::Free], Stage::Ready, |row| {
+            *row = Row { stage: Stage::Ready, size, life: *life, last_lsn: Lsn::ZERO, wal_start: WalStart::default(), moved_until: 0 };
+        });
+    }
+
+    /// A ready segment takes records from here on. Its first frame will be at `wal_start`.
+    pub(crate) fn open(&self, id: SegmentId, wal_start: WalStart) {
+        self.step(id, &[Stage::Ready], Stage::Open, |row| row.wal_start = wal_start);
+    }
+
+    /// The open segment takes no more records, and waits for its footer.
+    pub(crate) fn fill(&self, id: SegmentId) {
+        self.step(id, &[Stage::Open], Stage::Full, |_| ());
+    }
+
+    /// A full segment has its footer, durably.
+    pub(crate) fn seal(&self, id: SegmentId, last_lsn: Lsn) {
+        self.step(id, &[Stage::Full], Stage::Sealed, |row| row.last_lsn = last_lsn);
+    }
+
+    /// A sealed segment is being emptied.
+    pub(crate) fn drain(&self, id: SegmentId) {
+        self.step(id, &[Stage::Sealed], Stage::Draining, |_| ());
+    }
+
+    /// A segment that could not be emptied stays sealed.
+    pub(crate) fn keep(&self, id: SegmentId) {
+        self.step(id, &[Stage::Draining], Stage::Sealed, |_| ());
+    }
+
+    /// A segment was emptied. Takes it away from readers first.
+    pub(crate) fn free(&self, id: SegmentId) {
+        self.withdraw(id);
+        self.step(id, &[Stage::Draining], Stage::Free, |_| ());
+    }
+
+    /// A write or a sync failed for a segment that holds records without a footer.
+    pub(crate) fn fail(&self, id: SegmentId) {
+        self.step(id, &[Stage::Open, Stage::Full], Stage::Failed, |_| ());
+    }
+
+    /// A segment is not used again before the next opening: a free one that cannot be written, or a
+    /// failed one whose records are elsewhere.
+    pub(crate) fn quarantine(&self, id: SegmentId, from: Stage) {
+        assert!(matches!(from, Stage::Free | Stage::Failed), "{from:?} segments hold records");
+        self.step(id, &[from], Stage::Quarantined, |_| ());
+    }
+
+    /// An entry of a segment that is being emptied or rescued was moved elsewhere, when both streams
+    /// had taken `appended_bytes`.
+    pub(crate) fn record_move(&self, id: SegmentId, appended_bytes: u64) {
+        let mut rows = lock(&self.rows);
+        let row = &mut rows[id.index()];
+        assert!(matches!(row.stage, Stage::Draining | Stage::Failed), "segment {id} is {:?}", row.stage);
+        row.moved_until = appended_bytes;
     }
 
     /// Lets readers use this life of the segment.
@@ -236,5 +305,61 @@ impl Table {
         *self.published[id.index()].file.write().unwrap_or_else(PoisonError::into_inner) = None;
         self.names_unsynced.store(true, Ordering::Release);
         self.disk.create(&file_name(id), size).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::sim::SimDisk;
+
+    const ID: SegmentId = SegmentId(0);
+    const LIFE: Life = Life { id: ID, base: Position(65_536), base_lsn: Lsn(1) };
+
+    type Verb = fn(&Table);
+    /// Every edge of the life cycle: its name, from where, the verb, and to where.
+    const EDGES: [(&str, Stage, Verb, Stage); 11] = [
+        ("begin", Stage::Free, |t| t.begin(&LIFE, 65_536), Stage::Ready),
+        ("open", Stage::Ready, |t| t.open(ID, WalStart::default()), Stage::Open),
+        ("fill", Stage::Open, |t| t.fill(ID), Stage::Full),
+        ("seal", Stage::Full, |t| t.seal(ID, Lsn(9)), Stage::Sealed),
+        ("drain", Stage::Sealed, |t| t.drain(ID), Stage::Draining),
+        ("keep", Stage::Draining, |t| t.keep(ID), Stage::Sealed),
+        ("free", Stage::Draining, |t| t.free(ID), Stage::Free),
+        ("fail", Stage::Open, |t| t.fail(ID), Stage::Failed),
+        ("fail", Stage::Full, |t| t.fail(ID), Stage::Failed),
+        ("quarantine", Stage::Free, |t| t.quarantine(ID, Stage::Free), Stage::Quarantined),
+        ("quarantine", Stage::Failed, |t| t.quarantine(ID, Stage::Failed), Stage::Quarantined),
+    ];
+    const STAGES: [Stage; 8] =
+        [Stage::Free, Stage::Ready, Stage::Open, Stage::Full, Stage::Sealed, Stage::Draining, Stage::Failed, Stage::Quarantined];
+
+    fn table_in(stage: Stage) -> Table {
+        let table = Table::new(Arc::new(SimDisk::new(1)), &[manifest::Segment { size: 65_536, ..manifest::Segment::default() }]);
+        lock(&table.rows)[0].stage = stage;
+        table
+    }
+
+    #[test]
+    fn a_segment_moves_along_the_edges_of_the_diagram() {
+        for (name, from, verb, to) in EDGES {
+            let table = table_in(from);
+            verb(&table);
+            assert_eq!(table.row(ID).stage, to, "{name} from {from:?}");
+        }
+    }
+
+    #[test]
+    fn a_verb_refuses_every_other_stage() {
+        for (name, from, verb, _) in EDGES {
+            let allowed =
+                |stage| EDGES.iter().any(|(other, edge, ..)| *other == name && *edge == stage && (name != "quarantine" || stage == from));
+            for stage in STAGES.into_iter().filter(|stage| !allowed(*stage)) {
+                let table = table_in(stage);
+                let moved = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| verb(&table)));
+                assert!(moved.is_err(), "{name} from {stage:?}");
+                assert_eq!(table.row(ID).stage, stage, "{name} from {stage:?}");
+            }
+        }
     }
 }

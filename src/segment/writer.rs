@@ -1,9 +1,14 @@
-//! The segment that is being filled. Lives under the log lock.
+//! The segment that takes records, and the footer that it gets once it is full.
+//!
+//! Guarded by the log lock.
+
+use std::io;
 
 use super::footer::{Builder, FooterEntry};
-use super::format::{DATA_START, Life, Trailer};
-use crate::id::{Lsn, Position};
-use crate::io::BLOCK;
+use super::format::{self, DATA_START, Life, Trailer};
+use crate::id::{Lsn, Position, StoreId};
+use crate::io::aligned::AlignedBuf;
+use crate::io::{BLOCK, File};
 
 /// A segment that takes records.
 #[derive(Debug)]
@@ -16,7 +21,7 @@ pub(crate) struct Open {
     last_lsn: Lsn,
 }
 
-/// A segment that takes no more records, with all that its footer needs.
+/// A segment that takes no more records, with everything that its footer needs.
 #[derive(Debug)]
 pub(crate) struct Full {
     pub(crate) life: Life,
@@ -64,12 +69,12 @@ impl Open {
 }
 
 impl Full {
-    /// The end of what was stored.
+    /// Position at which its records end.
     pub(crate) fn end(&self) -> Position {
         self.life.base.plus(u64::from(self.data_end))
     }
 
-    /// What the trailer says once the footer has that many blocks.
+    /// The trailer for the footer as it is now.
     pub(crate) fn trailer(&self) -> Trailer {
         Trailer { footer_blocks: self.footer.blocks(), data_end: self.data_end, entries: self.footer.entries() }
     }
@@ -78,4 +83,18 @@ impl Full {
 /// Longest record that a segment of this size can hold.
 pub(crate) const fn record_len_max(segment_size: u64) -> usize {
     segment_size as usize - DATA_START as usize - 2 * BLOCK
+}
+
+/// Writes the footer and the trailer of `full` at the end of its file. Returns the bytes written.
+pub(crate) fn write_footer(store: StoreId, full: &Full, file: &dyn File) -> io::Result<u64> {
+    let (life, size, end) = (full.life, full.size, u64::from(full.data_end));
+    let trailer = full.trailer();
+    let blocks = full.footer.finish(store, |len| life.base.plus(size - (BLOCK + len) as u64));
+    let mut bytes = AlignedBuf::zeroed(blocks.len() + BLOCK);
+    bytes[..blocks.len()].copy_from_slice(&blocks);
+    format::encode_trailer(store, &life, &trailer, &mut bytes[blocks.len()..]);
+    let offset = size - bytes.len() as u64;
+    assert!(offset >= end, "the footer lies after the records");
+    file.write_at(offset, &bytes)?;
+    Ok(bytes.len() as u64)
 }

@@ -4,18 +4,19 @@
 //! footers. Both would be written again, with the same bytes, if recovery is killed: the next manifest alone ends it. A file that a write or a sync failed for, then or now, is
 //! not written again: one with what can be read of it takes its place.
 
-mod patch;
 mod sealed;
-mod tail;
+mod unaligned;
+mod unsealed;
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{files, flush};
 use crate::clock::Clock;
 use crate::config::{OnHostCrash, RecoveryMode, Settings};
+use crate::engine::file_names;
+use crate::engine::recovery_report::{RecoveryReport, Start};
 use crate::id::{Location, Lsn, Position, SegmentId, StoreId};
 use crate::index::Index;
 use crate::index::batch::Batch;
@@ -37,64 +38,14 @@ const SLOT_BYTES: u64 = 9;
 const CHANGES_SHARE: u64 = 2;
 const CHANGES_BYTES_MAX: u64 = 256 << 20;
 
-/// What kind of stop preceded an open.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Start {
-    /// None: the store is new.
-    #[default]
-    Created,
-    /// An orderly close.
-    Clean,
-    /// The process ended without closing; the host went on.
-    Process,
-    /// The host went down.
-    Host,
-}
-
-/// What recovery found and did.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct RecoveryReport {
-    /// What preceded.
-    pub kind: Start,
-    /// Entries loaded from the checkpoint.
-    pub checkpoint_entries: u64,
-    /// Whether the checkpoint was missing, damaged or of another geometry, so that the index was rebuilt from footers alone.
-    pub rebuilt: bool,
-    /// Entries applied from footers of segments that the checkpoint does not cover.
-    pub footer_entries: u64,
-    /// WAL frames read.
-    pub wal_frames: u64,
-    /// Entries in the index afterwards.
-    pub entries: u64,
-    /// Bytes of WAL above the durable watermark that were not whole and were cut.
-    pub torn_bytes: u64,
-    /// Whether one copy of the manifest was missing or not whole: its writing was interrupted, or it rotted. The other copy says everything.
-    pub manifest_repaired: bool,
-    /// Segments that a write or a sync had failed for: what verifies of them is in new files.
-    pub segments_renewed: u64,
-    /// What was found damaged, one line each.
-    pub damaged: Vec<String>,
-    /// The host went down: mutations after this LSN may be missing, since they were not synced. Everything up to it is there.
-    pub maybe_lost_after: Option<Lsn>,
-    /// The store was alive at least until this store time, in ms since 1970.
-    pub alive_until_ms: u64,
-    /// From the call of open until the cache could serve.
-    pub took: Duration,
-    /// Of it, the time to load what sealed segments say: the checkpoint and footers. If recovery had to begin again, only the last time counts.
-    pub load_took: Duration,
-    /// Of it, the time to replay the WAL, likewise.
-    pub replay_took: Duration,
-}
-
 /// A store that is ready for its next manifest.
 #[derive(Debug)]
-pub(super) struct Recovered {
-    pub(super) manifest: Manifest,
-    pub(super) index: Index,
-    pub(super) report: RecoveryReport,
+pub(in crate::engine) struct Recovered {
+    pub(in crate::engine) manifest: Manifest,
+    pub(in crate::engine) index: Index,
+    pub(in crate::engine) report: RecoveryReport,
     /// No WAL position at or above it was ever used.
-    pub(super) wal_limit: u64,
+    pub(in crate::engine) wal_limit: u64,
 }
 
 struct Recovery<'a> {
@@ -116,15 +67,15 @@ struct Recovery<'a> {
 }
 
 /// What the checkpoint that counts states of itself, if it can be read.
-pub(super) fn checkpoint_header(disk: &dyn Disk, manifest: &Manifest) -> Option<Header> {
+pub(in crate::engine) fn checkpoint_header(disk: &dyn Disk, manifest: &Manifest) -> Option<Header> {
     let named = manifest.checkpoint?;
     let mut block = AlignedBuf::zeroed(BLOCK);
-    disk.open(&files::checkpoint(named.sequence)).and_then(|file| file.read_at(0, &mut block)).ok()?;
+    disk.open(&file_names::checkpoint(named.sequence)).and_then(|file| file.read_at(0, &mut block)).ok()?;
     Header::decode(manifest.store, &block).filter(|header| header.sequence == named.sequence)
 }
 
 /// Brings back the store that `manifest` describes.
-pub(super) fn recover(
+pub(in crate::engine) fn recover(
     disk: &Arc<dyn Disk>,
     clock: &dyn Clock,
     settings: &Settings,
@@ -231,8 +182,8 @@ fn attempt(
     );
     let mut wal_limit = manifest.wal_start;
     if kind != Start::Clean {
-        let (wal_ring, wal_lost) = disk.view(&files::wal_ring(manifest.wal_ring), manifest.wal_ring)?;
-        let segment_ring = disk.view(&files::segment_ring(manifest.segment_ring), manifest.segment_ring)?;
+        let (wal_ring, wal_lost) = disk.view(&file_names::wal_ring(manifest.wal_ring), manifest.wal_ring)?;
+        let segment_ring = disk.view(&file_names::segment_ring(manifest.segment_ring), manifest.segment_ring)?;
         let mut replay = Replay::open(disk, manifest.store, wal_ring, manifest.wal_payload)?;
         if kind == Start::Process && wal_lost {
             // It held what the files do not hold yet.
@@ -242,7 +193,7 @@ fn attempt(
         let summary = match cold {
             // For the newest LSN and time alone.
             true => replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, false, &mut IgnoreAll)?,
-            false => tail::replay(&mut recovery, &mut replay, &manifest, kind, &segment_ring)?,
+            false => unsealed::replay(&mut recovery, &mut replay, &manifest, kind, &segment_ring)?,
         };
         if !recovery.failed.is_empty() {
             return Ok(Err(Interrupted { failed: recovery.failed, report: recovery.report }));
@@ -279,7 +230,7 @@ fn forget_all(manifest: &mut Manifest) {
 }
 
 /// The geometry of an index that can name every record there is, and every one to come.
-pub(super) fn geometry(manifest: &Manifest, settings: &Settings) -> Geometry {
+pub(in crate::engine) fn geometry(manifest: &Manifest, settings: &Settings) -> Geometry {
     let used = || manifest.segments.iter().enumerate().filter(|(_, s)| s.state != SegmentState::Free);
     let count = used().map(|(i, _)| i as u32 + 1).max().unwrap_or(0).max(settings.segments);
     let size = used().map(|(_, s)| s.size).max().unwrap_or(0).max(settings.segment_size);

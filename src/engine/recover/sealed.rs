@@ -3,7 +3,7 @@
 use std::io;
 
 use super::{Recovery, SLOT_BYTES, change, open_segment};
-use crate::engine::files;
+use crate::engine::file_names;
 use crate::id::Position;
 use crate::index::batch::Batch;
 use crate::index::checkpoint::{Header, Keep, Loaded};
@@ -105,7 +105,7 @@ impl Recovery<'_> {
 
     /// Loads a checkpoint, with the `changes` since. False if it is not there, not whole, or of another geometry.
     fn load_checkpoint(&mut self, sequence: u64, changes: Batch) -> io::Result<bool> {
-        let file = match self.disk.open(&files::checkpoint(sequence)) {
+        let file = match self.disk.open(&file_names::checkpoint(sequence)) {
             Ok(file) => file,
             Err(e) if is_shortage(&e) => return Err(e),
             Err(e) => return Ok(self.checkpoint_unreadable(&e)),

@@ -91,7 +91,7 @@ impl History {
     pub(super) fn apply(&mut self, engine: &Engine, step: Step, disk: &SimDisk) -> Result<(), Error> {
         let heard = || if disk.has_stopped() { Err(Error::Closed) } else { Ok(()) };
         let n = self.mutations.len() as u64;
-        self.now_ms = engine.time.now_ms();
+        self.now_ms = engine.context.time.now_ms();
         match step {
             Step::Put(key, len, ..) | Step::PutFor(key, len, _) => {
                 let ms = if let Step::PutFor(.., ms) = step { Some(ms) } else { None };
@@ -163,10 +163,10 @@ impl History {
     pub(super) fn check(&self, engine: &Engine, floor: usize, what: &str) {
         let reclaimed = engine.stats().reclaimed;
         let may_be_evicted = |i: u64| !self.keeps_all && self.lsns[i as usize] <= reclaimed;
-        let now_ms = engine.time.now_ms();
+        let now_ms = engine.context.time.now_ms();
         let (mut low, mut high) = (floor, self.mutations.len());
         let tokens = || self.mutations.iter().enumerate().filter(|(_, m)| matches!(m, Mutation::Token)).map(|(i, _)| i);
-        let token = engine.resume_token("stream").map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap()) as usize);
+        let token = engine.namespaces().resume_token("stream").map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap()) as usize);
         // What could not be read may have held a newer one: then there is none.
         let forgotten = self.may_miss && token.is_none();
         assert!(forgotten || token >= tokens().take_while(|i| *i < floor).last(), "{what}: the token is {token:?}, floor {floor}");
@@ -187,7 +187,7 @@ impl History {
                 assert!(
                     must.is_none() || superseded_later || has_expired || must.is_some_and(may_be_evicted) || self.may_miss,
                     "{what}: key {key} is lost: {of_key:?}, floor {floor}, {:?}",
-                    engine.report
+                    engine.context.report
                 );
                 continue;
             };
@@ -252,7 +252,7 @@ impl Machine {
     }
 
     fn open(&mut self) -> Result<(), Error> {
-        self.engine = Some(open(&self.options, Some(Arc::new(self.disk.clone())), self.clock.clone(), Mode::Inline)?);
+        self.engine = Some(open(&self.options, Some(Arc::new(self.disk.clone())), self.clock.clone(), INLINE)?);
         Ok(())
     }
 
@@ -268,7 +268,7 @@ impl Machine {
 }
 
 pub(super) fn reopen(options: &Options, disk: &SimDisk) -> Result<Arc<Engine>, Error> {
-    open(options, Some(Arc::new(disk.clone())), Arc::new(SimClock::new(3)), Mode::Inline)
+    open(options, Some(Arc::new(disk.clone())), Arc::new(SimClock::new(3)), INLINE)
 }
 
 /// Recovers the `number`th image, then stops recovery at some operations, other ones for each image, and recovers again.
@@ -277,7 +277,7 @@ fn recover_and_check(options: &Options, (number, image): (usize, &SimDisk), hist
     let first = image.after_kill();
     let engine = reopen(options, &first).unwrap_or_else(|e| panic!("{what}: {e}"));
     // Neither a kill nor a power cut damages anything.
-    assert!(engine.report.damaged.is_empty(), "{what}: {:?}", engine.report);
+    assert!(engine.context.report.damaged.is_empty(), "{what}: {:?}", engine.context.report);
     history.check(&engine, floor, what);
     drop(engine);
     let again = reopen(options, &first.after_kill()).unwrap_or_else(|e| panic!("{what}, again: {e}"));
@@ -296,7 +296,7 @@ fn recover_and_check(options: &Options, (number, image): (usize, &SimDisk), hist
         interrupted.stop_at(interrupted.operations() + stop);
         drop(reopen(options, &interrupted));
         let engine = reopen(options, &interrupted.after_kill()).unwrap_or_else(|e| panic!("{what}, recovery stopped at {stop}: {e}"));
-        assert!(engine.report.damaged.is_empty(), "{what}, recovery stopped at {stop}: {:?}", engine.report);
+        assert!(engine.context.report.damaged.is_empty(), "{what}, recovery stopped at {stop}: {:?}", engine.context.report);
         history.check(&engine, floor, &format!("{what}, recovery stopped at {stop}"));
         drop(engine);
         if power {
@@ -320,7 +320,7 @@ fn go_on_and_lose_power(options: &Options, image: &SimDisk, puts: u8, what: &str
     for damage in [PowerCut::LoseAll, PowerCut::Random] {
         let what = format!("{what}, gone on, power cut {damage:?}");
         let engine = reopen(options, &disk.after_power_cut(1, damage)).unwrap_or_else(|e| panic!("{what}: {e}"));
-        assert!(engine.report.damaged.is_empty(), "{what}: {:?}", engine.report);
+        assert!(engine.context.report.damaged.is_empty(), "{what}: {:?}", engine.context.report);
         history.check(&engine, history.durable, &what);
     }
 }
@@ -440,9 +440,9 @@ fn moves_that_a_power_cut_takes_back_among_puts_leave_room_for_the_footer() {
     engine.persist(Ack::Host).unwrap();
     // What reclaiming does while others put: nothing of it is synced.
     let row = engine.table.select(|r| r.stage == Stage::Sealed)[0];
-    engine.table.change(row.life.id, &[Stage::Sealed], |row| row.stage = Stage::Draining);
+    engine.table.drain(row.life.id);
     let file = engine.table.file(row.life.id).unwrap();
-    let contents = reader::entries(engine.store, &row, engine.hash_seed, file.as_ref());
+    let contents = reader::entries(engine.context.store, &row, engine.context.hash_seed, file.as_ref());
     assert!(contents.entries.len() > 50);
     for (n, entry) in (1_000u64..).zip(&contents.entries) {
         let place = IndexEntry::new(Location { segment: row.life.id, offset: entry.offset }, entry.len as usize);
@@ -455,8 +455,8 @@ fn moves_that_a_power_cut_takes_back_among_puts_leave_room_for_the_footer() {
     let mut replayed = 0;
     for seed in 0..300 {
         let back = reopen(&store.options, &store.disk.after_power_cut(seed, PowerCut::Random)).unwrap();
-        assert!(back.report.damaged.is_empty(), "seed {seed}: {:?}", back.report);
-        replayed += u64::from(back.report.wal_frames > 90);
+        assert!(back.context.report.damaged.is_empty(), "seed {seed}: {:?}", back.context.report);
+        replayed += u64::from(back.context.report.wal_frames > 90);
         for key in 0..70u64 {
             let found = back.get((&key.to_le_bytes()).into(), false).unwrap();
             assert_eq!(found.as_deref(), Some(&value(key, 0, 800)[..]), "seed {seed}: key {key}");
@@ -573,7 +573,7 @@ fn kills_between_the_stores_of_a_mutation() {
             for (number, image) in stored_in_part(&before, &disk.after_kill()).into_iter().enumerate() {
                 let what = format!("{wal_values:?}, mutation {floor}, cut {number}");
                 let engine = reopen(&options, &image).unwrap_or_else(|e| panic!("{what}: {e}"));
-                assert!(engine.report.damaged.is_empty(), "{what}: {:?}", engine.report);
+                assert!(engine.context.report.damaged.is_empty(), "{what}: {:?}", engine.context.report);
                 history.check(&engine, floor, &what);
                 drop(engine);
                 go_on_and_lose_power(&options, &image, 1, &what);
@@ -600,7 +600,7 @@ fn stops_while_everything_is_acknowledged_at_host() {
 fn run_with_faults(options: &Options, steps: &[Step], seed: u64, stop: u64) -> u64 {
     let disk = SimDisk::new(seed);
     let mut history = History::default();
-    let engine = open(options, Some(Arc::new(disk.clone())), Arc::new(SimClock::new(2)), Mode::Inline).unwrap();
+    let engine = open(options, Some(Arc::new(disk.clone())), Arc::new(SimClock::new(2)), INLINE).unwrap();
     let drawn = |n: u64| xxhash_rust::xxh3::xxh3_64_with_seed(&n.to_le_bytes(), seed);
     for n in 0..1 + drawn(0) % 4 {
         let op = [FaultOp::Write, FaultOp::Sync, FaultOp::SyncDroppingPages, FaultOp::Read, FaultOp::Write][drawn(n + 1) as usize % 5];
@@ -614,7 +614,7 @@ fn run_with_faults(options: &Options, steps: &[Step], seed: u64, stop: u64) -> u
     }
     engine.begin_close();
     let finished = engine.finish().is_ok();
-    assert!(finished || engine.persist(Ack::Host).is_err() || engine.durable() == engine.appended(), "whoever waits is told");
+    assert!(finished || engine.persist(Ack::Host).is_err() || engine.log.marks().durable() == engine.appended(), "whoever waits is told");
     let closed = finished && !disk.has_stopped();
     let faults = disk.faults_injected();
     // What nobody heard of takes nothing away.

@@ -14,7 +14,7 @@ fn reopen(disk: &SimDisk) -> Result<Arc<Engine>, Error> {
     let clock = Arc::new(SimClock::new(3));
     // Later than everything before: damage may take away what is known of the time, and a clock that goes back as well is another failure.
     clock.advance(Duration::from_secs(1));
-    open(&small(), Some(Arc::new(disk.clone())), clock, Mode::Inline)
+    open(&small(), Some(Arc::new(disk.clone())), clock, INLINE)
 }
 
 fn get(engine: &Engine, key: &[u8]) -> Option<Vec<u8>> {
@@ -31,14 +31,14 @@ fn a_hole_in_the_wal_is_filled_from_the_records() {
     // The frame that superseded a's first value.
     image.corrupt(WAL_RING, FRAME_LEN as u64 + 30, 1);
     let engine = reopen(&image).unwrap();
-    assert_eq!(engine.report.damaged.len(), 1, "{:?}", engine.report);
+    assert_eq!(engine.context.report.damaged.len(), 1, "{:?}", engine.context.report);
     for (key, value) in [(b"a", b"2"), (b"b", b"3"), (b"c", b"4")] {
         assert_eq!(get(&engine, key).as_deref(), Some(&value[..]));
     }
     drop(engine);
     let again = reopen(&image.after_kill()).unwrap();
     assert_eq!(get(&again, b"a").as_deref(), Some(&b"2"[..]));
-    assert!(again.report.damaged.is_empty());
+    assert!(again.context.report.damaged.is_empty());
 }
 
 /// Damages the record of the last put of `key` that `disk` holds, wherever it lies.
@@ -66,7 +66,7 @@ fn a_hole_in_the_wal_whose_records_are_damaged_too_is_reported_and_nothing_older
     image.corrupt(WAL_RING, FRAME_LEN as u64 + 30, 1);
     damage_record(&image, b"the second value");
     let engine = reopen(&image).unwrap();
-    assert_eq!(engine.report.damaged.len(), 1, "{:?}", engine.report);
+    assert_eq!(engine.context.report.damaged.len(), 1, "{:?}", engine.context.report);
     assert_eq!(get(&engine, b"a"), None, "neither the lost value nor the one it superseded");
     assert_eq!(get(&engine, b"b").as_deref(), Some(&b"3"[..]));
     assert_eq!(get(&engine, b"c").as_deref(), Some(&b"4"[..]));
@@ -100,10 +100,15 @@ fn damage_in_two_places_of_a_synced_batch_is_not_taken_for_the_end_of_the_log() 
         puts[number].iter().for_each(|(name, at)| image.corrupt(name, at + 20, 1));
     }
     let engine = reopen(&image).unwrap();
-    assert_eq!((get(&engine, b"a"), get(&engine, b"c")), (None, None), "neither the lost values nor those before: {:?}", engine.report);
-    assert_eq!(get(&engine, b"d").as_deref(), Some(&b"new"[..]), "{:?}", engine.report);
-    assert_eq!(get(&engine, b"e").as_deref(), Some(&b"new"[..]), "{:?}", engine.report);
-    assert_eq!(engine.report.damaged.len(), 2, "{:?}", engine.report);
+    assert_eq!(
+        (get(&engine, b"a"), get(&engine, b"c")),
+        (None, None),
+        "neither the lost values nor those before: {:?}",
+        engine.context.report
+    );
+    assert_eq!(get(&engine, b"d").as_deref(), Some(&b"new"[..]), "{:?}", engine.context.report);
+    assert_eq!(get(&engine, b"e").as_deref(), Some(&b"new"[..]), "{:?}", engine.context.report);
+    assert_eq!(engine.context.report.damaged.len(), 2, "{:?}", engine.context.report);
 }
 
 #[test]
@@ -121,7 +126,7 @@ fn a_segment_that_is_lost_with_the_checkpoint_brings_nothing_older_back() {
     // What came after the checkpoint is in sealed segments, and the manifest says so.
     (400..1_000u64).for_each(|key| store.put(&key.to_le_bytes(), &value(key, 0, 200)));
     let disk = store.disk.after_kill();
-    let covered = reopen(&disk.after_kill()).unwrap().report.footer_entries;
+    let covered = reopen(&disk.after_kill()).unwrap().context.report.footer_entries;
     assert!(covered > 400, "{covered}");
     let checkpoint = |image: &SimDisk| (0..2).for_each(|n| drop(image.remove(&format!("checkpoint.{n}"))));
     let (mut lost, mut newest_lost, clock) = (0, 0, Arc::new(SimClock::new(3)));
@@ -133,19 +138,23 @@ fn a_segment_that_is_lost_with_the_checkpoint_brings_nothing_older_back() {
             if options.flash == small().flash {
                 checkpoint(&image);
             }
-            let engine = open(&options, Some(Arc::new(image)), clock.clone(), Mode::Inline).unwrap();
+            let engine = open(&options, Some(Arc::new(image)), clock.clone(), INLINE).unwrap();
             let newest = |key: u64| key.is_multiple_of(2).then(|| value(key, 1, 200));
             for key in 0..400u64 {
                 let found = get(&engine, &key.to_le_bytes());
-                assert!(found.is_none() || found == newest(key), "{name}: key {key} is stale: {:?}", engine.report);
+                assert!(found.is_none() || found == newest(key), "{name}: key {key} is stale: {:?}", engine.context.report);
             }
             lost += usize::from((0..400u64).any(|key| get(&engine, &key.to_le_bytes()) != newest(key)));
             newest_lost += usize::from(get(&engine, &999u64.to_le_bytes()).is_none());
-            assert!(engine.report.rebuilt, "{:?}", engine.report);
-            assert!(engine.report.footer_entries <= 1_400, "each is counted once: {:?}", engine.report);
+            assert!(engine.context.report.rebuilt, "{:?}", engine.context.report);
+            assert!(engine.context.report.footer_entries <= 1_400, "each is counted once: {:?}", engine.context.report);
             let said = name.replace('.', " ") + ":";
-            let is_said = engine.report.damaged.iter().any(|line| line.starts_with(&said));
-            assert!(is_said || (400..1_000).all(|key| get(&engine, &u64::to_le_bytes(key)).is_some()), "{name}: {:?}", engine.report);
+            let is_said = engine.context.report.damaged.iter().any(|line| line.starts_with(&said));
+            assert!(
+                is_said || (400..1_000).all(|key| get(&engine, &u64::to_le_bytes(key)).is_some()),
+                "{name}: {:?}",
+                engine.context.report
+            );
         }
     }
     assert!(lost > 3, "{lost}");
@@ -177,7 +186,7 @@ fn a_block_of_the_wal_that_cannot_be_read_costs_what_it_held_and_brings_nothing_
             (0..40)
                 .for_each(|key| assert!(found(key).is_none_or(|found| found == value(key, 1, 300)), "{name}, {block}: key {key} is stale"));
             let missing = (0..40).filter(|key| found(*key).is_none()).count();
-            assert!(missing == 0 || !engine.report.damaged.is_empty(), "{name}, {block}: {missing} are missing without a word");
+            assert!(missing == 0 || !engine.context.report.damaged.is_empty(), "{name}, {block}: {missing} are missing without a word");
             costs += usize::from(missing > 0);
             assert!(missing == 0 || block <= end, "{name}, {block}: {missing} are missing, and nothing was there");
             assert!(get(&engine, b"the last").is_some() || block + BLOCK as u64 > end, "{name}, {block}: what follows is lost too");
@@ -205,7 +214,7 @@ fn damage_at_the_end_of_the_wal_of_a_dead_process_costs_nothing_as_long_as_the_r
             assert_eq!(get(&engine, key).as_deref(), Some(&b"new"[..]), "{damaged} frames damaged");
         }
         // A record ahead of its frame is what a process leaves that dies between the two.
-        assert_eq!(engine.report.damaged.len(), usize::from(damaged > 1), "{:?}", engine.report);
+        assert_eq!(engine.context.report.damaged.len(), usize::from(damaged > 1), "{:?}", engine.context.report);
         assert!(engine.appended() >= Lsn(6));
     }
 }
@@ -233,7 +242,7 @@ fn damage_at_the_end_of_the_wal_and_of_a_record_leaves_nothing_older() {
         for key in [b"a", b"b"] {
             assert_eq!(get(&engine, key), None, "{damaged:?}");
         }
-        assert_eq!(engine.report.damaged.len(), 1, "{:?}", engine.report);
+        assert_eq!(engine.context.report.damaged.len(), 1, "{:?}", engine.context.report);
     }
 }
 
@@ -256,8 +265,8 @@ fn a_block_of_an_open_segment_that_cannot_be_read_costs_what_it_held() {
                 let engine = reopen(&image).unwrap();
                 let found = (0..synced).filter(|key: &u64| get(&engine, &key.to_le_bytes()).is_some()).count() as u64;
                 // A block of 4 KiB holds parts of six records.
-                assert!(found + 6 >= synced, "seed {seed}, {name}: {found} of {synced}: {:?}", engine.report);
-                let heard_of = engine.report.damaged.len() as u64 + engine.stats().damaged + engine.stats().read_errors;
+                assert!(found + 6 >= synced, "seed {seed}, {name}: {found} of {synced}: {:?}", engine.context.report);
+                let heard_of = engine.context.report.damaged.len() as u64 + engine.stats().damaged + engine.stats().read_errors;
                 assert!(found == synced || heard_of > 0, "seed {seed}, {name}: {found} of {synced} and no word of it");
                 missed += synced - found;
             }
@@ -293,7 +302,7 @@ fn what_is_put_after_damage_survives_the_next_stop() {
 fn never_lies(worn: &Worn, image: &SimDisk, what: &str) -> Result<bool, Error> {
     let engine = reopen(image)?;
     let missing = worn.missing(&engine, 0..KEYS, what);
-    let noticed = has_noticed(&engine, 0) || engine.report.torn_bytes > 0;
+    let noticed = has_noticed(&engine, 0) || engine.context.report.torn_bytes > 0;
     assert!(missing.is_empty() || noticed, "{what}: {missing:?} are missing, and nothing was noticed");
     // Some keys are put again, some deleted; the rest stays what it was.
     for k in 0..8u64 {
@@ -304,7 +313,7 @@ fn never_lies(worn: &Worn, image: &SimDisk, what: &str) -> Result<bool, Error> {
     drop(engine);
     let (what, engine) = (format!("{what}, then a kill"), reopen(&next)?);
     for k in 0..8u64 {
-        assert_eq!(get(&engine, &k.to_le_bytes()).as_deref(), Some(&b"put again"[..]), "{what}: key {k}: {:?}", engine.report);
+        assert_eq!(get(&engine, &k.to_le_bytes()).as_deref(), Some(&b"put again"[..]), "{what}: key {k}: {:?}", engine.context.report);
         assert_eq!(get(&engine, &(8 + k).to_le_bytes()), None, "{what}: key {} was deleted", 8 + k);
     }
     let still = worn.missing(&engine, 16..KEYS, &what);
@@ -362,7 +371,7 @@ impl Worn {
             }
             assert!(engine.get(dropped.key(&bytes), false).unwrap().is_none(), "{what}: key {k} of a namespace that was dropped");
         }
-        let token = engine.resume_token("stream").map(|token| u64::from_le_bytes(token.try_into().unwrap()));
+        let token = engine.namespaces().resume_token("stream").map(|token| u64::from_le_bytes(token.try_into().unwrap()));
         assert!(token.is_none_or(|token| token == ROUNDS - 1), "{what}: the token of round {token:?}");
         missing
     }
@@ -416,7 +425,7 @@ fn wear(store: &Store, rounds: Range<u64>) {
         store.engine().persist(Ack::Host).unwrap();
         // So that there is heat, and a checkpoint that others add to.
         (0..20u64).for_each(|k| drop(store.get(&k.to_le_bytes())));
-        store.engine().step_heat().unwrap();
+        store.engine().step_record_warmth().unwrap();
         if round % 3 == 1 {
             store.engine().step_checkpoint(true).unwrap();
         }
@@ -444,12 +453,12 @@ fn the_recovery_mode_decides_what_a_damaged_checkpoint_does() {
     let image = worn(Stop::Close);
     let open_with = |image: &SimDisk, mode| {
         let options = small().recovery(mode);
-        open(&options, Some(Arc::new(image.after_kill())), Arc::new(SimClock::new(3)), Mode::Inline)
+        open(&options, Some(Arc::new(image.after_kill())), Arc::new(SimClock::new(3)), INLINE)
     };
-    assert!(!open_with(&image, RecoveryMode::Refuse).unwrap().report.rebuilt);
+    assert!(!open_with(&image, RecoveryMode::Refuse).unwrap().context.report.rebuilt);
     let rebuilt = open_with(&image, RecoveryMode::Rebuild).unwrap();
-    assert!(rebuilt.report.rebuilt && rebuilt.report.damaged.is_empty());
-    let named = crate::concurrent::lock(&rebuilt.manifest).checkpoint;
+    assert!(rebuilt.context.report.rebuilt && rebuilt.context.report.damaged.is_empty());
+    let named = rebuilt.manifest.lock().checkpoint;
     assert_eq!(named, None, "the checkpoint that was left aside is not trusted later");
     for (name, len) in image.files().iter().filter(|(name, len)| name.starts_with("checkpoint") && *len > 0) {
         for offset in [100, len / 2] {
@@ -458,7 +467,7 @@ fn the_recovery_mode_decides_what_a_damaged_checkpoint_does() {
     }
     assert!(matches!(open_with(&image, RecoveryMode::Refuse), Err(Error::Corrupt { .. })));
     let served = open_with(&image, RecoveryMode::Serve).unwrap();
-    assert!(served.report.rebuilt && served.report.damaged.len() == 1, "{:?}", served.report);
+    assert!(served.context.report.rebuilt && served.context.report.damaged.len() == 1, "{:?}", served.context.report);
 }
 
 /// A store that was stopped in each of three ways, after a life that reached everything.
@@ -467,7 +476,7 @@ fn all_worn() -> [Worn; 3] {
         let disk = worn(stop);
         let engine = reopen(&disk.after_kill()).unwrap();
         let keys: Vec<u64> = (0..KEYS).filter(|k| get(&engine, &k.to_le_bytes()).is_some()).collect();
-        let (report, stats) = (&engine.report, engine.stats());
+        let (report, stats) = (&engine.context.report, engine.stats());
         assert_eq!(keys.len() as u64, KEYS * 8 / 10, "{name}: {keys:?}");
         let noticed = report.damaged.len() as u64 + report.torn_bytes + stats.damaged + stats.read_errors;
         assert!(noticed == 0 && !report.manifest_repaired, "{name}, undamaged: {report:?}");
@@ -699,6 +708,6 @@ fn a_wal_file_whose_header_is_damaged_or_cannot_be_read_still_says_what_was_dele
         let engine = reopen(&image).unwrap();
         assert_eq!(get(&engine, b"a"), None, "{unread} {cut}");
         assert_eq!(get(&engine, b"b").as_deref(), Some(&b"the new value"[..]), "{unread} {cut}");
-        assert!(engine.report.damaged.is_empty(), "{:?}", engine.report);
+        assert!(engine.context.report.damaged.is_empty(), "{:?}", engine.context.report);
     }
 }

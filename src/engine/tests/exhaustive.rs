@@ -93,7 +93,7 @@ impl Begun {
         if name == RENEWS {
             disk.fail(FaultOp::Sync, 1, OTHER, false);
             assert!(!engine.step_sync().unwrap(), "the segment that is open cannot be synced");
-            engine.write_manifest(&mut crate::concurrent::lock(&engine.manifest)).unwrap();
+            engine.write_manifest(&mut engine.manifest.lock()).unwrap();
         }
         drop(engine);
         let options = if name == SHRINKS { options.flash(512 << 10).memory(2 << 20) } else { options };
@@ -139,7 +139,7 @@ fn fail_one(begun: &Begun, (op, kind): (FaultOp, Failure), nth: u64, repeat: boo
         Ok(engine) if !closes => {
             // Reads go on also in a store that takes no more mutations.
             history.check(&engine, history.returned, &format!("{what}, at once"));
-            if engine.failure.get().is_none() && engine.persist(Ack::Host).is_ok() {
+            if !engine.health.has_failed() && engine.persist(Ack::Host).is_ok() {
                 history.synced();
             }
         }

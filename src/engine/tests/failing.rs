@@ -6,7 +6,8 @@ use super::*;
 use crate::clock::SystemClock;
 use crate::concurrent::Event;
 use crate::engine::Condition;
-use crate::engine::driver::Threads;
+use crate::engine::background::Threads;
+use crate::engine::context::Mode;
 use crate::error::Error;
 use crate::io::sim::FaultOp;
 
@@ -48,13 +49,13 @@ fn a_name_that_could_not_be_synced_at_first_is_durable_before_the_segment_is_use
         store.disk.fail(FaultOp::SyncDir, nth, std::io::ErrorKind::StorageFull, false);
         for n in 0..count {
             while put_now(store.engine(), n % 100, 2_000).is_err() {
-                assert!(store.engine().failure.get().is_none(), "{nth}: {:?}", store.engine().failure.get());
+                assert!(!store.engine().health.has_failed(), "{nth}: {:?}", store.engine().health.check_sound().err());
                 store.engine().step_all().unwrap();
             }
         }
         store.engine().persist(Ack::Host).unwrap();
         store.power_cut(nth, PowerCut::LoseAll);
-        assert!(store.engine().report.damaged.is_empty(), "{nth}: {:?}", store.engine().report);
+        assert!(store.engine().context.report.damaged.is_empty(), "{nth}: {:?}", store.engine().context.report);
         for n in 0..count.min(100) {
             assert_eq!(store.get(&n.to_le_bytes()), Some(value(n, 0, 2_000)), "{nth}: {n}");
         }
@@ -80,7 +81,7 @@ fn a_full_disk_is_back_pressure_and_service_returns_with_space() {
     store.disk.capacity(1 << 30);
     assert_eq!(fill(store.engine(), acked, 100), 100, "service returned without a restart");
     store.kill();
-    assert!(store.engine().report.damaged.is_empty());
+    assert!(store.engine().context.report.damaged.is_empty());
     for n in 0..acked + 100 {
         assert_eq!(store.get(&n.to_le_bytes()), Some(value(n, 0, 2_000)), "{n} of {acked} and 100 more");
     }
@@ -110,7 +111,7 @@ fn whoever_waits_for_room_on_a_full_disk_does_not_make_the_background_spin() {
             never.wait(never.count(), Some(Duration::from_millis(ms)));
         };
         while engine.stats().disk_full < 2 {
-            assert!(engine.failure.get().is_none(), "a full disk is no failure");
+            assert!(!engine.health.has_failed(), "a full disk is no failure");
             pause(5);
         }
         let before = engine.stats().disk_full;
@@ -165,8 +166,8 @@ fn a_disk_that_hangs_holds_back_what_needs_it_and_nothing_else() {
             assert!(reader.is_none_or(|reader| reader.join().unwrap() == Some(value(0, 0, 2_000))));
             image
         });
-        let survivor = open(&options, Some(Arc::new(image)), Arc::new(SystemClock), Mode::Inline).unwrap();
-        assert!(survivor.report.damaged.is_empty(), "{op:?}: {:?}", survivor.report);
+        let survivor = open(&options, Some(Arc::new(image)), Arc::new(SystemClock), INLINE).unwrap();
+        assert!(survivor.context.report.damaged.is_empty(), "{op:?}: {:?}", survivor.context.report);
         for engine in [&survivor, &engine] {
             engine.put(b"more".into(), b"value", &PutOptions::new().ack(Ack::Host)).unwrap();
             for n in 0..acknowledged {
@@ -214,14 +215,14 @@ fn a_manifest_that_finds_no_room_to_grow_holds_notes_back_until_there_is_room() 
             engine.set_resume_token(name, &value, None).unwrap();
         }
         engine.persist(Ack::Host).unwrap();
-        let mut manifest = crate::concurrent::lock(&engine.manifest);
+        let mut manifest = engine.manifest.lock();
         engine.write_manifest(&mut manifest).unwrap();
     }
     // Opened again, without a byte to spare.
     let used: u64 = store.disk.files().iter().map(|(_, len)| len).sum();
     store.disk.capacity(used);
     store.power_cut(1, PowerCut::LoseAll);
-    assert_eq!(store.engine().resume_tokens().len(), set + 21);
+    assert_eq!(store.engine().namespaces().resume_tokens().len(), set + 21);
     assert_eq!(store.get(b"key").as_deref(), Some(&b"other"[..]));
 }
 
@@ -251,7 +252,7 @@ fn whoever_waits_for_a_sync_that_finds_no_room_is_told_when_there_is_some() {
     engine.step_sync().unwrap();
     assert_eq!(engine.stats().disk_full, 1);
     assert!(waiting.as_mut().poll(&mut context).is_pending(), "it is not said to be durable");
-    assert!(engine.failure.get().is_none(), "nor has anything failed");
+    assert!(!engine.health.has_failed(), "nor has anything failed");
     store.disk.heal();
     engine.step_all().unwrap();
     assert!(matches!(waiting.as_mut().poll(&mut context), Poll::Ready(Ok(Some(_)))));
@@ -310,7 +311,7 @@ fn an_index_that_outgrows_memory_while_it_is_empty_is_refused() {
     store.options = Options::new("sim").memory(4 << 20).flash(1 << 30).segment_size(2 << 20);
     let after = store.disk.after_kill();
     store.engine = None;
-    let refused = open(&store.options, Some(Arc::new(after.clone())), store.clock.clone(), Mode::Inline);
+    let refused = open(&store.options, Some(Arc::new(after.clone())), store.clock.clone(), INLINE);
     assert!(matches!(refused, Err(Error::InvalidOption { name: "memory", .. })), "{refused:?}");
     store.options = store.options.memory(256 << 20);
     store.disk = after;
@@ -441,7 +442,7 @@ fn every_write_and_sync_of_a_scenario_may_fail_once_and_nothing_lies() {
             if store.disk.faults_injected() == 0 {
                 break;
             }
-            if store.engine().failure.get().is_none() {
+            if !store.engine().health.has_failed() {
                 store.engine().persist(Ack::Host).ok();
                 for key in 0..20u64 {
                     let newest = acked.iter().rev().find(|n| **n % 20 == key);

@@ -17,12 +17,13 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::driver::Mode;
-use super::write::{Condition, Observed, Tried};
+use super::Condition;
+use super::background::INLINE;
+use super::ops::write::{Observed, Tried};
 use super::{DeleteOptions, Engine, PutOptions, Start, Wait, open};
 use crate::config::{Ack, OnHostCrash, Options, WalValues};
-use crate::engine::open::fit_index;
-use crate::engine::scan::Scan;
+use crate::engine::Scan;
+use crate::engine::open::budget::fit_index;
 use crate::id::{Key, Lsn, NamespaceGeneration};
 use crate::io::Disk;
 use crate::io::sim::{PowerCut, SimClock, SimDisk};
@@ -47,7 +48,7 @@ impl Store {
 
     fn try_open(&mut self) -> Result<(), crate::Error> {
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
-        self.engine = Some(open(&self.options, Some(disk), self.clock.clone(), Mode::Inline)?);
+        self.engine = Some(open(&self.options, Some(disk), self.clock.clone(), INLINE)?);
         Ok(())
     }
 
@@ -98,15 +99,15 @@ fn value(key: u64, version: u64, len: usize) -> Vec<u8> {
 
 /// Whether an engine has counted, reported or said that something is wrong with its disk, besides so many segments that were renewed.
 fn has_noticed(engine: &Engine, renewed: u64) -> bool {
-    let (report, stats) = (&engine.report, engine.stats());
+    let (report, stats) = (&engine.context.report, engine.stats());
     stats.disk_full > 0 || report.manifest_repaired || report.segments_renewed > renewed || has_lost(engine)
 }
 
 /// The same, if entries may be missing for it.
 fn has_lost(engine: &Engine) -> bool {
-    let (report, stats) = (&engine.report, engine.stats());
+    let (report, stats) = (&engine.context.report, engine.stats());
     let counted = stats.write_errors + stats.read_errors + stats.damaged > 0;
-    counted || engine.failure.get().is_some() || !report.damaged.is_empty()
+    counted || engine.health.has_failed() || !report.damaged.is_empty()
 }
 
 /// The seeds that `EVERWARM_<name>_FIRST` and `EVERWARM_<name>_SEEDS` (how many) say.
@@ -160,7 +161,7 @@ fn a_condition_on_what_only_the_memory_tier_has_sees_a_delete_that_comes_in_betw
     store.put(b"a", b"1");
     let version = engine.get(b"a".into(), true).unwrap().unwrap().version();
     // As when a segment cannot be read while it is emptied.
-    assert!(engine.index.remove(engine.hash(b"a".into())).is_some());
+    assert!(engine.index.remove(engine.context.hash(b"a".into())).is_some());
     assert_eq!(store.get(b"a").as_deref(), Some(&b"1"[..]));
     let options = PutOptions::new().condition(Condition::IfVersion(version));
     let request = engine.put_request(b"a".into(), b"2", None, &options).unwrap();
@@ -176,7 +177,7 @@ fn a_key_that_the_index_takes_for_another_misses() {
     let store = Store::new(small());
     store.put(b"a", b"1");
     let engine = store.engine();
-    let (a, b) = (engine.hash(b"a".into()), engine.hash(b"b".into()));
+    let (a, b) = (engine.context.hash(b"a".into()), engine.context.hash(b"b".into()));
     // As if both had the same fingerprint, in the write buffer and in the memory tier.
     engine.index.insert(b, &engine.index.get(a).unwrap());
     for _ in 0..2 {
@@ -184,7 +185,7 @@ fn a_key_that_the_index_takes_for_another_misses() {
         assert_eq!(store.get(b"a").as_deref(), Some(&b"1"[..]));
     }
     let other = Key { namespace: NamespaceGeneration(7), bytes: b"a" };
-    engine.index.insert(engine.hash(other), &engine.index.get(a).unwrap());
+    engine.index.insert(engine.context.hash(other), &engine.index.get(a).unwrap());
     assert!(engine.get(other, true).unwrap().is_none(), "the same bytes in another namespace");
     assert_eq!(engine.get_many(&[b"b".into(), other, b"a".into()]).unwrap().iter().filter(|v| v.is_some()).count(), 1);
     assert!(engine.stats().collisions >= 4);
@@ -200,13 +201,13 @@ fn a_note_is_stated_by_a_manifest_only_when_everything_before_it_is_durable() {
     let space = store.engine().namespace("users").unwrap();
     store.engine().put(space.key(b"k"), b"v", &PutOptions::new()).unwrap();
     store.engine().clear(&space, None).unwrap();
-    let mut manifest = crate::concurrent::lock(&store.engine().manifest);
+    let mut manifest = store.engine().manifest.lock();
     store.engine().write_manifest(&mut manifest).unwrap();
     drop(manifest);
     store.power_cut(1, PowerCut::LoseAll);
     assert_eq!(store.get(b"a").as_deref(), Some(&b"1"[..]));
-    assert_eq!(store.engine().resume_token("stream"), None, "the delete before it is lost as well");
-    assert!(store.engine().namespaces().is_empty());
+    assert_eq!(store.engine().namespaces().resume_token("stream"), None, "the delete before it is lost as well");
+    assert!(store.engine().namespaces().names().is_empty());
 }
 
 #[test]
@@ -218,8 +219,8 @@ fn everything_acknowledged_survives_a_kill() {
         }
         store.engine().delete((&7u64.to_le_bytes()).into(), &DeleteOptions::new()).unwrap();
         store.kill();
-        assert_eq!(store.engine().report.kind, Start::Process);
-        assert!(store.engine().report.damaged.is_empty(), "{:?}", store.engine().report);
+        assert_eq!(store.engine().context.report.kind, Start::Process);
+        assert!(store.engine().context.report.damaged.is_empty(), "{:?}", store.engine().context.report);
         for k in (0..300u64).filter(|k| *k != 7) {
             assert_eq!(store.get(&k.to_le_bytes()), Some(value(k, round, 200)), "key {k} round {round}");
         }
@@ -234,7 +235,7 @@ fn a_clean_stop_reads_no_wal_and_keeps_everything() {
         store.put(&k.to_le_bytes(), &value(k, 0, 100));
     }
     store.close();
-    let report = &store.engine().report;
+    let report = &store.engine().context.report;
     assert_eq!((report.kind, report.wal_frames, report.checkpoint_entries), (Start::Clean, 0, 1000), "{report:?}");
     for k in 0..1000u64 {
         assert_eq!(store.get(&k.to_le_bytes()), Some(value(k, 0, 100)));
@@ -256,8 +257,8 @@ fn a_lost_checkpoint_costs_time_only() {
         let _one_of_them_exists = store.disk.remove(&format!("checkpoint.{n}"));
     }
     store.open();
-    assert_eq!(store.engine().report.checkpoint_entries, 0);
-    assert_eq!(store.engine().report.entries, 999);
+    assert_eq!(store.engine().context.report.checkpoint_entries, 0);
+    assert_eq!(store.engine().context.report.entries, 999);
     assert_eq!(store.get(&5u64.to_le_bytes()), None);
     assert_eq!(store.get(&6u64.to_le_bytes()), Some(value(6, 0, 100)));
 }
@@ -282,7 +283,7 @@ fn flash_smaller_than_the_data_evicts_the_oldest_and_never_lies() {
         store.kill();
         let after = (0..3000u64).filter(|k| store.get(&k.to_le_bytes()) == Some(value(*k, round, 500))).count();
         // A segment that was emptied and not yet reused is read again: its entries are as true as they were.
-        assert!(after >= kept, "{after} of {kept} in round {round}: {:?}", store.engine().report);
+        assert!(after >= kept, "{after} of {kept} in round {round}: {:?}", store.engine().context.report);
     }
 }
 
@@ -312,7 +313,7 @@ fn host_acknowledgements_survive_a_power_cut() {
             }
             store.engine().delete((&3u64.to_le_bytes()).into(), &DeleteOptions::new()).unwrap();
             store.power_cut(seed, damage);
-            assert_eq!(store.engine().report.kind, Start::Host);
+            assert_eq!(store.engine().context.report.kind, Start::Host);
             for k in (0..100u64).filter(|k| *k != 3) {
                 assert_eq!(store.get(&k.to_le_bytes()), Some(value(k, 1, 300)), "key {k}, {wal_values:?} {damage:?}");
             }
@@ -331,14 +332,18 @@ fn after_a_host_crash_a_store_starts_empty_if_told_to() {
     store.engine().set_resume_token("stream", b"here", Some(Ack::Host)).unwrap();
     let version = store.engine().appended();
     store.kill();
-    assert_eq!((store.engine().report.entries, store.engine().resume_tokens().len()), (100, 1), "the host went on");
+    assert_eq!((store.engine().context.report.entries, store.engine().namespaces().resume_tokens().len()), (100, 1), "the host went on");
     store.power_cut(1, PowerCut::Random);
     let empty = |store: &Store, what: &str| {
-        assert_eq!(store.engine().resume_tokens(), Vec::<String>::new(), "{what}: what was invalidated meanwhile is not known");
+        assert_eq!(
+            store.engine().namespaces().resume_tokens(),
+            Vec::<String>::new(),
+            "{what}: what was invalidated meanwhile is not known"
+        );
         assert!((0..100u64).all(|k| store.get(&k.to_le_bytes()).is_none()), "{what}");
     };
     empty(&store, "after the power cut");
-    assert_eq!(store.engine().report.maybe_lost_after, Some(Lsn::ZERO));
+    assert_eq!(store.engine().context.report.maybe_lost_after, Some(Lsn::ZERO));
     assert!(store.engine().appended() >= version, "versions are not used twice");
     store.kill();
     empty(&store, "after a kill");
@@ -394,9 +399,9 @@ fn a_store_that_nobody_changes_records_that_it_is_alive() {
         store.engine().step_all().unwrap();
     }
     assert!(store.engine().stats().syncs - syncs < 10);
-    let now = store.engine().time.now_ms();
+    let now = store.engine().context.time.now_ms();
     store.kill();
-    assert!((now - 1_000..=now).contains(&store.engine().report.alive_until_ms), "{now} {:?}", store.engine().report);
+    assert!((now - 1_000..=now).contains(&store.engine().context.report.alive_until_ms), "{now} {:?}", store.engine().context.report);
     store.put(b"k", b"w");
     assert_eq!(store.get(b"k").as_deref(), Some(&b"w"[..]));
 }
@@ -414,7 +419,7 @@ fn an_entry_that_is_very_much_older_than_the_newest_is_kept() {
             store.power_cut(round, PowerCut::KeepAll)
         }
         assert_eq!(store.get(b"old"), Some(value(1, 0, 300)), "before round {round}");
-        crate::concurrent::lock(&store.engine().log).next_lsn = Lsn(round << 40);
+        store.engine().log.lock().skip_to_lsn(Lsn(round << 40));
         for n in 0..1_500u64 {
             store.put(&(n % 50).to_le_bytes(), &value(n % 50, n, 2_000));
         }
@@ -444,7 +449,7 @@ fn an_index_that_fills_the_budget_goes_on_taking_entries() {
     }
     let stats = engine.stats();
     assert!(stats.evicted > 0 && stats.entries > 10_000, "{stats:?}");
-    assert!(most <= engine.settings.index_bytes_max + engine.settings.memory / 64 + 64, "{most}");
+    assert!(most <= engine.context.settings.index_bytes_max + engine.context.settings.memory / 64 + 64, "{most}");
 }
 
 #[test]
@@ -481,18 +486,18 @@ fn an_iteration_sees_each_entry_that_stays_once_however_late_it_comes_to_it() {
 #[test]
 fn memory_that_is_not_given_is_enough_for_the_index_also_without_a_checkpoint() {
     let mut store = Store::new(Options::new("sim").flash(256 << 20).segment_size(4 << 20));
-    let settings = |store: &Store| (store.engine().settings.memory, store.engine().settings.index_bytes_max);
+    let settings = |store: &Store| (store.engine().context.settings.memory, store.engine().context.settings.index_bytes_max);
     let given = settings(&store);
     assert!(store.engine().index.allocated() < given.1);
     let engine = store.engine.take().unwrap();
     // As if the index had grown beyond what the default gives.
-    let mut small = engine.settings.clone();
+    let mut small = engine.context.settings.clone();
     small.index_bytes_max = engine.index.allocated() / 2;
-    assert!(fit_index(&mut small, &store.options.clone().memory(given.0).resize(false), engine.index.allocated()).is_err());
+    assert!(fit_index(small.clone(), &store.options.clone().memory(given.0).resize(false), engine.index.allocated()).is_err());
     let before = small.index_bytes_max;
-    fit_index(&mut small, &store.options.clone().memory(given.0), engine.index.allocated()).unwrap();
+    small = fit_index(small, &store.options.clone().memory(given.0), engine.index.allocated()).unwrap();
     assert_eq!(small.index_bytes_max, before, "what is given is what is taken");
-    fit_index(&mut small, &store.options, engine.index.allocated()).unwrap();
+    small = fit_index(small, &store.options, engine.index.allocated()).unwrap();
     assert!(small.index_bytes_max > engine.index.allocated());
     assert_eq!(small.memory - small.index_bytes_max, given.0 - before);
 }
@@ -570,7 +575,7 @@ proptest! {
                 Op::Checkpoint => drop(store.engine().step_checkpoint(true).unwrap()),
                 Op::Kill => {
                     store.kill();
-                    prop_assert!(store.engine().report.damaged.is_empty(), "{:?}", store.engine().report);
+                    prop_assert!(store.engine().context.report.damaged.is_empty(), "{:?}", store.engine().context.report);
                 }
                 Op::Close => store.close(),
             }
@@ -598,7 +603,7 @@ fn check(store: &Store, model: &HashMap<u8, Vec<u8>>, k: u8) -> Result<(), TestC
 fn marks_that_fill_the_wal_keep_nobody_waiting() {
     let store = Store::new(small().flash(512 << 10));
     let engine = store.engine();
-    let (long, mut passed) = (value(1, 0, 3_900), engine.time.now_ms());
+    let (long, mut passed) = (value(1, 0, 3_900), engine.context.time.now_ms());
     let put = || engine.put((b"long").into(), &long, &PutOptions::new().wait(Wait::No).ack(Ack::Host));
     // Wherever the last block of what is written begins: nothing but marks comes after it.
     for marks in (400..820).step_by(20) {

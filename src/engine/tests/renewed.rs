@@ -3,7 +3,6 @@
 use std::io::ErrorKind;
 
 use super::*;
-use crate::concurrent::lock;
 use crate::config::RecoveryMode;
 use crate::error::Error;
 use crate::io::sim::FaultOp;
@@ -26,7 +25,7 @@ fn fail_open(store: &Store, op: FaultOp) {
     let before = store.disk.faults_injected();
     drop(store.engine().step_sync());
     assert_eq!(store.disk.faults_injected(), before + 1, "{op:?}");
-    store.engine().write_manifest(&mut lock(&store.engine().manifest)).unwrap();
+    store.engine().write_manifest(&mut store.engine().manifest.lock()).unwrap();
 }
 
 /// Goes on with an image of the disk.
@@ -53,7 +52,7 @@ fn a_segment_that_failed_is_not_written_by_the_next_process_either() {
         store.disk.stop_at(store.disk.operations() + 5 + n % 8);
         drop(store.engine().step_all());
         store.kill();
-        let report = store.engine().report.clone();
+        let report = store.engine().context.report.clone();
         renewed += report.segments_renewed;
         let check = |store: &Store, what: &str| {
             let missing = (0..20u64).filter(|k| store.get(&k.to_le_bytes()).is_none()).count();
@@ -67,7 +66,7 @@ fn a_segment_that_failed_is_not_written_by_the_next_process_either() {
         assert!(reused(&store.disk).is_empty(), "{op:?} {n}: {:?}", reused(&store.disk));
         store.power_cut(n, PowerCut::LoseAll);
         check(&store, "after a power cut");
-        assert!(store.engine().report.damaged.is_empty(), "{op:?} {n}: {:?}", store.engine().report);
+        assert!(store.engine().context.report.damaged.is_empty(), "{op:?} {n}: {:?}", store.engine().context.report);
         assert!(!store.disk.files().iter().any(|(name, _)| name.starts_with("renewed.")), "{op:?} {n}: {:?}", store.disk.files());
     }
     assert!(renewed > 40, "{renewed} segments got new files");
@@ -91,8 +90,8 @@ fn a_segment_whose_file_fails_while_it_is_recovered_gets_a_new_one_and_loses_not
             store.disk.heal();
             store.open();
         }
-        renewed += store.engine().report.segments_renewed;
-        assert!(store.engine().report.damaged.is_empty(), "{op:?} {nth}: {:?}", store.engine().report);
+        renewed += store.engine().context.report.segments_renewed;
+        assert!(store.engine().context.report.damaged.is_empty(), "{op:?} {nth}: {:?}", store.engine().context.report);
         assert!(reused(&store.disk).is_empty(), "{op:?} {nth}: {:?}", reused(&store.disk));
         store.power_cut(nth, PowerCut::LoseAll);
         for k in 0..40u64 {
@@ -133,7 +132,7 @@ fn what_was_moved_into_a_segment_that_fails_is_still_durable() {
         let evicted = store.engine().stats().evicted > 0;
         store.power_cut(nth, PowerCut::LoseAll);
         let missing = (0..10).filter(|key: &u64| store.get(&key.to_le_bytes()) != Some(value(*key, 0, 2_000))).count();
-        let report = &store.engine().report;
+        let report = &store.engine().context.report;
         assert!(missing == 0 || evicted || !report.damaged.is_empty(), "{op:?} {nth}, and {more} more: {missing} are missing: {report:?}");
     }
     assert!(runs > 500 && failed > 100, "{runs} runs, {failed} segments failed");
@@ -157,7 +156,7 @@ fn what_was_moved_and_cannot_be_read_any_more_does_not_bring_back_what_it_had_re
         if states_it {
             fail_open(&store, FaultOp::Sync);
         }
-        let at = store.engine().index.get(store.engine().hash((&key).into())).unwrap().location;
+        let at = store.engine().index.get(store.engine().context.hash((&key).into())).unwrap().location;
         let mut image = store.disk.after_power_cut(3, PowerCut::LoseAll);
         for block in 0..2 {
             image.fail_reads_of(&format!("segment.{}", at.segment), (u64::from(at.offset) / 4096 + block) * 4096);
@@ -184,7 +183,7 @@ fn what_was_moved_and_cannot_be_read_any_more_does_not_bring_back_what_it_had_re
                 interrupted.stop_at(second);
                 drop(open_image(&mut store, interrupted.clone()));
                 open_image(&mut store, interrupted.after_kill()).unwrap();
-                assert_eq!(store.get(&key), None, "{states_it} {stop} {second}: {:?}", store.engine().report);
+                assert_eq!(store.get(&key), None, "{states_it} {stop} {second}: {:?}", store.engine().context.report);
             }
             continue;
         }
@@ -199,7 +198,7 @@ fn what_was_moved_and_cannot_be_read_any_more_does_not_bring_back_what_it_had_re
         store.options = store.options.recovery(RecoveryMode::Serve);
         open_image(&mut store, next(&image)).unwrap();
         assert_eq!(store.get(&key), None, "{states_it}");
-        let report = &store.engine().report;
+        let report = &store.engine().context.report;
         // What fails in each opening has failed for the second time by now, and costs everything older.
         assert!((report.segments_renewed == 1 || !states_it) && !report.damaged.is_empty(), "{states_it}: {report:?}");
         store.kill();
@@ -213,18 +212,18 @@ fn what_a_rescue_appends_during_a_sync_is_not_durable_by_it() {
     store.put(b"first", b"value");
     store.engine().persist(Ack::Host).unwrap();
     (0..20u64).for_each(|n| store.put(&n.to_le_bytes(), &value(n, 0, 2_000)));
-    let before = store.engine().durable();
+    let before = store.engine().log.marks().durable();
     let wal = store.disk.files().into_iter().find(|(name, _)| name.starts_with("wal.")).unwrap().0;
     store.disk.fail(FaultOp::Sync, 1, ErrorKind::Other, false);
     let engine = Arc::clone(store.engine.as_ref().unwrap());
     let rescue = move || {
-        let failed: Vec<_> = lock(&engine.log).failed.iter().cloned().collect();
+        let failed: Vec<_> = engine.log.lock().failed();
         assert_eq!(failed.len(), 1);
         engine.rescue(&failed[0]).unwrap();
         assert!(failed[0].is_done());
     };
     let synced = store.disk.meanwhile(&wal, rescue, || store.engine().step_sync().unwrap());
-    assert_eq!((synced, store.engine().durable()), (false, before));
+    assert_eq!((synced, store.engine().log.marks().durable()), (false, before));
     store.engine().step_all().unwrap();
     store.engine().persist(Ack::Host).unwrap();
     store.power_cut(1, PowerCut::LoseAll);
@@ -266,7 +265,7 @@ fn a_new_file_that_cannot_be_made_or_named_refuses_the_opening_and_loses_nothing
         assert!(matches!(refused, Err(Error::Io { .. })), "{op:?} {how:?}: {refused:?}");
         store.disk.heal();
         store.open();
-        assert!(store.engine().report.damaged.is_empty(), "{op:?} {how:?}: {:?}", store.engine().report);
+        assert!(store.engine().context.report.damaged.is_empty(), "{op:?} {how:?}: {:?}", store.engine().context.report);
         assert!((0..84u64).all(|n| store.get(&n.to_le_bytes()) == Some(value(n, 0, 2_000))), "{op:?} {how:?}");
     }
 }
@@ -283,7 +282,11 @@ fn a_new_file_takes_the_room_of_one_that_is_of_no_use() {
     let image = store.disk.after_kill();
     image.capacity(image.files().iter().map(|(_, len)| len).sum());
     open_image(&mut store, image).unwrap();
-    assert!(store.engine().report.segments_renewed == 1 && store.engine().report.damaged.is_empty(), "{:?}", store.engine().report);
+    assert!(
+        store.engine().context.report.segments_renewed == 1 && store.engine().context.report.damaged.is_empty(),
+        "{:?}",
+        store.engine().context.report
+    );
     for n in 0..20u64 {
         let newest = if n < 3 { 0 } else { 180 + n };
         assert_eq!(store.get(&n.to_le_bytes()), Some(value(n, newest, 4_000)), "{n}");
@@ -303,7 +306,7 @@ fn a_store_that_failed_as_a_whole_still_says_which_segments_did() {
     drop(engine);
     let image = store.disk.after_kill();
     open_image(&mut store, image).unwrap();
-    assert_eq!((reused(&store.disk), store.engine().report.segments_renewed), (vec![], 1));
+    assert_eq!((reused(&store.disk), store.engine().context.report.segments_renewed), (vec![], 1));
     store.power_cut(1, PowerCut::LoseAll);
     assert!((0..20u64).all(|n| store.get(&n.to_le_bytes()) == Some(value(n, 0, 2_000))));
 }
@@ -341,6 +344,6 @@ fn a_cold_opening_that_is_refused_leaves_what_failed() {
     store.disk.heal();
     store.options = small().wal_values(WalValues::Never);
     store.open();
-    assert!(store.engine().report.damaged.is_empty(), "{:?}", store.engine().report);
+    assert!(store.engine().context.report.damaged.is_empty(), "{:?}", store.engine().context.report);
     assert!((0..20u64).all(|n| store.get(&n.to_le_bytes()) == Some(value(n, 0, 2_000))));
 }

@@ -4,9 +4,8 @@
 use std::sync::mpsc;
 
 use super::*;
-use crate::concurrent::lock;
 use crate::config::Compression;
-use crate::engine::files;
+use crate::engine::file_names;
 use crate::error::Error;
 use crate::id::Lsn;
 use crate::io::sim::FaultOp;
@@ -105,7 +104,7 @@ impl Model {
         let superseded_later = self.log[floor..].iter().any(|m| m.touches(key));
         let Effect::Put { expires_ms, .. } = mutation.effect else { return true };
         superseded_later
-            || expires_ms.is_some_and(|at| at <= engine.time.now_ms())
+            || expires_ms.is_some_and(|at| at <= engine.context.time.now_ms())
             || self.excused.get(&key).is_some_and(|before| at < *before)
             || mutation.lsn.is_none_or(|lsn| lsn <= self.evicted.max(Self::evicted_by(engine)))
     }
@@ -126,7 +125,7 @@ impl Model {
         let at = self.log.iter().position(|m| m.number == number);
         let at = at.unwrap_or_else(|| panic!("{what}: key {key} has version {number}, which never happened or was undone"));
         let Effect::Put { expires_ms, .. } = self.log[at].effect else { panic!("{what}: key {key} has a version that is no put") };
-        assert!(expires_ms.is_none_or(|at| at > engine.time.now_ms()), "{what}: key {key} has expired");
+        assert!(expires_ms.is_none_or(|at| at > engine.context.time.now_ms()), "{what}: key {key} has expired");
         assert!(!self.seen_expired.contains_key(&number), "{what}: key {key} had been found expired");
         at
     }
@@ -139,7 +138,7 @@ impl Model {
             None => {
                 assert!(self.may_miss(engine, key, self.log.len()), "{what}: key {key} is lost: {newest:?} of {:?}", self.log.len());
                 if let Some(Mutation { number, effect: Effect::Put { expires_ms: Some(at), .. }, .. }) = newest.map(|at| self.log[at])
-                    && at <= engine.time.now_ms()
+                    && at <= engine.context.time.now_ms()
                 {
                     self.seen_expired.entry(number).or_insert(true);
                 }
@@ -151,7 +150,7 @@ impl Model {
     fn settle(&mut self, engine: &Engine, floor: usize, what: &str) -> Vec<u64> {
         let (mut low, mut high) = (floor, self.log.len());
         let is_token = |m: &Mutation| m.effect == Effect::Token;
-        let token = engine.resume_token("stream").map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap()));
+        let token = engine.namespaces().resume_token("stream").map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap()));
         let at =
             token.map(|number| self.log.iter().position(|m| m.number == number).unwrap_or_else(|| panic!("{what}: a token of nobody")));
         low = low.max(at.map_or(0, |at| at + 1));
@@ -162,7 +161,7 @@ impl Model {
         for key in 0..KEYS {
             let found = engine.get(space.key(&key.to_le_bytes()), key % 2 == 0).unwrap();
             let Some(found) = found else {
-                assert!(self.may_miss(engine, key, floor), "{what}: key {key} is lost, floor {floor}: {:?}", engine.report);
+                assert!(self.may_miss(engine, key, floor), "{what}: key {key} is lost, floor {floor}: {:?}", engine.context.report);
                 missing.push(key);
                 continue;
             };
@@ -252,7 +251,7 @@ impl Simulation {
     }
 
     fn open(&self, disk: &SimDisk) -> Result<Arc<Engine>, Error> {
-        open(&self.options, Some(Arc::new(disk.clone())), self.clock.clone(), Mode::Inline)
+        open(&self.options, Some(Arc::new(disk.clone())), self.clock.clone(), INLINE)
     }
 
     /// Opens the store, perhaps after openings that were stopped or met a failing disk, and resolves what is in doubt.
@@ -306,7 +305,7 @@ impl Simulation {
             let space = engine.namespace("").unwrap();
             (0..KEYS).for_each(|key| drop(engine.get(space.key(&key.to_le_bytes()), false).unwrap()));
             // A copy of the manifest that was not whole costs nothing, unless it had been.
-            if has_lost(&engine) || (rots && engine.report.manifest_repaired) {
+            if has_lost(&engine) || (rots && engine.context.report.manifest_repaired) {
                 self.tally.noticed += 1;
                 self.model.excuse_all();
                 // What was known of the time may have rotted too, and then a clock that goes back is believed.
@@ -398,7 +397,7 @@ impl Simulation {
         match self.draw.below(32) {
             0..12 => {
                 let ttl = self.draw.one_in(6).then(|| Duration::from_millis(1 + self.draw.below(500)));
-                let expires_ms = ttl.map(|ttl| engine.time.now_ms() + ttl.as_millis() as u64);
+                let expires_ms = ttl.map(|ttl| engine.context.time.now_ms() + ttl.as_millis() as u64);
                 let len = self.draw.of(&[20, 300, 3_000, 9_000]);
                 let len = self.draw.below(len) as usize;
                 let number = self.model.intend(Effect::Put { key, expires_ms });
@@ -479,8 +478,8 @@ impl Simulation {
                 }
             }
         };
-        let sequence = lock(&engine.manifest).checkpoint.map_or(0, |c| c.sequence) + 1;
-        let taken = disk.meanwhile(&files::checkpoint(sequence), puts, || engine.step_checkpoint(true));
+        let sequence = engine.manifest.lock().checkpoint.map_or(0, |c| c.sequence) + 1;
+        let taken = disk.meanwhile(&file_names::checkpoint(sequence), puts, || engine.step_checkpoint(true));
         for (put, key) in answered.into_iter().zip(keys) {
             self.model.intend(Effect::Put { key, expires_ms: None });
             self.model.returned(put?.unwrap(), Ack::Process);

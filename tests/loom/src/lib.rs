@@ -3,14 +3,14 @@
 #![cfg(loom)]
 #![allow(dead_code, reason = "only parts of the sources are used here")]
 
-#[path = "../../../src/engine/flights.rs"]
-mod flights;
+#[path = "../../../src/engine/ops/single_flight.rs"]
+mod single_flight;
 #[path = "../../../src/id.rs"]
 mod id;
 #[path = "../../../src/concurrent.rs"]
 mod concurrent;
-#[path = "../../../src/engine/turns.rs"]
-mod turns;
+#[path = "../../../src/engine/sync_waiters.rs"]
+mod sync_waiters;
 #[path = "../../../src/index/version.rs"]
 mod version;
 
@@ -20,11 +20,11 @@ mod models {
 
     use loom::thread;
 
-    use super::flights::{Fills, Landing};
+    use super::single_flight::{Fills, Landing};
     use super::id::{KeyHash, Lsn};
     use super::concurrent::primitives::{AtomicBool, AtomicU64, Mutex, Ordering};
     use super::concurrent::{Event, lock};
-    use super::turns::SyncWaiters;
+    use super::sync_waiters::SyncWaiters;
     use super::version::Version;
 
     fn check(model: impl Fn() + Sync + Send + 'static) {
@@ -122,7 +122,7 @@ mod models {
                         self.sync();
                         continue;
                     }
-                    let (turn, has_begun) = self.turns.turn(lsn);
+                    let (turn, has_begun) = self.turns.generation_of(lsn);
                     if !has_begun {
                         self.wanted.store(true, Ordering::Release);
                         self.sync.signal();

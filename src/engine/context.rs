@@ -1,0 +1,64 @@
+//! Facts about an open store that never change until it is closed.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+#[cfg(any(test, fuzzing))]
+use super::Engine;
+use super::recovery_report::RecoveryReport;
+use crate::clock::StoreTime;
+use crate::config::{Activity, Evicted, Listener, Observer, Settings};
+#[cfg(any(test, fuzzing))]
+use crate::error::Result;
+use crate::id::{Key, KeyHash, StoreId};
+use crate::io::Disk;
+
+/// How background work gets done.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Mode {
+    /// Each kind of step has a thread of its own.
+    Threads,
+    /// A caller that must wait runs all pending steps on its own thread, which is deterministic.
+    #[cfg(any(test, fuzzing))]
+    Inline(fn(&Engine) -> Result<()>),
+}
+
+/// Settings, identity, and handles to the world outside the engine. Immutable, so its fields are
+/// open to the whole engine.
+#[derive(Debug)]
+pub(in crate::engine) struct Context {
+    pub(in crate::engine) settings: Settings,
+    pub(in crate::engine) store: StoreId,
+    pub(in crate::engine) hash_seed: u64,
+    pub(in crate::engine) dir: PathBuf,
+    pub(in crate::engine) disk: Arc<dyn Disk>,
+    pub(in crate::engine) time: StoreTime,
+    pub(in crate::engine) observer: Option<Observer>,
+    pub(in crate::engine) listener: Option<Listener>,
+    pub(in crate::engine) mode: Mode,
+    pub(in crate::engine) report: RecoveryReport,
+}
+
+impl Context {
+    /// The hash of a key under this store's seed.
+    pub(in crate::engine) fn hash(&self, key: Key<'_>) -> KeyHash {
+        KeyHash::of(self.hash_seed, key)
+    }
+
+    /// Milliseconds since the store was opened.
+    pub(in crate::engine) fn uptime_ms(&self) -> u64 {
+        self.time.monotonic().as_millis() as u64
+    }
+
+    /// Reports an activity to the observer until the guard is dropped.
+    pub(in crate::engine) fn observe(&self, activity: Activity) -> impl Drop + use<> {
+        Observer::begin(self.observer.as_ref(), activity)
+    }
+
+    /// Tells the listener, if there is one, that an entry left flash.
+    pub(in crate::engine) fn tell(&self, evicted: &Evicted<'_>) {
+        if let Some(listener) = &self.listener {
+            listener.call(evicted);
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Counters of events since the store was opened. They are reported, and steer nothing.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use crossbeam::utils::CachePadded;
+
+use super::refused::Refused;
+
+/// A counter for hot paths. Threads add to different cache lines, so that none waits for another.
+#[derive(Debug, Default)]
+pub(in crate::engine) struct StripedCounter([CachePadded<AtomicU64>; STRIPES]);
+
+/// Cache lines of a [`StripedCounter`]. A power of two; more threads than that share lines.
+const STRIPES: usize = 8;
+
+impl StripedCounter {
+    pub(in crate::engine) fn add(&self) {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        thread_local!(static PLACE: usize = THREADS.fetch_add(1, Ordering::Relaxed) % STRIPES);
+        self.0[PLACE.with(|place| *place)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(in crate::engine) fn sum(&self) -> u64 {
+        self.0.iter().map(|place| place.load(Ordering::Relaxed)).sum()
+    }
+}
+
+/// Events counted since open.
+#[derive(Debug, Default)]
+pub(in crate::engine) struct Counters {
+    pub(in crate::engine) hits_memory: StripedCounter,
+    pub(in crate::engine) hits_buffer: StripedCounter,
+    pub(in crate::engine) hits_flash: StripedCounter,
+    pub(in crate::engine) misses: StripedCounter,
+    pub(in crate::engine) puts: AtomicU64,
+    pub(in crate::engine) deletes: AtomicU64,
+    pub(in crate::engine) expired: AtomicU64,
+    pub(in crate::engine) collisions: AtomicU64,
+    pub(in crate::engine) damaged: AtomicU64,
+    pub(in crate::engine) read_errors: AtomicU64,
+    pub(in crate::engine) disk_full: AtomicU64,
+    pub(in crate::engine) write_errors: AtomicU64,
+    pub(in crate::engine) reclaimed: AtomicU64,
+    pub(in crate::engine) reinserted: AtomicU64,
+    pub(in crate::engine) evicted: AtomicU64,
+    pub(in crate::engine) segment_bytes: AtomicU64,
+    pub(in crate::engine) wal_bytes: AtomicU64,
+    pub(in crate::engine) manifest_bytes: AtomicU64,
+    pub(in crate::engine) checkpoint_bytes: AtomicU64,
+    pub(in crate::engine) checkpoints: AtomicU64,
+    /// Times that a mutation waited, by cause.
+    pub(in crate::engine) waits: PerCause,
+    /// Mutations that gave up waiting, by cause.
+    pub(in crate::engine) refusals: PerCause,
+}
+
+/// A counter for each cause for which an append is refused.
+#[derive(Debug, Default)]
+pub(in crate::engine) struct PerCause([AtomicU64; Refused::COUNT]);
+
+impl PerCause {
+    pub(in crate::engine) fn add(&self, cause: Refused) {
+        self.0[cause as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(in crate::engine) fn of(&self, cause: Refused) -> u64 {
+        self.0[cause as usize].load(Ordering::Relaxed)
+    }
+}

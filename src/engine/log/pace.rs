@@ -1,0 +1,74 @@
+//! The pace of checkpoints: how many records a recovery would have to replay.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
+
+use crate::concurrent::lock;
+
+/// Up to this many records to replay, no put waits for a checkpoint: a small store fills faster
+/// than its checkpoints are synced.
+const REPLAY_FREE: u64 = 256 << 10;
+/// Fewest records between two checkpoints.
+const INTERVAL_MIN: u64 = 32_768;
+/// A checkpoint is due after one record for this many entries of the index.
+const ENTRIES_PER_RECORD: u64 = 6;
+
+/// Counts the records since the last checkpoint began.
+#[derive(Debug)]
+pub(in crate::engine) struct CheckpointPace {
+    /// One checkpoint at a time. Taken before every other lock.
+    checkpointing: Mutex<()>,
+    records: AtomicU64,
+    /// The checkpoint thread was asked for a checkpoint since the last one began.
+    is_asked: AtomicBool,
+    is_running: AtomicBool,
+}
+
+/// Records after which a checkpoint is due in a store of `entries`: few enough to be replayed
+/// quickly, many enough that checkpoints write little.
+fn interval(entries: u64) -> u64 {
+    (entries / ENTRIES_PER_RECORD).max(INTERVAL_MIN)
+}
+
+impl CheckpointPace {
+    /// The pace of a store whose recovery replayed `records`.
+    pub(in crate::engine) fn new(records: u64) -> Self {
+        let (is_asked, is_running) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { checkpointing: Mutex::default(), records: records.into(), is_asked, is_running }
+    }
+
+    /// Counts a record. True if the checkpoint thread must be woken: for the first record at which
+    /// a checkpoint is due.
+    pub(super) fn add_record(&self, entries: u64) -> bool {
+        let before = self.records.fetch_add(1, Ordering::Relaxed);
+        before >= interval(entries) && !self.is_asked.swap(true, Ordering::SeqCst)
+    }
+
+    /// Whether a running checkpoint is outrun: the next one would be long due before it ends. Puts
+    /// then wait, so that recovery replays little more than two intervals, or than one interval
+    /// and [`REPLAY_FREE`].
+    pub(super) fn is_outrun(&self, entries: u64) -> bool {
+        self.is_running.load(Ordering::Relaxed) && self.records.load(Ordering::Relaxed) >= interval(entries).max(REPLAY_FREE)
+    }
+
+    /// Whether a checkpoint is due. Lets the next record for which one is due ask again.
+    pub(in crate::engine) fn take_due(&self, entries: u64) -> bool {
+        // Before the count is read: a record that is counted later asks again.
+        self.is_asked.store(false, Ordering::SeqCst);
+        self.records.load(Ordering::Relaxed) >= interval(entries)
+    }
+
+    /// Runs one checkpoint, after any other that is being written.
+    pub(in crate::engine) fn run<T>(&self, checkpoint: impl FnOnce() -> T) -> T {
+        let _one_at_a_time: MutexGuard<'_, ()> = lock(&self.checkpointing);
+        self.is_running.store(true, Ordering::Relaxed);
+        let taken = checkpoint();
+        self.is_running.store(false, Ordering::Relaxed);
+        taken
+    }
+
+    /// The copy of the index begins: records from here on count for the next checkpoint.
+    pub(in crate::engine) fn restart(&self) {
+        self.records.store(0, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,61 @@
+//! The two streams of an open store, and the locks that order what enters them.
+
+use std::sync::{Mutex, MutexGuard};
+
+use super::state::LogState;
+use super::watermarks::Watermarks;
+use crate::concurrent::lock;
+use crate::id::KeyHash;
+use crate::io::ring::Ring;
+use crate::wal::writer::Wal;
+
+/// Stripes that order mutations of one key. A power of two.
+const STRIPES: usize = 1024;
+
+/// The segment stream and the WAL, each behind its ring.
+#[derive(Debug)]
+pub(in crate::engine) struct Log {
+    state: Mutex<LogState>,
+    segment_ring: Ring,
+    wal: Wal,
+    /// One is held from the choice of a record's position until the index names that position.
+    stripes: Box<[Mutex<()>]>,
+    marks: Watermarks,
+}
+
+impl Log {
+    pub(in crate::engine) fn new(state: LogState, segment_ring: Ring, wal: Wal, marks: Watermarks) -> Self {
+        let stripes = (0..STRIPES).map(|_| Mutex::default()).collect();
+        Self { state: Mutex::new(state), segment_ring, wal, stripes, marks }
+    }
+
+    /// Takes the log lock. After a stripe, `syncing` and `flushing`.
+    pub(in crate::engine) fn lock(&self) -> MutexGuard<'_, LogState> {
+        lock(&self.state)
+    }
+
+    /// Takes the stripe lock of a key. Before the log lock.
+    pub(in crate::engine) fn stripe(&self, hash: KeyHash) -> MutexGuard<'_, ()> {
+        lock(&self.stripes[hash.0 as usize & (STRIPES - 1)])
+    }
+
+    /// Takes and releases each stripe once, so that every mutation whose position was chosen before
+    /// the call is in the index after it.
+    pub(in crate::engine) fn pass_stripes(&self) {
+        for stripe in &self.stripes {
+            drop(lock(stripe));
+        }
+    }
+
+    pub(in crate::engine) fn segment_ring(&self) -> &Ring {
+        &self.segment_ring
+    }
+
+    pub(in crate::engine) fn wal(&self) -> &Wal {
+        &self.wal
+    }
+
+    pub(in crate::engine) fn marks(&self) -> &Watermarks {
+        &self.marks
+    }
+}

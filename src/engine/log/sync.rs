@@ -1,0 +1,186 @@
+//! Group commit: one sync makes durable everything that was appended before it.
+//!
+//! A sync writes out and syncs the segment stream first, if it holds records that the WAL does not
+//! hold itself, and then the WAL. Only then does `durable` grow, and the waiters of that sync wake.
+//! A caller that finds no sync running or requested syncs on its own thread, which saves two thread
+//! wake-ups; otherwise the sync thread does.
+
+use std::io;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::Ordering;
+
+use super::state::SyncPoint;
+use crate::config::{Ack, Activity, INLINE_LEN_MAX};
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::id::Lsn;
+use crate::io::is_shortage;
+use crate::wal::writer::Wal;
+
+/// How a sync ended that did not fail the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::engine) enum Synced {
+    /// Nothing was unsynced.
+    Nothing,
+    /// Everything that was appended before the sync is durable.
+    Done,
+    /// The disk has no room for the WAL. The sync is tried again later.
+    NoRoom,
+    /// A segment failed, and its records are not all elsewhere. The sync is tried again later.
+    RescueFirst,
+}
+
+impl Engine {
+    /// Syncs everything that was appended before the call. True if a sync succeeded.
+    pub(crate) fn step_sync(&self) -> Result<bool> {
+        Ok(self.sync()? == Synced::Done)
+    }
+
+    /// Syncs everything that was appended before the call.
+    pub(in crate::engine) fn sync(&self) -> Result<Synced> {
+        let _exclusive = self.durability.exclusive();
+        self.sync_exclusive()
+    }
+
+    /// Syncs on the caller's thread, unless a sync is running, requested by others, or postponed.
+    /// True if it was tried.
+    fn try_sync(&self) -> bool {
+        let durability = &self.durability;
+        if durability.is_requested() || !durability.until_retry(self.context.time.monotonic()).is_zero() {
+            return false;
+        }
+        let Some(_exclusive) = durability.try_exclusive() else { return false };
+        // As on a background thread, a panic (perhaps of a user's observer) fails the engine. The
+        // engine records the failure, and the caller checks that next.
+        let _recorded = match panic::catch_unwind(AssertUnwindSafe(|| self.sync_exclusive())) {
+            Ok(synced) => synced,
+            Err(_reported) => Err(self.fail("a sync", &io::Error::other("it panicked"))),
+        };
+        if self.log.marks().unsynced_bytes() > self.context.settings.sync_bytes {
+            self.request_sync();
+        }
+        true
+    }
+
+    /// Syncs. The caller holds `syncing`.
+    fn sync_exclusive(&self) -> Result<Synced> {
+        if self.health.has_failed() {
+            return Ok(Synced::Nothing);
+        }
+        let (wal, marks) = (self.log.wal(), self.log.marks());
+        let (point, bytes) = {
+            let log = self.log.lock();
+            self.durability.begin_sync();
+            (log.sync_point(), marks.appended_bytes())
+        };
+        let SyncPoint { appended, wal_head, last_by_reference, is_rescued, failures } = point;
+        let is_by_reference = last_by_reference > marks.durable();
+        let nothing_new = appended <= marks.durable() && bytes == marks.synced_bytes();
+        // Marks alone may have filled the ring, and a mutation may wait for room for the longest
+        // frame.
+        if nothing_new && wal.has_room(Wal::end_of(wal_head, INLINE_LEN_MAX)) {
+            self.durability.end_idle_sync();
+            return Ok(Synced::Nothing);
+        }
+        let _observed = self.context.observe(Activity::Sync);
+        self.events.durable.begin(appended);
+        if is_by_reference {
+            self.sync_segments()?;
+        }
+        let written = match wal.write_out(wal_head) {
+            Ok(written) => written,
+            Err(e) if is_shortage(&e) => {
+                self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(dir = %self.context.dir.display(), error = %e, "no room for the WAL");
+                self.postpone_sync();
+                return Ok(Synced::NoRoom);
+            }
+            Err(e) => return Err(self.fail("writing the WAL", &e)),
+        };
+        self.counters.wal_bytes.fetch_add(written, Ordering::Relaxed);
+        marks.raise_written(appended);
+        self.events.room.signal();
+        wal.sync().map_err(|e| self.fail("syncing the WAL", &e))?;
+        if !is_rescued || self.log.lock().failures() != failures {
+            // Some records of a failed segment are nowhere yet where they would survive a host
+            // crash, or were appended again after this sync began.
+            self.postpone_sync();
+            return Ok(Synced::RescueFirst);
+        }
+        marks.raise_durable(appended);
+        marks.set_synced_bytes(bytes);
+        self.durability.end_sync();
+        self.append_mark();
+        self.events.durable.end();
+        self.events.room.signal();
+        Ok(Synced::Done)
+    }
+
+    /// Leaves the waiters waiting until the sync is tried again, after a sync interval.
+    fn postpone_sync(&self) {
+        let retry = self.context.time.monotonic() + self.context.settings.sync_interval;
+        self.durability.postpone_sync(retry);
+        // A caller may have tried this sync, and not the sync thread.
+        self.events.sync.signal();
+        self.events.durable.give_up(self.log.marks().durable());
+    }
+
+    /// Flushes and syncs the segment stream, before the frames that name its records. The other
+    /// order would be as true, since nothing is acknowledged in between. Flushes go on meanwhile.
+    fn sync_segments(&self) -> Result<()> {
+        for segment in self.flush_all()? {
+            if let Err(error) = self.table.file(segment).and_then(|file| file.sync()) {
+                self.fail_segment(&mut self.durability.flushing(), segment, &error)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether everything up to `lsn` is durable.
+    ///
+    /// # Errors
+    /// [`crate::Error::Failed`] if it never will be.
+    pub(in crate::engine) fn is_durable(&self, lsn: Lsn) -> Result<bool> {
+        // Read first: a failure after the sync that made `lsn` durable does not count.
+        let sound = self.health.check_sound();
+        if self.log.marks().durable() >= lsn { Ok(true) } else { sound.map(|()| false) }
+    }
+
+    /// The number of the event that the sync for `lsn` signals. Requests that sync if it has not
+    /// begun.
+    pub(in crate::engine) fn sync_generation_of(&self, lsn: Lsn) -> usize {
+        let (generation, has_begun) = self.events.durable.generation_of(lsn);
+        if !has_begun {
+            self.request_sync();
+        }
+        generation
+    }
+
+    /// Waits until everything up to `lsn` is as durable as `level` says.
+    pub(in crate::engine) fn wait_for(&self, level: Ack, lsn: Lsn) -> Result<()> {
+        if level < Ack::Host {
+            return Ok(());
+        }
+        loop {
+            let seen = self.events.durable.seen();
+            if self.is_durable(lsn)? {
+                return Ok(());
+            }
+            if self.try_sync() {
+                continue;
+            }
+            let generation = self.sync_generation_of(lsn);
+            if self.is_durable(lsn)? {
+                // The generation may be that of a sync after the one that made it durable.
+                return Ok(());
+            }
+            let event = self.events.durable.event(generation);
+            self.wait(event, seen[generation], None);
+        }
+    }
+
+    /// Makes everything that was acknowledged before the call as durable as `level` says.
+    pub(crate) fn persist(&self, level: Ack) -> Result<()> {
+        self.wait_for(level, self.log.marks().appended())
+    }
+}

@@ -1,0 +1,6 @@
+//! What the store knows of itself, on disk: the manifest, the catalog in it, and checkpoints of the
+//! index.
+
+pub(in crate::engine) mod checkpoint;
+pub(in crate::engine) mod manifest;
+pub(in crate::engine) mod namespaces;

@@ -1,0 +1,75 @@
+//! Opens a store: takes its directory, creates or recovers it, and starts the engine.
+
+pub(in crate::engine) mod budget;
+mod close;
+mod directory;
+mod start;
+
+use std::sync::Arc;
+
+use super::Engine;
+use super::context::Mode;
+use super::recover;
+use crate::clock::Clock;
+use crate::config::{Activity, Observer, Options, RecoveryMode, Stored};
+use crate::error::{Error, Result};
+use crate::io::posix::Descriptors;
+use crate::io::{Disk, DiskLock};
+
+/// The directory's lock and the reserved descriptors, held until the store is dropped.
+#[derive(Debug)]
+pub(super) struct OpenGuards {
+    _descriptors: Option<Descriptors>,
+    _lock: Box<dyn DiskLock>,
+}
+
+/// Opens the store in the options' directory.
+pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dyn Clock>, mode: Mode) -> Result<Arc<Engine>> {
+    // Before anything is made.
+    let settings = options.validate(None)?;
+    budget::check_memory(&settings)?;
+    let is_real = disk.is_none();
+    let disk = match disk {
+        Some(disk) => disk,
+        None => Arc::new(directory::posix_disk(options)?),
+    };
+    let started = clock.monotonic();
+    let dir = &options.dir;
+    directory::check_contents(disk.as_ref(), options)?;
+    let lock = directory::take(disk.as_ref(), options, clock.as_ref())?;
+    let _observed = Observer::begin(options.activity.as_ref(), Activity::Recovery);
+    let descriptors;
+    let recovered = match directory::load_manifest(disk.as_ref(), options)? {
+        None => {
+            // Options that were left open have their defaults now, and must fit the rest.
+            let settings = options.clone().flash(settings.flash).validate(None)?;
+            descriptors = budget::check_machine(is_real, &settings)?;
+            start::create(&settings, disk.as_ref(), clock.as_ref()).map(|r| (settings, r))
+        }
+        Some((manifest, damaged)) => {
+            let entries = recover::checkpoint_header(disk.as_ref(), &manifest).map_or(0, |header| header.entries);
+            let settings = options.validate(Some(Stored {
+                flash: manifest.flash,
+                segment_size: manifest.segment_size,
+                segment_ring: manifest.segment_ring,
+                wal_ring: manifest.wal_ring,
+                entries,
+            }))?;
+            let geometry = recover::geometry(&manifest, &settings);
+            let settings = budget::fit_geometry(settings, options, &geometry)?;
+            descriptors = budget::check_machine(is_real, &settings)?;
+            recover::recover(&disk, clock.as_ref(), &settings, manifest, damaged).map(|r| (settings, r))
+        }
+    };
+    let (settings, mut recovered) = recovered.map_err(Error::io("recover the store in", dir))?;
+    let settings = budget::fit_index(settings, options, recovered.index.allocated())?;
+    if settings.recovery == RecoveryMode::Refuse && !recovered.report.damaged.is_empty() {
+        return Err(Error::Corrupt { path: dir.clone(), what: recovered.report.damaged.join("; ") });
+    }
+    recovered.report.took = clock.monotonic().saturating_sub(started);
+    let guards = OpenGuards { _descriptors: descriptors, _lock: lock };
+    let started = start::start(settings, options, Arc::clone(&disk), clock, mode, recovered, guards);
+    let engine = Arc::new(started.map_err(Error::io("start the store in", dir))?);
+    tracing::info!(dir = %dir.display(), report = ?engine.context.report, "open");
+    Ok(engine)
+}

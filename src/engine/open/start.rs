@@ -1,0 +1,192 @@
+//! Begins the next life of a store: its first manifest, its rings, and the engine.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use super::OpenGuards;
+use crate::clock::{Clock, StoreTime};
+use crate::codec::round_up;
+use crate::config::{Options, Settings};
+use crate::engine::context::{Context, Mode};
+use crate::engine::log::pace::CheckpointPace;
+use crate::engine::log::state::LogState;
+use crate::engine::log::stream::Log;
+use crate::engine::log::watermarks::Watermarks;
+use crate::engine::meta::manifest::{ManifestKeeper, catalog_room};
+use crate::engine::meta::namespaces::Namespaces;
+use crate::engine::ops::read_path::ReadPath;
+use crate::engine::recover::Recovered;
+use crate::engine::recovery_report::{RecoveryReport, Start};
+use crate::engine::space::occupancy::Occupancy;
+use crate::engine::warmth::WarmthState;
+use crate::engine::{Engine, file_names};
+use crate::id::{Lsn, Position, StoreId};
+use crate::index::Index;
+use crate::index::geometry::Geometry;
+use crate::io::aligned::BufferPool;
+use crate::io::ring::Ring;
+use crate::io::{Disk, numbered};
+use crate::manifest::catalog::Catalog;
+use crate::manifest::{Manifest, ManifestStore, Segment, SegmentState};
+use crate::segment::table::{self, Table};
+use crate::tier::memory::MemoryTier;
+use crate::wal::writer::Wal;
+
+/// One byte in this many of memory may be buffers that are kept for the next read.
+const POOL_SHARE: u64 = 256;
+/// Most bytes of buffers that are kept for the next read.
+const POOL_BYTES_MAX: u64 = 2 << 20;
+
+/// A store without entries.
+pub(super) fn create(settings: &Settings, disk: &dyn Disk, clock: &dyn Clock) -> std::io::Result<Recovered> {
+    let manifest = Manifest {
+        store: StoreId(clock.entropy()),
+        sequence: 0,
+        hash_seed: clock.entropy(),
+        boot_id: disk.boot_id(),
+        clean: false,
+        next_lsn: Lsn(1),
+        durable: Lsn::ZERO,
+        reclaimed: Lsn::ZERO,
+        time_ms: clock.wall_ms(),
+        next_base: Position(settings.segment_size),
+        floor: Position(0),
+        wal_start: 0,
+        wal_lsn: Lsn(1),
+        wal_payload: settings.wal_payload,
+        wal_ring: settings.wal_ring,
+        segment_ring: settings.segment_ring,
+        segment_size: settings.segment_size,
+        flash: settings.flash,
+        checkpoint: None,
+        catalog: Catalog::default(),
+        segments: vec![Segment { size: settings.segment_size, ..Segment::default() }; settings.segments as usize],
+    };
+    let index = Index::new(Geometry::new(settings.segments, settings.segment_size));
+    let report = RecoveryReport { kind: Start::Created, ..RecoveryReport::default() };
+    Ok(Recovered { manifest, index, report, wal_limit: 0 })
+}
+
+/// Makes rings, since there may be no room for them, but for those that have the length of `before`: what they say, or that they are missing, counts until the next manifest does.
+fn make_rings(disk: &dyn Disk, names: &[String; 2], settings: &Settings, before: Option<(u64, u64)>) -> std::io::Result<()> {
+    if before.is_none_or(|(segment_ring, _)| segment_ring != settings.segment_ring) {
+        disk.map(&names[0], settings.segment_ring)?;
+    }
+    if before.is_none_or(|(_, wal_ring)| wal_ring != settings.wal_ring)
+        && let Err(error) = disk.map(&names[1], settings.wal_ring)
+    {
+        if before.is_none_or(|(segment_ring, _)| segment_ring != settings.segment_ring) {
+            let _left_if_it_must = disk.remove(&names[0]);
+        }
+        return Err(error);
+    }
+    Ok(())
+}
+
+/// Removes the files of segments that a store which has become smaller does not use any more, of all rings but those, and what an interrupted opening left.
+fn remove_unused(disk: &dyn Disk, manifest: &Manifest, rings: &[String]) -> std::io::Result<()> {
+    let segments = manifest.flash / manifest.segment_size;
+    let is_free = |id: u32| manifest.segments.get(id as usize).is_none_or(|s| s.state == SegmentState::Free);
+    let is_beyond = |name: &str| numbered(name, table::FILE_PREFIX).is_some_and(|id| u64::from(id) >= segments && is_free(id));
+    for (name, _) in disk.list()? {
+        let is_left = numbered(&name, table::REPLACEMENT_PREFIX).is_some();
+        if (is_left || is_beyond(&name) || (file_names::is_ring(&name) && !rings.contains(&name)))
+            && let Err(error) = disk.remove(&name)
+        {
+            tracing::warn!(name, %error, "a file that is not used any more cannot be removed");
+        }
+    }
+    Ok(())
+}
+
+/// Where the streams of a new life begin.
+struct Beginning {
+    /// Position in the WAL.
+    wal: u64,
+    /// Position in the segment stream.
+    stream: u64,
+}
+
+/// Makes a recovered manifest state a new life, in which nothing was appended yet.
+fn begin_life(manifest: &mut Manifest, settings: &Settings, boot_id: u64, time_ms: u64, wal_limit: u64) -> Beginning {
+    let wal = round_up(wal_limit.max(manifest.wal_start), manifest.wal_payload.max(settings.wal_payload));
+    let stream = round_up(manifest.next_base.0, settings.segment_size);
+    manifest.boot_id = boot_id;
+    manifest.clean = false;
+    manifest.durable = Lsn(manifest.next_lsn.0 - 1);
+    manifest.time_ms = time_ms;
+    manifest.next_base = Position(stream);
+    manifest.wal_start = wal;
+    manifest.wal_lsn = manifest.next_lsn;
+    manifest.wal_payload = settings.wal_payload;
+    manifest.wal_ring = settings.wal_ring;
+    manifest.segment_ring = settings.segment_ring;
+    manifest.segment_size = settings.segment_size;
+    manifest.flash = settings.flash;
+    Beginning { wal, stream }
+}
+
+/// Writes the manifest of the new life, and puts the engine together. Until that manifest is
+/// durable, only files of unsealed segments have changed of what recovery read.
+pub(super) fn start(
+    settings: Settings,
+    options: &Options,
+    disk: Arc<dyn Disk>,
+    clock: Arc<dyn Clock>,
+    mode: Mode,
+    recovered: Recovered,
+    guards: OpenGuards,
+) -> io::Result<Engine> {
+    let Recovered { mut manifest, index, report, wal_limit } = recovered;
+    // Only after a process crash do rings hold anything that counts.
+    let before = (report.kind == Start::Process).then_some((manifest.segment_ring, manifest.wal_ring));
+    let time = StoreTime::new(clock, manifest.time_ms);
+    let begin = begin_life(&mut manifest, &settings, disk.boot_id(), time.now_ms(), wal_limit);
+    let names = [file_names::segment_ring(settings.segment_ring), file_names::wal_ring(settings.wal_ring)];
+    make_rings(disk.as_ref(), &names, &settings, before)?;
+    // Names that the process before made or removed may not have been synced, and nothing else
+    // would sync them later.
+    disk.sync_dir()?;
+    let manifest = ManifestStore::begin(Arc::clone(&disk), manifest)?;
+    remove_unused(disk.as_ref(), &manifest, &names)?;
+    let segment_ring = Ring::new(disk.map(&names[0], settings.segment_ring)?.0, begin.stream);
+    let wal_ring = Ring::new(disk.map(&names[1], settings.wal_ring)?.0, begin.wal);
+    disk.sync_dir()?;
+    let wal = Wal::new(Arc::clone(&disk), manifest.store, wal_ring, settings.wal_payload)?;
+    let marks = Watermarks::new(Lsn(manifest.next_lsn.0 - 1), manifest.reclaimed, manifest.time_ms);
+    let log = Log::new(LogState::new(manifest.next_lsn, begin.wal), segment_ring, wal, marks);
+    let warmth = WarmthState::load(disk.as_ref(), manifest.store, settings.memory);
+    let pool = BufferPool::new((settings.memory / POOL_SHARE).min(POOL_BYTES_MAX));
+    let rings = Ring::allocated(settings.segment_ring) + Ring::allocated(settings.wal_ring);
+    let besides_tier = rings + index.allocated() + pool.bytes_max();
+    let memory = MemoryTier::new(settings.memory.saturating_sub(besides_tier));
+    Ok(Engine {
+        table: Table::new(Arc::clone(&disk), &manifest.segments),
+        index,
+        log,
+        durability: Default::default(),
+        pace: CheckpointPace::new(report.footer_entries + report.wal_frames),
+        namespaces: Namespaces::new(&manifest.catalog, catalog_room(&manifest)),
+        occupancy: Occupancy::new(settings.flash),
+        reads: ReadPath::new(memory, pool),
+        fills: Default::default(),
+        warmth: Mutex::new(warmth),
+        health: Default::default(),
+        events: Default::default(),
+        counters: Default::default(),
+        context: Context {
+            store: manifest.store,
+            hash_seed: manifest.hash_seed,
+            dir: options.dir.clone(),
+            disk,
+            time,
+            observer: options.activity.clone(),
+            listener: options.listener.clone(),
+            mode,
+            report,
+            settings,
+        },
+        manifest: ManifestKeeper::new(manifest),
+        _guards: guards,
+    })
+}

@@ -1,0 +1,158 @@
+//! Keeps empty segments ready, and empties the oldest one when none is free.
+
+use std::io;
+use std::sync::Arc;
+
+use super::occupancy::ready_wanted;
+use super::rescue::Rescued;
+use crate::codec::round_up;
+use crate::engine::Engine;
+use crate::engine::refused::Helps;
+use crate::error::Result;
+use crate::id::{Position, SegmentId};
+use crate::io::aligned::AlignedBuf;
+use crate::io::{BLOCK, File, is_shortage};
+use crate::manifest::ManifestStore;
+use crate::segment::format::{self, Life};
+use crate::segment::table::Stage;
+
+impl Engine {
+    /// Prepares segments if too few are ready, or empties the oldest if none is free. True if it did
+    /// either.
+    pub(crate) fn step_prepare(&self) -> Result<bool> {
+        let mut manifest = self.manifest.lock();
+        if self.health.is_stopping() {
+            return Ok(false);
+        }
+        self.balance_memory();
+        if self.occupancy.take_space_denied() {
+            // Wake waiters so that those with a deadline can check it.
+            self.events.room.signal();
+        }
+        let Rescued { changed, waits, found_shortage } = self.step_rescue(&mut manifest)?;
+        let is_free = self.free_segments(1).next().is_some();
+        let (ready, wanted) = (self.log.lock().ready_count(), ready_wanted(self.context.settings.segments));
+        let is_index_too_large = self.index_is_over_budget() && waits.is_none();
+        let busy = match is_free {
+            true if ready < wanted => self.prepare(wanted - ready, &mut manifest)?,
+            // The records that are being rescued have a segment to go to.
+            _ if waits.is_some() && ready > 0 => false,
+            // One segment ahead, so that hot entries of the oldest segment find a ready one.
+            false => self.drain_oldest() || (is_index_too_large && self.seal_early()?),
+            true => is_index_too_large && (self.drain_oldest() || self.seal_early()?),
+        };
+        if let Some(cause) = waits
+            && !changed
+            && !busy
+        {
+            if cause.helped_by() != Helps::WriteOut && ready == 0 && !is_free && !found_shortage {
+                return Err(self.fail("rescuing a segment", &io::Error::other("no other segment has room for its records")));
+            }
+            self.occupancy.deny_space();
+        }
+        Ok(changed || busy)
+    }
+
+    /// Gives up to `wanted` free segments new lives. Their files, their headers, and one manifest
+    /// that states all of them are durable before the first record is stored. False if the disk has
+    /// no room for any. A segment that cannot be written is quarantined.
+    fn prepare(&self, wanted: usize, manifest: &mut ManifestStore) -> Result<bool> {
+        let size = self.context.settings.segment_size;
+        let base_lsn = self.log.lock().next_lsn();
+        let next_base = Position(round_up(manifest.next_base.0, size));
+        let ids = self.free_segments(wanted);
+        let lives: Vec<Life> = ids.zip(0..).map(|(id, n)| Life { id, base: next_base.plus(n * size), base_lsn }).collect();
+        let changes_size = |life: &Life| {
+            let before = self.table.row(life.id);
+            before.life.base > Position(0) && before.size != size
+        };
+        if lives.iter().any(changes_size) {
+            // A file that gets another length must not look like damage of the life that a manifest
+            // may still state.
+            self.write_manifest(manifest)?;
+        }
+        let (ready, shortage) = self.begin_lives(lives, size)?;
+        if let Some(e) = shortage {
+            self.record_shortage("no room for the next segment", &e);
+            if ready.is_empty() {
+                // Back-pressure: writers wait until the disk has room, which is tried again.
+                self.occupancy.deny_space();
+                return self.state_failed(manifest).map(|()| false);
+            }
+        }
+        for life in &ready {
+            self.table.begin(life, size);
+            manifest.next_base = life.base.plus(size);
+        }
+        self.write_manifest(manifest)?;
+        ready.iter().for_each(|life| self.table.publish(life));
+        self.log.lock().add_ready(ready.into_iter().map(|life| (life, size)));
+        self.events.room.signal();
+        Ok(true)
+    }
+
+    /// Makes the files and headers of new lives durable. Returns the lives that have them, and the
+    /// shortage that kept others from having them.
+    fn begin_lives(&self, lives: Vec<Life>, size: u64) -> Result<(Vec<Life>, Option<io::Error>)> {
+        let (mut begun, mut shortage) = (Vec::new(), None);
+        for life in lives {
+            match self.begin_life(&life, size) {
+                Ok(file) => begun.push((life, file)),
+                Err(e) if is_shortage(&e) => {
+                    shortage = Some(e);
+                    break;
+                }
+                Err(e) => self.quarantine_free(life.id, &e)?,
+            }
+        }
+        // All are synced once all are written: the file system then commits its journal once.
+        let mut ready = Vec::new();
+        for (life, file) in begun {
+            match file.sync() {
+                Ok(()) => ready.push(life),
+                // Whatever the reason, the state that a failed sync left behind is unknown.
+                Err(e) => self.quarantine_free(life.id, &e)?,
+            }
+        }
+        match self.table.sync_names() {
+            Ok(()) => {}
+            Err(e) if is_shortage(&e) => {
+                shortage = Some(e);
+                ready.clear();
+            }
+            Err(e) => ready.drain(..).try_for_each(|life| self.quarantine_free(life.id, &e))?,
+        }
+        Ok((ready, shortage))
+    }
+
+    /// Makes the segment's file and writes the header of a new life. Neither is durable yet.
+    fn begin_life(&self, life: &Life, size: u64) -> io::Result<Arc<dyn File>> {
+        self.table.create(life.id, size)?;
+        let mut block = AlignedBuf::zeroed(BLOCK);
+        format::encode_header(self.context.store, life, &mut block);
+        let file = self.table.file(life.id)?;
+        file.write_at(0, &block)?;
+        Ok(file)
+    }
+
+    /// Seals the open segment before it is full, so that it can be emptied. False without another
+    /// one to go on with.
+    fn seal_early(&self) -> Result<bool> {
+        {
+            let mut log = self.log.lock();
+            if log.ready_count() == 0 || !self.retire_open(&mut log) {
+                return Ok(false);
+            }
+        }
+        Ok(self.step_flush()? | self.step_seal()?)
+    }
+
+    /// Up to `max` segments that are free and that flash has room for.
+    fn free_segments(&self, max: usize) -> impl Iterator<Item = SegmentId> {
+        let settings = &self.context.settings;
+        let used: u64 = self.table.select(|r| r.stage != Stage::Free).iter().map(|r| r.size).sum();
+        let room = (settings.flash.saturating_sub(used) / settings.segment_size) as usize;
+        let free = self.table.select(|r| r.stage == Stage::Free && r.life.id.0 < settings.segments);
+        free.into_iter().map(|r| r.life.id).take(room.min(max))
+    }
+}

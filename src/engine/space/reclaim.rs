@@ -1,0 +1,228 @@
+//! Empties the oldest segment: wanted entries are appended again, the others are forgotten.
+//!
+//! While live entries fit into flash with room to spare, all of them are wanted. Beyond that only
+//! hot entries are, up to a share of the segment's records, so that reclaiming always wins room.
+//! Moves are synced before the segment is free, so that an entry that was durable in its old place
+//! is durable in the new one before the old one is reused.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::atomic::Ordering;
+
+use super::occupancy::{Capacity, ready_wanted};
+use crate::config::{Activity, Cause, Evicted};
+use crate::engine::Engine;
+use crate::engine::refused::Helps;
+use crate::id::{Location, NamespaceGeneration, SegmentId};
+use crate::io::is_shortage;
+use crate::segment::footer::FooterEntry;
+use crate::segment::format::{self, Kind, Record};
+use crate::segment::reader::{self, SMALL_WINDOW, SegmentView, WINDOW};
+use crate::segment::table::{Row, Stage};
+
+/// When not all live entries are kept, one in this many bytes of a segment's records may be
+/// reinserted.
+const REINSERT_SHARE: u64 = 4;
+
+/// What becomes of an entry.
+enum Fate {
+    /// It has another place, or a newer version came.
+    Kept,
+    /// It would not be served any more.
+    Dead(Cause),
+    /// It is not wanted enough, or there is no room for it.
+    Unwanted,
+}
+
+impl Engine {
+    /// Empties the oldest sealed segment. False if there is none, or if it could not be freed yet.
+    pub(in crate::engine) fn drain_oldest(&self) -> bool {
+        // One that was sealed after a segment failed waits until that one's entries are elsewhere.
+        let oldest = self.table.select(|r| matches!(r.stage, Stage::Sealed | Stage::Failed)).first().copied();
+        let drained = oldest.filter(|row| row.stage == Stage::Sealed).map(|row| self.drain(&row));
+        if drained == Some(false) {
+            self.occupancy.deny_space();
+        }
+        drained == Some(true)
+    }
+
+    /// Empties a sealed segment. False if what was moved could not be synced, or the engine stops: the segment stays, and what is left of it is emptied at another time.
+    fn drain(&self, row: &Row) -> bool {
+        let _observed = self.context.observe(Activity::Reclaim);
+        let id = row.life.id;
+        self.table.drain(id);
+        // Said before the first entry goes, so that whoever misses one can know why.
+        self.log.marks().raise_reclaimed(row.last_lsn);
+        let finished = self.drain_entries(row).unwrap_or_else(|error| {
+            if is_shortage(&error) {
+                // Of file descriptors: another time.
+                tracing::warn!(dir = %self.context.dir.display(), segment = %id, %error, "a segment cannot be emptied now");
+                return false;
+            }
+            self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(dir = %self.context.dir.display(), segment = %id, %error, "a segment cannot be read; its entries are forgotten");
+            self.index.remove_segment(id);
+            true
+        });
+        self.events.room.signal();
+        if !finished || !self.moves_are_synced(id) {
+            self.table.keep(id);
+            return false;
+        }
+        self.table.free(id);
+        self.counters.reclaimed.fetch_add(1, Ordering::Relaxed);
+        self.events.prepare.signal();
+        true
+    }
+
+    /// Whether everything that was moved out of a segment is durable in its new place. It must be before the old one is free: it may have been durable there. What was moved to a
+    /// segment that failed since is so once its rescue has ended.
+    fn moves_are_synced(&self, id: SegmentId) -> bool {
+        let moved_until = self.table.row(id).moved_until;
+        let synced = || self.log.marks().synced_bytes() >= moved_until;
+        if !synced() {
+            let _recorded = self.step_sync();
+        }
+        synced()
+    }
+
+    /// Moves or forgets every live entry of a segment. False if the engine stops, or another segment fails, before that is done.
+    fn drain_entries(&self, row: &Row) -> io::Result<bool> {
+        let file = self.table.file(row.life.id)?;
+        let contents = reader::entries(self.context.store, row, self.context.hash_seed, file.as_ref());
+        self.counters.damaged.fetch_add(contents.lost, Ordering::Relaxed);
+        let location = |entry: &FooterEntry| Location { segment: row.life.id, offset: entry.offset };
+        let is_live = |e: &&FooterEntry| !e.tombstone && self.index.names(e.hash, location(e));
+        let live: Vec<&FooterEntry> = contents.entries.iter().filter(is_live).collect();
+        let data_bytes: u64 = contents.entries.iter().map(|e| u64::from(e.len)).sum();
+        let keep_all = self.has_room_for_all(data_bytes, row.size) && !self.index_is_over_budget();
+        let mut budget = match keep_all {
+            // Nothing is synced meanwhile, so nothing that is moved would make room.
+            _ if self.table.count(Stage::Failed) > 0 => 0,
+            true => row.size,
+            false => data_bytes / REINSERT_SHARE,
+        };
+        // As long as others are ready, nobody waits for this one.
+        let is_calm = self.log.lock().ready_count() >= ready_wanted(self.context.settings.segments);
+        let mut window = SegmentView::new(file.as_ref(), row.size, if is_calm { SMALL_WINDOW } else { WINDOW });
+        let generations = self.namespaces.generations();
+        for entry in live {
+            let keep = u64::from(entry.len) <= budget && (keep_all || self.is_hot(entry, location(entry)));
+            if !keep && self.context.listener.is_none() {
+                self.evict(entry, location(entry));
+                continue;
+            }
+            let Some((record, bytes)) = self.record_in(&mut window, row, entry) else {
+                self.index.remove_if_at(entry.hash, location(entry));
+                continue;
+            };
+            let fate = match self.cause_of_death(&record, &generations) {
+                Some(cause) => Fate::Dead(cause),
+                None if keep => self.try_reinsert(row, entry, &record, bytes),
+                None => Fate::Unwanted,
+            };
+            match fate {
+                Fate::Kept => budget = budget.saturating_sub(entry.len.into()),
+                _ if self.health.is_stopping() => return Ok(false),
+                Fate::Dead(cause) => {
+                    if self.index.remove_if_at(entry.hash, location(entry)) {
+                        self.tell(&record, bytes, cause);
+                    }
+                }
+                // A segment failed meanwhile. It goes first, and then there may be room again.
+                Fate::Unwanted if keep && self.table.count(Stage::Failed) > 0 => return Ok(false),
+                Fate::Unwanted => {
+                    if self.evict(entry, location(entry)) {
+                        self.tell(&record, bytes, Cause::Capacity);
+                    }
+                }
+            }
+        }
+        if contents.lost > 0 {
+            self.index.remove_segment(row.life.id);
+        }
+        Ok(true)
+    }
+
+    /// The record of an entry, if it verifies. A place that cannot be read costs the entries that lie there.
+    fn record_in<'w>(&self, window: &'w mut SegmentView<'_>, row: &Row, entry: &FooterEntry) -> Option<(Record, &'w [u8])> {
+        let bytes = match window.bytes(entry.offset, entry.len) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(dir = %self.context.dir.display(), segment = %row.life.id, %error, "an entry cannot be read");
+                return None;
+            }
+        };
+        let record = format::decode_record(self.context.store, row.life.base.plus(entry.offset.into()), row.life.base_lsn, bytes);
+        if record.is_none() {
+            self.counters.damaged.fetch_add(1, Ordering::Relaxed);
+        }
+        record.map(|record| (record, bytes))
+    }
+
+    /// Forgets an entry that is still wanted. Says whether it was there.
+    fn evict(&self, entry: &FooterEntry, location: Location) -> bool {
+        let evicted = self.index.remove_if_at(entry.hash, location);
+        if evicted {
+            self.reads.memory().supersede(entry.hash, None, || ());
+        }
+        self.counters.evicted.fetch_add(u64::from(evicted), Ordering::Relaxed);
+        evicted
+    }
+
+    /// Why an entry would not be served any more, if so.
+    fn cause_of_death(&self, record: &Record, generations: &HashSet<NamespaceGeneration>) -> Option<Cause> {
+        match &record.kind {
+            Kind::Put { namespace, .. } if !generations.contains(namespace) => Some(Cause::Dropped),
+            Kind::Put { expires_ms: Some(at), .. } if *at <= self.context.time.now_ms() => {
+                self.record_time_passed(*at);
+                Some(Cause::Expired)
+            }
+            _ => None,
+        }
+    }
+
+    /// Tells the listener, if there is one, which entry goes.
+    fn tell(&self, record: &Record, bytes: &[u8], cause: Cause) {
+        if let Kind::Put { key, .. } = &record.kind {
+            self.context.tell(&Evicted { key: &bytes[key.clone()], version: record.lsn, cause });
+        }
+    }
+
+    /// Reinserts, and while a ring is full writes it out and tries again: nobody else may be about to, and others may be quicker to fill it.
+    fn try_reinsert(&self, row: &Row, entry: &FooterEntry, record: &Record, bytes: &[u8]) -> Fate {
+        let progress = || (self.log.segment_ring().written(), self.log.wal().written(), self.log.marks().synced_bytes());
+        loop {
+            let before = progress();
+            match self.reinsert(row, entry, record, bytes) {
+                Ok(_) => return Fate::Kept,
+                Err(cause) if cause.helped_by() != Helps::WriteOut => return Fate::Unwanted,
+                Err(_) => {}
+            }
+            let _recorded = self.step_flush().and_then(|_| self.step_sync());
+            if progress() == before {
+                return Fate::Unwanted;
+            }
+        }
+    }
+
+    /// Whether flash has room for every live entry, judged as a segment with `data_bytes` of
+    /// records is emptied.
+    fn has_room_for_all(&self, data_bytes: u64, size: u64) -> bool {
+        let settings = &self.context.settings;
+        let capacity = Capacity {
+            flash: settings.flash,
+            segments: settings.segments,
+            segment_size: settings.segment_size,
+            ready: ready_wanted(settings.segments),
+            failed_bytes: self.failed_bytes(),
+        };
+        self.occupancy.has_room_for_all(data_bytes, size, self.index.record_bytes(), &capacity)
+    }
+
+    fn is_hot(&self, entry: &FooterEntry, location: Location) -> bool {
+        let Some(current) = self.index.get(entry.hash).filter(|now| now.location == location) else { return false };
+        current.hot || self.reads.memory().holds(entry.hash)
+    }
+}

@@ -1,0 +1,162 @@
+//! What was hot in DRAM: recorded now and then, and brought back after a restart, hottest first, in the background.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::{Engine, file_names};
+use crate::concurrent::lock;
+use crate::error::Result;
+use crate::id::{KeyHash, SegmentId, StoreId};
+use crate::index::geometry::IndexEntry;
+use crate::io::aligned::AlignedBuf;
+use crate::io::{Disk, is_shortage};
+use crate::segment::extent::Extent;
+use crate::segment::format;
+use crate::tier::heat::{Heat, KEYS_MAX};
+
+/// How often the memory tier's content is recorded while it changes.
+pub(in crate::engine) const INTERVAL: Duration = Duration::from_secs(2);
+/// Keys that are brought back in one step, in the order of their places.
+const REFILL_KEYS: usize = 8192;
+/// For each key that is recorded or brought back there are at least so many bytes of memory.
+const BYTES_PER_KEY: u64 = 256;
+/// Records that are this close are read at once, up to that many bytes.
+const REFILL_GAP: u64 = 16 << 10;
+const REFILL_SPAN: u64 = 256 << 10;
+
+/// Keys that are recorded or brought back at most, if there are `memory` bytes.
+fn keys_max(memory: u64) -> usize {
+    KEYS_MAX.min((memory / BYTES_PER_KEY) as usize)
+}
+
+/// Where recording and refilling stand.
+#[derive(Debug, Default)]
+pub(in crate::engine) struct WarmthState {
+    /// The newest file's sequence.
+    sequence: u64,
+    /// Inserts into the memory tier when it was recorded last.
+    recorded_inserts: u64,
+    /// What is still to be brought back, coldest first.
+    refill: Vec<KeyHash>,
+    /// How many of those, from the end, have proved themselves.
+    refill_proved: usize,
+}
+
+impl WarmthState {
+    /// The newest heat file that is whole. None at all is no loss but warmth.
+    pub(in crate::engine) fn load(disk: &dyn Disk, store: StoreId, memory: u64) -> Self {
+        let read = |parity: u64| Heat::read(store, disk.open(&file_names::heat(parity))?.as_ref(), keys_max(memory));
+        let newest = [0, 1].into_iter().filter_map(|parity| read(parity).ok().flatten()).max_by_key(|heat| heat.sequence);
+        let Some(mut heat) = newest else { return Self::default() };
+        heat.hashes.reverse();
+        Self { sequence: heat.sequence, recorded_inserts: 0, refill: heat.hashes, refill_proved: heat.proved }
+    }
+}
+
+impl Engine {
+    /// Records what is in the memory tier, if that changed. A failure costs warmth only, so it is logged and no more.
+    pub(crate) fn step_record_warmth(&self) -> Result<bool> {
+        let mut state = lock(&self.warmth);
+        let inserts = self.reads.memory().inserts();
+        // Not while it is being brought back: the old list is the better one.
+        if inserts == state.recorded_inserts || !state.refill.is_empty() {
+            return Ok(false);
+        }
+        match self.record_warmth(state.sequence + 1) {
+            Ok(()) => {
+                state.sequence += 1;
+                state.recorded_inserts = inserts;
+            }
+            Err(error) => {
+                let counter = if is_shortage(&error) { &self.counters.disk_full } else { &self.counters.write_errors };
+                counter.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(dir = %self.context.dir.display(), %error, "what is hot was not recorded");
+            }
+        }
+        Ok(false)
+    }
+
+    fn record_warmth(&self, sequence: u64) -> io::Result<()> {
+        let (hashes, proved) = self.reads.memory().hottest(keys_max(self.context.settings.memory));
+        let heat = Heat { sequence, hashes, proved };
+        let file = self.context.disk.create(&file_names::heat(sequence), heat.file_len())?;
+        heat.write(self.context.store, file.as_ref())
+    }
+
+    /// Brings back the next keys of the recorded ones. Says whether there may be more.
+    pub(crate) fn step_refill(&self) -> Result<bool> {
+        let (mut keys, proved) = {
+            let mut state = lock(&self.warmth);
+            if self.reads.memory().is_full() {
+                state.refill = Vec::new();
+            }
+            let keep = state.refill.len().saturating_sub(REFILL_KEYS);
+            let keys = state.refill.split_off(keep);
+            let proved = state.refill_proved.min(keys.len());
+            state.refill_proved -= proved;
+            (keys, proved)
+        };
+        // Coldest first, so those that have proved themselves are the last ones.
+        let hot = keys.split_off(keys.len() - proved);
+        for (hashes, proved) in [(&hot, true), (&keys, false)] {
+            self.refill(hashes, proved);
+        }
+        Ok(!hot.is_empty() || !keys.is_empty())
+    }
+
+    fn refill(&self, hashes: &[KeyHash], proved: bool) {
+        let mut wanted: Vec<(IndexEntry, KeyHash)> = hashes.iter().filter_map(|hash| Some((self.index.get(*hash)?, *hash))).collect();
+        wanted.sort_by_key(|(entry, _)| entry.location);
+        let mut rest = &wanted[..];
+        while let Some((first, _)) = rest.first() {
+            if self.health.is_closing() {
+                return;
+            }
+            let (segment, start) = (first.location.segment, extent_of(first).start());
+            let mut end = extent_of(first).end();
+            let in_one_read = rest.iter().take_while(|(entry, _)| {
+                let extent = extent_of(entry);
+                let is_near = entry.location.segment == segment && u64::from(entry.location.offset) <= end + REFILL_GAP;
+                let fits = is_near && (extent.end() - start <= REFILL_SPAN || extent.start() == start);
+                end = if fits { end.max(extent.end()) } else { end };
+                fits
+            });
+            let count = in_one_read.count();
+            self.refill_span(segment, extent_of(first), end, &rest[..count], proved);
+            rest = &rest[count..];
+        }
+    }
+
+    /// Reads a segment from `first` to `end`, and inserts the records of `wanted` into the memory
+    /// tier.
+    fn refill_span(&self, segment: SegmentId, first: Extent, end: u64, wanted: &[(IndexEntry, KeyHash)], proved: bool) {
+        let Some(life) = self.table.life(segment) else { return };
+        // Another life of another size may have begun since; its records do not verify at the
+        // positions of this one.
+        let extent = first.up_to(end, self.table.row(segment).size);
+        if extent.is_empty() {
+            return;
+        }
+        let mut buf = AlignedBuf::zeroed(extent.len());
+        let read = self.table.file(segment).and_then(|file| file.read_at(extent.start(), &mut buf));
+        if read.is_err() {
+            // A get of these entries reads them again, and reports the failure.
+            return;
+        }
+        for (entry, hash) in wanted {
+            let at = life.base.plus(entry.location.offset.into());
+            let Some(bytes) = buf.get(extent.index_of(entry.location.offset)..) else { continue };
+            if let Some(record) = format::decode_record(self.context.store, at, life.base_lsn, bytes)
+                && let Some(item) = self.item_of(*hash, bytes, &record)
+            {
+                self.reads.memory().insert(&item, proved, || self.still_current(*hash, entry, at));
+            }
+        }
+    }
+}
+
+/// The sectors that a read of an entry takes, in a segment of any size.
+fn extent_of(entry: &IndexEntry) -> Extent {
+    Extent::of_sectors(entry.location.offset, entry.sectors, u64::MAX)
+}

@@ -1,0 +1,89 @@
+//! A segment for which a write or a sync failed while it held records without a footer.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::extent::Extent;
+use super::footer::FooterEntry;
+use super::format::{self, Record};
+use super::table::Row;
+use crate::id::{Location, StoreId};
+use crate::io::File;
+use crate::io::aligned::AlignedBuf;
+
+/// The records that must be rescued, and the bytes that the file does not hold.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    row: Row,
+    entries: Vec<FooterEntry>,
+    /// Entries that are rescued or buried.
+    done: AtomicUsize,
+    /// Offset of the first byte that was not flushed.
+    unwritten_from: u32,
+    unwritten: Vec<u8>,
+}
+
+impl Failed {
+    pub(crate) fn new(row: Row, entries: Vec<FooterEntry>, unwritten_from: u32, unwritten: Vec<u8>) -> Self {
+        Self { row, entries, done: AtomicUsize::new(0), unwritten_from, unwritten }
+    }
+
+    pub(crate) fn row(&self) -> &Row {
+        &self.row
+    }
+
+    /// Bytes of DRAM held.
+    pub(crate) fn allocated(&self) -> usize {
+        self.entries.len() * size_of::<FooterEntry>() + self.unwritten.len()
+    }
+
+    /// Entries that are rescued or buried.
+    pub(crate) fn done(&self) -> usize {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// Whether every entry is rescued or buried.
+    pub(crate) fn is_done(&self) -> bool {
+        // Pairs with the release in `advance`: the records that were appended before are seen too.
+        self.done.load(Ordering::Acquire) == self.entries.len()
+    }
+
+    /// Entries that are neither rescued nor buried yet, in the order of their positions.
+    pub(crate) fn remaining(&self) -> &[FooterEntry] {
+        &self.entries[self.done()..]
+    }
+
+    /// One more entry is rescued or buried.
+    pub(crate) fn advance(&self) {
+        self.done.fetch_add(1, Ordering::Release);
+    }
+
+    pub(crate) fn location(&self, entry: &FooterEntry) -> Location {
+        Location { segment: self.row.life.id, offset: entry.offset }
+    }
+
+    /// The record of an entry and its bytes, from the file and from memory, if they verify.
+    pub(crate) fn record(
+        &self,
+        store: StoreId,
+        entry: &FooterEntry,
+        file: impl FnOnce() -> io::Result<Arc<dyn File>>,
+    ) -> Option<(Record, Vec<u8>)> {
+        let (life, offset, len) = (&self.row.life, entry.offset, entry.len as usize);
+        let mut bytes = vec![0; len];
+        let in_file = (self.unwritten_from as usize).saturating_sub(offset as usize).min(len);
+        if in_file > 0 {
+            let extent = Extent::of(offset, in_file, self.row.size);
+            let mut buf = AlignedBuf::zeroed(extent.len());
+            file().and_then(|file| file.read_at(extent.start(), &mut buf)).ok()?;
+            bytes[..in_file].copy_from_slice(&buf[extent.range_of(offset, in_file)]);
+        }
+        if in_file < len {
+            let start = (offset as usize + in_file) - self.unwritten_from as usize;
+            bytes[in_file..].copy_from_slice(self.unwritten.get(start..start + len - in_file)?);
+        }
+        let record = format::decode_record(store, life.base.plus(offset.into()), life.base_lsn, &bytes)?;
+        Some((record, bytes))
+    }
+}
