@@ -62,3 +62,89 @@ impl StoreTime {
         self.clock.monotonic()
     }
 }
+
+#[cfg(any(test, fuzzing))]
+pub(crate) use sim::{SPLITMIX_GAMMA, SimClock, splitmix};
+
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(not(test), allow(dead_code, reason = "the tests use more of it"))]
+mod sim {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    use super::Clock;
+
+    /// Step of SplitMix64's state (Steele, Lea and Flood, 2014).
+    pub(crate) const SPLITMIX_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+
+    /// SplitMix64's output for a state.
+    pub(crate) fn splitmix(state: u64) -> u64 {
+        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Time that moves only when told to, and seeded entropy.
+    #[derive(Debug)]
+    pub(crate) struct SimClock {
+        wall_ms: AtomicU64,
+        monotonic_ns: AtomicU64,
+        entropy: AtomicU64,
+    }
+
+    impl SimClock {
+        /// Starts in November 2023.
+        pub(crate) fn new(seed: u64) -> Self {
+            Self { wall_ms: AtomicU64::new(1_700_000_000_000), monotonic_ns: AtomicU64::new(0), entropy: AtomicU64::new(seed) }
+        }
+
+        /// Time passes, on both clocks. The wall clock sees whole milliseconds of the sum.
+        pub(crate) fn advance(&self, by: Duration) {
+            let by = by.as_nanos() as u64;
+            let before = self.monotonic_ns.fetch_add(by, Ordering::Relaxed);
+            let whole_ms = (before + by) / 1_000_000 - before / 1_000_000;
+            self.wall_ms.fetch_add(whole_ms, Ordering::Relaxed);
+        }
+
+        /// Somebody sets the wall clock.
+        pub(crate) fn jump_wall(&self, ms: i64) {
+            let jump = |wall: u64| Some(wall.saturating_add_signed(ms));
+            let _always_jumps = self.wall_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, jump);
+        }
+    }
+
+    impl Clock for SimClock {
+        fn wall_ms(&self) -> u64 {
+            self.wall_ms.load(Ordering::Relaxed)
+        }
+
+        fn monotonic(&self) -> Duration {
+            Duration::from_nanos(self.monotonic_ns.load(Ordering::Relaxed))
+        }
+
+        fn entropy(&self) -> u64 {
+            let before = self.entropy.fetch_add(SPLITMIX_GAMMA, Ordering::Relaxed);
+            splitmix(before.wrapping_add(SPLITMIX_GAMMA))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_moves_only_when_told() {
+        let clock = SimClock::new(1);
+        let start = clock.wall_ms();
+        clock.advance(Duration::from_micros(1500));
+        clock.advance(Duration::from_micros(1500));
+        assert_eq!(clock.monotonic(), Duration::from_millis(3));
+        assert_eq!(clock.wall_ms(), start + 3);
+        clock.jump_wall(-1000);
+        assert_eq!(clock.wall_ms(), start - 997);
+        assert_eq!(clock.monotonic(), Duration::from_millis(3));
+        assert_ne!(clock.entropy(), clock.entropy());
+        assert_eq!(SimClock::new(2).entropy(), SimClock::new(2).entropy());
+    }
+}

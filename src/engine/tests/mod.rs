@@ -20,12 +20,13 @@ use proptest::prelude::*;
 use super::driver::Mode;
 use super::write::{Condition, Observed, Tried};
 use super::{DeleteOptions, Engine, PutOptions, Start, Wait, open};
+use crate::clock::SimClock;
 use crate::config::{Ack, OnHostCrash, Options, WalValues};
 use crate::engine::open::fit_index;
 use crate::engine::scan::Scan;
 use crate::id::{Key, Lsn, NamespaceGeneration};
 use crate::io::Disk;
-use crate::io::sim::{PowerCut, SimClock, SimDisk};
+use crate::io::sim::{PowerCut, SimDisk};
 
 struct Store {
     disk: SimDisk,
