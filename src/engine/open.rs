@@ -21,7 +21,8 @@ use crate::id::{Lsn, Position, StoreId};
 use crate::index::Index;
 use crate::index::geometry::Geometry;
 use crate::io::aligned::{BufferPool, Meter};
-use crate::io::posix::{self, Descriptors, LOCK_FILE};
+use crate::io::host::{self, Descriptors};
+use crate::io::posix::{self, LOCK_FILE};
 use crate::io::ring::Ring;
 use crate::io::{Disk, DiskLock, LockError, numbered};
 use crate::manifest::catalog::Catalog;
@@ -165,7 +166,7 @@ fn check_machine(is_real: bool, settings: &Settings) -> Result<Option<Descriptor
 }
 
 fn check_memory(settings: &Settings) -> Result<()> {
-    let there = posix::physical_memory();
+    let there = host::physical_memory();
     if settings.memory > there {
         let reason = format!("{} B given, this machine has {there}", settings.memory);
         return Err(Error::InvalidOption { name: "memory", reason });
@@ -241,7 +242,7 @@ fn take(disk: &dyn Disk, options: &Options, clock: &dyn Clock) -> Result<Box<dyn
             Ok(guard) => return Ok(guard),
             Err(LockError::Io(e)) => return Err(Error::io("lock", &options.dir)(e)),
             Err(LockError::Held { pid }) => {
-                let patience = match posix::is_alive(pid) {
+                let patience = match host::is_alive(pid) {
                     true if pid == std::process::id() => Duration::ZERO,
                     true => GRACE.min(options.lock_timeout),
                     false => options.lock_timeout,

@@ -4,11 +4,13 @@
 //! any operation and says what a crash would have left. Faults enter the engine only here.
 
 pub(crate) mod aligned;
+mod async_read;
 #[cfg(test)]
 mod conformance;
+pub(crate) mod host;
 pub(crate) mod posix;
 mod reactor;
-mod reading;
+mod read_threads;
 pub(crate) mod ring;
 #[cfg(any(test, fuzzing))]
 #[cfg_attr(not(test), allow(dead_code, reason = "the tests use more of it"))]
@@ -23,7 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
 
-pub(crate) use reading::Reading;
+use async_read::Reading;
 
 /// Unit of writes, and the alignment of every write's offset and length: a page, and the physical block of today's devices.
 ///

@@ -7,20 +7,19 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::{Errno, retry_on_intr};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::aligned::AlignedBuf;
+use super::async_read::{Operation, Reading};
 use super::reactor::Reactor;
-use super::reading::{Operation, ReadThreads};
+use super::read_threads::ReadThreads;
 use super::uring::Rings;
-use super::{BLOCK, Disk, DiskLock, File, InMemory, LockError, Mapping, ReadStream, Reading, StreamRead, read_one_by_one};
+use super::{BLOCK, Disk, DiskLock, File, InMemory, LockError, Mapping, ReadStream, StreamRead, read_one_by_one};
 use crate::codec::{round_down, round_up};
-use crate::concurrent::lock;
 use crate::config::Backend;
 
 /// Name of the file whose lock takes the directory.
@@ -284,53 +283,6 @@ impl Disk for PosixDisk {
     }
 }
 
-/// Bytes of DRAM of this machine.
-pub(crate) fn physical_memory() -> u64 {
-    let info = rustix::system::sysinfo();
-    info.totalram.saturating_mul(u64::from(info.mem_unit))
-}
-
-/// File descriptors that one open store may need, kept from other stores of this process.
-#[derive(Debug)]
-pub(crate) struct Descriptors(u64);
-
-/// The sum of all [`Descriptors`].
-static RESERVED: Mutex<u64> = Mutex::new(0);
-
-impl Descriptors {
-    /// Makes sure that `count` more can be opened, also once all other stores have theirs; if need be by raising the process's soft limit towards the hard one. Else the
-    /// limit.
-    pub(crate) fn reserve(count: u64) -> Result<Self, u64> {
-        let mut reserved = lock(&RESERVED);
-        // Other stores may have opened some of theirs, which are counted twice then.
-        let needed = count + *reserved + fs::read_dir("/proc/self/fd").map_or(0, |open| open.count() as u64);
-        let limits = getrlimit(Resource::Nofile);
-        let most = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
-        if most(limits.current) < needed {
-            if most(limits.maximum) < needed {
-                return Err(most(limits.maximum));
-            }
-            setrlimit(Resource::Nofile, Rlimit { current: Some(needed), ..limits }).map_err(|_| most(limits.current))?;
-        }
-        *reserved += count;
-        Ok(Self(count))
-    }
-}
-
-impl Drop for Descriptors {
-    fn drop(&mut self) {
-        *lock(&RESERVED) -= self.0;
-    }
-}
-
-/// Whether a process with this id exists and has not ended.
-pub(crate) fn is_alive(pid: u32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    // The state follows the command's name, which is in parentheses and may hold anything.
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    !matches!(state, None | Some('Z' | 'X'))
-}
-
 #[derive(Debug)]
 struct PosixLock {
     /// The lock lasts as long as this descriptor. A thread that dies inside a write keeps it open until the write has ended.
@@ -462,7 +414,7 @@ mod tests {
                 let is_short = n % BLOCKS == BLOCKS - 1;
                 read.done != is_short && (is_short || read.buf.iter().all(|byte| u64::from(*byte) == n % BLOCKS + 1))
             };
-            let many = 3 * crate::io::reading::WAITING_MAX as u64;
+            let many = 3 * crate::io::async_read::WAITING_MAX as u64;
             let started: Vec<Option<Reading>> = (0..many).map(|n| Some(disk.start_read(read(n))).filter(|_| n % 3 != 0)).collect();
             for (n, reading) in started.into_iter().enumerate().filter_map(|(n, reading)| Some((n as u64, reading?))) {
                 assert!(is_right(n, &pollster::block_on(reading)), "{backend:?}: {n}");
@@ -510,16 +462,5 @@ mod tests {
                 assert_eq!(rings.idle(), 1);
             }
         }
-    }
-
-    #[test]
-    fn descriptors_of_all_stores_are_counted_together() {
-        let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 40);
-        let Err(limit) = Descriptors::reserve(hard) else { panic!("more than there can be") };
-        assert_eq!(limit, hard);
-        let half = Descriptors::reserve(hard / 2).unwrap();
-        assert!(Descriptors::reserve(hard / 2).is_err());
-        drop(half);
-        Descriptors::reserve(hard / 2).unwrap();
     }
 }

@@ -8,7 +8,7 @@ use std::thread;
 
 use io_uring::{IoUring, opcode, types};
 
-use super::reading::{Operation, WAITING_MAX};
+use super::async_read::{Operation, WAITING_MAX};
 use super::uring::{give_up, is_passing};
 use crate::concurrent::lock;
 
