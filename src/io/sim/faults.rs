@@ -1,4 +1,4 @@
-//! Planned faults: which operations fail, how, and what they leave.
+//! Planned faults: which operations fail, how they fail, and the state that they leave.
 
 use std::io;
 use std::sync::Arc;
@@ -9,22 +9,22 @@ use super::{DiskOp, Machine, SimDisk};
 use crate::concurrent::lock;
 use crate::io::{BLOCK, SECTOR, is_shortage};
 
-/// Which operations a planned fault counts and hits.
+/// Operations that a planned fault counts and hits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FaultOp {
-    /// [`Disk::open`], and [`Disk::map`] of a file that is there.
+    /// `Disk::open`, and `Disk::map` of an existing file.
     Open,
     Read,
     Write,
-    /// [`File::write_at`] that writes nothing and says that it did.
+    /// `File::write_at` that writes nothing and reports success.
     WriteLost,
-    /// [`File::write_at`] that writes to another place of some file, and says that it wrote where it was told.
+    /// `File::write_at` that writes to another place of some file and reports success.
     WriteMisdirected,
-    /// [`File::sync`]; the changes stay unsynced.
+    /// `File::sync`. The changes stay unsynced.
     Sync,
-    /// [`File::sync`]; the changes are forgotten, but still read.
+    /// `File::sync`. The changes are forgotten, but still read.
     SyncDroppingPages,
-    /// [`Disk::create`], and [`Disk::map`] that makes the file.
+    /// `Disk::create`, and `Disk::map` that makes the file.
     Create,
     Remove,
     Rename,
@@ -35,7 +35,7 @@ pub(crate) enum FaultOp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
     Kind(io::ErrorKind),
-    /// What has no kind of its own.
+    /// An error without a kind of its own.
     Errno(Errno),
 }
 
@@ -54,7 +54,7 @@ impl From<Failure> for io::Error {
     }
 }
 
-/// What happens when a file of this name is written to.
+/// Name of a file, and work to run before the next write to it.
 pub(super) type Meanwhile = (String, Box<dyn FnOnce() + Send>);
 
 /// A planned failure.
@@ -77,30 +77,32 @@ impl Fault {
 }
 
 impl SimDisk {
-    /// Lets the `nth` operation of this kind from now (1 is the next one) fail: once, or with all that follow.
+    /// Makes the `nth` operation of this kind from now on fail (1 is the next one), once or with
+    /// all that follow.
     pub(crate) fn fail(&self, op: FaultOp, nth: u64, how: impl Into<Failure>, repeat: bool) {
         self.machine().faults.push(Fault { op, nth, how: how.into(), repeat });
     }
 
-    /// Reads of a file fail from now on if they touch the block at `offset`.
+    /// Makes all later reads of a file fail that touch the block at `offset`.
     pub(crate) fn fail_reads_of(&self, name: &str, offset: u64) {
         let mut machine = self.machine();
         let file = machine.names[name];
         machine.unreadable.push((file, offset));
     }
 
-    /// Reads, writes or syncs begin and do not end until [`SimDisk::release`].
+    /// Holds reads, writes or syncs: they begin, and do not end until [`SimDisk::release`].
     pub(crate) fn hold(&self, op: FaultOp) {
         self.machine().stuck = Some(op);
     }
 
-    /// Nothing is stuck any more.
+    /// Lets held operations go on.
     pub(crate) fn release(&self) {
         self.machine().stuck = None;
         self.released.signal();
     }
 
-    /// Calls `work` just before the first write to the file of this name while `during` runs: what another thread may do at that moment, on the thread that writes.
+    /// Runs `work` just before the first write to the file of this name while `during` runs. It
+    /// stands for another thread's action at that moment, but runs on the thread that writes.
     pub(crate) fn meanwhile<T>(&self, name: &str, work: impl FnOnce() + Send + 'static, during: impl FnOnce() -> T) -> T {
         *lock(&self.meanwhile) = Some((name.to_owned(), Box::new(work)));
         let done = during();
@@ -108,7 +110,7 @@ impl SimDisk {
         done
     }
 
-    /// Does what was asked for at a write to this file.
+    /// Runs the work of [`SimDisk::meanwhile`] that waits for a write to this file.
     pub(super) fn before_write(&self, file: usize) {
         let due = lock(&self.meanwhile).take_if(|(name, _)| self.machine().find(name).is_ok_and(|named| named == file));
         if let Some((_, work)) = due {
@@ -116,17 +118,18 @@ impl SimDisk {
         }
     }
 
-    /// Nothing fails from now on.
+    /// Removes all planned faults.
     pub(crate) fn heal(&self) {
         self.machine().faults.clear();
     }
 
-    /// How many operations failed as planned by [`SimDisk::fail`].
+    /// How many operations failed by the plan of [`SimDisk::fail`].
     pub(crate) fn faults_injected(&self) -> u64 {
         self.machine().faults_injected
     }
 
-    /// Names of files that were written or synced again after that had failed, by whatever process.
+    /// Names of files that were written or synced again after a failed write or sync, by this
+    /// process or a later one.
     pub(crate) fn reused(&self) -> Vec<String> {
         let machine = self.machine();
         machine.names.iter().filter(|(_, file)| machine.reused.contains(file)).map(|(name, _)| name.clone()).collect()
@@ -137,7 +140,7 @@ impl SimDisk {
         self.machine().named(name).corrupt(offset as usize, xor);
     }
 
-    /// Puts `bytes` over a part of a file, in the cache and on the medium. Not while it is mapped.
+    /// Overwrites a part of a file, in the cache and on the medium. The file is not mapped.
     pub(crate) fn overwrite(&self, name: &str, offset: u64, bytes: &[u8]) {
         let mut machine = self.machine();
         let file = machine.named(name);
@@ -151,7 +154,7 @@ impl SimDisk {
         }
     }
 
-    /// Takes a name away, in the cache and on the medium.
+    /// Removes a name, in the cache and on the medium.
     pub(crate) fn lose(&self, name: &str) {
         let mut machine = self.machine();
         machine.sync_dir();
@@ -159,7 +162,8 @@ impl SimDisk {
         machine.durable_names.remove(name);
     }
 
-    /// Cuts a file, in the cache and on the medium. Whoever has it mapped keeps memory that is no longer the file's.
+    /// Shortens a file, in the cache and on the medium. An existing mapping keeps memory that is no
+    /// longer the file's.
     pub(crate) fn truncate(&self, name: &str, len: u64) {
         self.machine().named(name).truncate(len as usize);
     }
@@ -184,7 +188,7 @@ impl Machine {
         Some(fault)
     }
 
-    /// Writes to any place of a file that is not mapped.
+    /// Writes to a random place of a random file that is not mapped.
     pub(super) fn misdirect(&mut self, bytes: &[u8]) {
         let Self { files, names, random, .. } = self;
         let fits = |file: &usize| files[*file].pages.is_none() && files[*file].len() >= bytes.len() as u64;
@@ -194,13 +198,13 @@ impl Machine {
         file.write(random.below(blocks + 1) * BLOCK as u64, bytes, |_| true);
     }
 
-    /// What a planned failure leaves.
+    /// Applies the effects of a planned failure.
     pub(super) fn fail(&mut self, op: &DiskOp, fault: &Fault) {
         if let Some(more) = self.stop_after_fault.take() {
             self.stop_at = self.operations + more;
         }
         match op {
-            // For want of room nothing is written, and that can be tried again. A sync has no such excuse.
+            // A write that fails for want of room may be repeated. A sync may not.
             DiskOp::Write { .. } if is_shortage(&fault.how.into()) => {}
             DiskOp::Write { file, .. } | DiskOp::Sync { file } => drop(self.failed.insert(*file)),
             _ => {}

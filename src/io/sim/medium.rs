@@ -1,4 +1,4 @@
-//! The medium: files without names, what is durable of them, and the changes that are not.
+//! The medium: files without names, their durable content, and their unsynced changes.
 
 use std::mem;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::io::{BLOCK, Mapping, SECTOR};
 
-/// One thing that happened to a file since its last sync.
+/// One change of a file since its last sync.
 #[derive(Clone)]
 enum Change {
     Sector { index: usize, bytes: Arc<[u8; SECTOR]> },
@@ -18,7 +18,7 @@ impl Change {
         match self {
             Self::Length(len) => image.resize(*len, 0),
             Self::Sector { index, bytes } => {
-                // Past the end if the length that made room for it was lost.
+                // The sector is past the end if the length that made room for it was lost.
                 if let Some(sector) = image.as_chunks_mut().0.get_mut(*index) {
                     *sector = **bytes;
                 }
@@ -26,7 +26,8 @@ impl Change {
         }
     }
 
-    /// What may fail independently of the rest.
+    /// The page of a sector, or a number of its own for a length. Pages survive a power cut
+    /// independently.
     fn page(&self) -> u64 {
         match self {
             Self::Length(_) => u64::MAX,
@@ -42,10 +43,11 @@ impl Change {
 /// A file without its name. Images share contents until one of them writes.
 #[derive(Clone, Default)]
 pub(super) struct Inode {
-    /// What is read. While `pages` is there, what was in them when last looked at.
+    /// Content that a read returns. If `pages` is set: the content of the mapping when it was last
+    /// looked at.
     pub(super) live: Arc<Vec<u8>>,
     pub(super) durable: Arc<Vec<u8>>,
-    /// What leads from `durable` to `live`, in order, less what failed syncs forgot.
+    /// Changes from `durable` to `live`, in order, without those that a failed sync forgot.
     unsynced: Vec<Change>,
     /// The page cache of a mapped file.
     pub(super) pages: Option<Arc<Pages>>,
@@ -61,7 +63,7 @@ impl Inode {
         self.unsynced.push(change);
     }
 
-    /// Writes those sectors of `bytes` that land.
+    /// Writes the sectors of `bytes` for which `lands` is true.
     pub(super) fn write(&mut self, offset: u64, bytes: &[u8], mut lands: impl FnMut(usize) -> bool) {
         assert!(self.pages.is_none(), "a mapped file is not written behind its mapping");
         let first = offset as usize / SECTOR;
@@ -79,7 +81,7 @@ impl Inode {
         }
     }
 
-    /// Takes over what was stored into the mapping.
+    /// Takes over the stores into the mapping.
     pub(super) fn settle(&mut self) {
         let Some(pages) = &self.pages else { return };
         let now = pages.bytes();
@@ -106,13 +108,14 @@ impl Inode {
         }
     }
 
-    /// Pages are marked clean although they were not written.
+    /// Marks pages clean although they were not written.
     pub(super) fn forget_sectors(&mut self) {
         self.settle();
         self.unsynced.retain(|change| matches!(change, Change::Length(_)));
     }
 
-    /// Leaves on the medium, and so in every cache, the changes that `keeps(page, change)` names.
+    /// Keeps the changes for which `keeps(page, change)` is true, on the medium and so in the
+    /// cache.
     pub(super) fn lose_power(&mut self, keeps: impl Fn(u64, u64) -> bool) {
         for (index, change) in mem::take(&mut self.unsynced).into_iter().enumerate() {
             if keeps(change.page(), index as u64) {
@@ -150,10 +153,10 @@ impl Inode {
     }
 }
 
-/// Memory of a mapping, little-endian words from a page boundary on.
+/// Memory of a mapping: little-endian words, from a page boundary on.
 #[derive(Debug)]
 pub(super) struct Pages {
-    /// More than the mapping, to find the boundary in it.
+    /// One page longer than the mapping, so that a page boundary lies in it.
     allocated: Vec<AtomicU64>,
     first: usize,
     len: usize,

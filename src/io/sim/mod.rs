@@ -1,28 +1,43 @@
-//! The simulated disk: one directory in memory, on which tests run the whole engine and see what a crash would have left.
+//! The simulated disk: one directory in memory, on which tests run the whole engine and see the
+//! state that a crash leaves.
 //!
-//! # What is modelled
+//! # Model
 //!
-//! *Live and durable.* A file is what running programs read (live) and what the medium holds (durable). Between them lies, in order, every change
-//! since the last sync: sectors of 512 B and lengths. The directory likewise: names made, removed and given to another file. [`File::sync`] makes the changes of one file
-//! durable, [`Disk::sync_dir`] those of the directory, and the lengths of the files it makes findable. Neither promises anything about the other.
+//! *Live and durable.* A file has a live content, which running programs read, and a durable
+//! content, which the medium holds. Between them lies, in order, every change since the last sync:
+//! sectors of 512 B and lengths. The directory has the same two states. Its changes are names made,
+//! removed and given to another file.
 //!
-//! *Kill.* The process dies, the operating system lives: everything that was written or stored into a mapping is there. The operation that was under
-//! way has happened not at all, in part or whole. Nothing becomes durable by it: a power cut may follow.
+//! [`File::sync`] makes the changes of one file durable. [`Disk::sync_dir`] makes the changes of
+//! the directory durable, and the lengths of the files whose names become durable. Neither promises
+//! anything about the other.
 //!
-//! *Power cut.* Any subset of the unsynced changes survives, so they may be lost, reordered, or torn inside a block, and a sector may show any of its
-//! versions since the last sync. Mappings are files whose changes nobody ordered: each sector is as last synced or as last seen. What was under way
-//! counts as unsynced. The boot id changes.
+//! *Kill.* The process dies and the operating system lives. Everything written, or stored into a
+//! mapping, is there. The interrupted operation has happened not at all, in part or whole. A kill
+//! makes nothing durable: a power cut may follow.
 //!
-//! *Faults.* A planned operation fails. A failed write may have happened in part; a failed creation leaves the name behind; a failed sync made
-//! nothing durable and, if so planned, marked the pages clean as Linux does: they are still read, and never written again. A lost or misdirected
-//! write succeeds, and its bytes are nowhere, or elsewhere. What is stuck does not end until it is released. A full disk refuses creation only,
-//! because files are allocated whole.
+//! *Power cut.* Any subset of the unsynced changes survives. So they may be lost, reordered, or
+//! torn inside a block, and a sector may show any of its versions since the last sync. The changes
+//! of a mapping have no order: each sector is as last synced or as last seen. The interrupted
+//! operation counts as unsynced. The boot id changes.
 //!
-//! *Points.* Each state-changing operation (write, sync, create, a mapping that is made, remove, rename, directory sync) is one point, counted from 1. A
-//! machine stopped at point n fails everything from then on, and stores into its mappings no longer count. A store is not a point: whoever wants a
-//! kill between two stores takes [`SimDisk::after_kill`] there.
+//! *Faults.* A planned operation fails, or misbehaves:
 //!
-//! Breaking the alignment rules of [`File`] is a bug of ours and panics. The lock has no file here.
+//! - A failed write may have happened in part.
+//! - A failed creation leaves the name behind.
+//! - A failed sync makes nothing durable. If so planned, it also marks the pages clean as Linux
+//!   does: they are still read, and never written again.
+//! - A lost or misdirected write succeeds, and its bytes are nowhere, or elsewhere.
+//! - A held operation does not end until it is released.
+//! - A full disk refuses creation only, because files are allocated whole.
+//!
+//! *Points.* Each state-changing operation is one point, counted from 1: write, sync, create, a
+//! mapping that makes its file, remove, rename, directory sync. A machine stopped at point n fails
+//! every operation from then on, and ignores later stores into its mappings. A store is not a
+//! point: a test that wants a kill between two stores calls [`SimDisk::after_kill`] there.
+//!
+//! A call that breaks the alignment rules of [`File`] is a bug of ours and panics. The lock has no
+//! file here.
 
 mod faults;
 mod medium;
@@ -46,7 +61,8 @@ use crate::concurrent::{Event, lock};
 pub(crate) use self::faults::{Failure, FaultOp};
 pub(crate) use self::power_cut::PowerCut;
 
-/// A disk in memory. Clones are the same disk; [`SimDisk::after_kill`] and [`SimDisk::after_power_cut`] make others.
+/// A disk in memory. Clones are the same disk; [`SimDisk::after_kill`] and
+/// [`SimDisk::after_power_cut`] make others.
 #[derive(Clone)]
 pub(crate) struct SimDisk {
     machine: Arc<Mutex<Machine>>,
@@ -55,7 +71,8 @@ pub(crate) struct SimDisk {
 }
 
 impl SimDisk {
-    /// An empty disk without a limit. `seed` decides how much of a failed or interrupted operation happens.
+    /// An empty disk of unlimited size. `seed` decides how much of a failed or interrupted
+    /// operation happens.
     pub(crate) fn new(seed: u64) -> Self {
         Self::from_machine(Machine {
             files: Vec::new(),
@@ -88,7 +105,7 @@ impl SimDisk {
         lock(&self.machine)
     }
 
-    /// The state, once operations of this kind are not stuck.
+    /// The machine, as soon as it does not hold operations of this kind.
     fn unstuck(&self, op: FaultOp) -> MutexGuard<'_, Machine> {
         loop {
             let seen = self.released.count();
@@ -126,7 +143,7 @@ impl SimDisk {
         self.machine().capacity = bytes;
     }
 
-    /// What a file holds, also of a stopped machine.
+    /// Content of a file, also of a stopped machine.
     pub(crate) fn content(&self, name: &str) -> Vec<u8> {
         let mut machine = self.machine().clone();
         machine.freeze();
@@ -140,7 +157,7 @@ impl SimDisk {
         machine.names.iter().map(|(name, &file)| (name.clone(), machine.files[file].len())).collect()
     }
 
-    /// Hash of all names and live contents: tells images apart.
+    /// Hash of all names and live contents, to tell images apart.
     pub(crate) fn image_hash(&self) -> u64 {
         let mut image = self.machine().clone();
         image.freeze();
@@ -187,7 +204,7 @@ impl Disk for SimDisk {
         let fresh = machine.find(name).map_or(true, |file| machine.files[file].len() != len);
         if fresh {
             machine.change(DiskOp::Create { name: name.to_owned(), len, emptied: true })?;
-            // The zeros are written and synced before anybody stores; the name is not.
+            // The zeros are written and synced before the first store; the name is not.
             machine.named(name).sync();
         } else {
             machine.observe(FaultOp::Open)?;
@@ -264,7 +281,7 @@ impl Drop for SimLock {
 #[derive(Debug)]
 struct SimFile {
     disk: SimDisk,
-    /// Index into [`Machine::files`]: it stays valid when the name is removed.
+    /// Index into [`Machine::files`]. It stays valid when the name is removed.
     file: usize,
     len: u64,
 }
@@ -310,7 +327,7 @@ impl File for SimFile {
     }
 }
 
-/// A state-changing operation: one point.
+/// An operation that changes state: one point.
 #[derive(Clone)]
 enum DiskOp {
     Write {
@@ -324,7 +341,7 @@ enum DiskOp {
     Create {
         name: String,
         len: u64,
-        /// An existing file loses its contents first.
+        /// Whether an existing file loses its content first.
         emptied: bool,
     },
     Remove {
@@ -350,12 +367,13 @@ impl DiskOp {
     }
 }
 
-/// A name made (with its file), removed (without), or taken over from another one, not yet synced.
+/// A change of the directory: a name made (with its file), removed (without), or taken over from
+/// another file.
 #[derive(Clone)]
 struct NameChange {
     name: String,
     file: Option<usize>,
-    /// The name that the file had, and loses at the same moment.
+    /// The former name of the file, which it loses at the same moment.
     before: Option<String>,
 }
 
@@ -377,7 +395,7 @@ struct Machine {
     files: Vec<Inode>,
     names: BTreeMap<String, usize>,
     durable_names: BTreeMap<String, usize>,
-    /// What leads from `durable_names` to `names`, in order.
+    /// Changes from `durable_names` to `names`, in order.
     unsynced_names: Vec<NameChange>,
     capacity: u64,
     boot_id: u64,
@@ -385,20 +403,20 @@ struct Machine {
     locked: bool,
     operations: u64,
     stop_at: u64,
-    /// That many points after the next planned failure.
+    /// Sets `stop_at` to this many points after the next planned failure.
     stop_after_fault: Option<u64>,
     stopped: bool,
     /// The operation that the stop interrupted.
     in_flight: Option<DiskOp>,
     faults: Vec<Fault>,
     faults_injected: u64,
-    /// What is under way and does not end.
+    /// The kind of operation that is held.
     stuck: Option<FaultOp>,
-    /// File and offset of blocks that have gone bad.
+    /// Unreadable blocks: file and offset.
     unreadable: Vec<(usize, u64)>,
-    /// Files that a write or a sync failed for, other than for want of room.
+    /// Files with a failed write or sync, other than a write for want of room.
     failed: BTreeSet<usize>,
-    /// Those of them that were written or synced again.
+    /// Files of `failed` that were written or synced again.
     reused: BTreeSet<usize>,
 }
 
@@ -416,7 +434,7 @@ impl Machine {
         self.due_fault(site).map_or(Ok(()), |fault| Err(fault.how.into()))
     }
 
-    /// Does an operation, unless the machine stops at it or it is planned to fail.
+    /// Performs an operation, unless the machine stops at it or a fault is planned for it.
     fn change(&mut self, op: DiskOp) -> io::Result<()> {
         self.running()?;
         self.operations += 1;
@@ -494,7 +512,7 @@ impl Machine {
         self.names.get(name).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// A name that is not there yet gets an empty file.
+    /// The file of this name. A new name gets an empty file.
     fn find_or_create(&mut self, name: &str) -> usize {
         self.find(name).unwrap_or_else(|_| {
             let file = self.files.len();
@@ -504,13 +522,13 @@ impl Machine {
         })
     }
 
-    /// A file that the caller knows to exist.
+    /// The file of this name, which the caller knows to exist.
     fn named(&mut self, name: &str) -> &mut Inode {
         let file = self.find(name).unwrap_or_else(|_| panic!("no file is named {name}"));
         &mut self.files[file]
     }
 
-    /// Takes over what mappings hold now, and lets go of them: later stores go nowhere.
+    /// Takes over the stores into mappings and detaches them: later stores have no effect.
     fn freeze(&mut self) {
         for file in &mut self.files {
             file.settle();

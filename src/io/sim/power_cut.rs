@@ -5,7 +5,7 @@ use std::mem;
 use super::random::{Random, draw};
 use super::{DiskOp, Machine, SimDisk};
 
-/// What a power cut does to unsynced changes.
+/// How a power cut treats unsynced changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PowerCut {
     KeepAll,
@@ -15,7 +15,7 @@ pub(crate) enum PowerCut {
 }
 
 impl SimDisk {
-    /// The disk as the next process finds it if this one dies now, or died at the stop.
+    /// The disk as the next process finds it if this one is killed now, or was killed at the stop.
     pub(crate) fn after_kill(&self) -> Self {
         let mut image = self.machine().clone();
         image.freeze();
@@ -30,7 +30,7 @@ impl SimDisk {
         let mut image = self.machine().clone();
         image.freeze();
         match image.in_flight.take() {
-            // Every subset of what it would have made durable is drawn from below anyway.
+            // The draw below covers every subset of the changes that the sync would make durable.
             None | Some(DiskOp::Sync { .. } | DiskOp::SyncDir) => {}
             Some(op) => drop(image.apply(&op)),
         }
@@ -40,7 +40,8 @@ impl SimDisk {
 }
 
 impl Machine {
-    /// What an operation leaves in the operating system whose process was killed in the middle of it.
+    /// Applies an operation as far as the operating system performed it when its process was
+    /// killed.
     fn interrupt(&mut self, op: DiskOp) {
         match op {
             DiskOp::Write { file, offset, bytes } => self.write_part(file, offset, &bytes),
@@ -50,7 +51,7 @@ impl Machine {
         }
     }
 
-    /// Keeps a subset of what is unsynced.
+    /// Keeps a subset of the unsynced changes.
     fn lose_power(&mut self, seed: u64, damage: PowerCut) {
         const DIRECTORY: u64 = u64::MAX;
         let cut = Cut { seed, damage };
@@ -66,7 +67,7 @@ impl Machine {
         self.boot_id += 1;
     }
 
-    /// The same directory under a new process, without what was planned for the old one.
+    /// The same directory under a new process, without the plans for the old one.
     fn restarted(self) -> Self {
         Self {
             random: Random(draw(&[self.random.0, self.operations])),
@@ -84,15 +85,16 @@ impl Machine {
     }
 }
 
-/// One power cut: says of each unsynced change whether it survives.
+/// One power cut. It decides for each unsynced change whether it survives.
 struct Cut {
     seed: u64,
     damage: PowerCut,
 }
 
 impl Cut {
-    /// Fate is drawn for the file first, then for the page, then for the change, so that whole files and pages are often of one age: a
-    /// fair coin for each of many sectors would never show that.
+    /// Draws for the file first, then for the page, then for the change. So all changes of a file
+    /// or of a page often share one fate, which a fair coin for each of many sectors would never
+    /// show.
     fn keeps(&self, file: u64, page: u64, change: u64) -> bool {
         match self.damage {
             PowerCut::KeepAll => true,

@@ -7,7 +7,7 @@ pub(super) fn draw(of: &[u64]) -> u64 {
     of.iter().fold(0, |state, part| Random(state ^ part).next())
 }
 
-/// SplitMix64 (Steele, Lea and Flood, 2014).
+/// A generator: SplitMix64 (Steele, Lea and Flood, 2014).
 #[derive(Clone)]
 pub(super) struct Random(pub(super) u64);
 

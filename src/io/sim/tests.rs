@@ -24,7 +24,7 @@ fn write(file: &dyn File, block: u64, fill: u8) -> io::Result<()> {
     file.write_at(block * BLOCK as u64, &buf)
 }
 
-/// The first byte of each sector of the first block; every sector holds one version whole.
+/// The first byte of each sector of the first block. Asserts that no sector is torn.
 fn sectors(disk: &SimDisk) -> Vec<u8> {
     let mut buf = AlignedBuf::zeroed(BLOCK);
     disk.open(NAME).unwrap().read_at(0, &mut buf).unwrap();
@@ -139,12 +139,12 @@ fn a_file_has_its_old_name_or_its_new_one_until_a_directory_sync() {
 }
 
 #[test]
-fn what_is_written_again_after_a_failure_is_told() {
+fn files_used_again_after_a_failed_sync_are_reported() {
     let (disk, file) = prepared(0);
     disk.fail(FaultOp::Write, 1, io::ErrorKind::StorageFull, false);
     write(&*file, 0, 7).unwrap_err();
     file.sync().unwrap();
-    assert!(disk.reused().is_empty(), "for want of room it was not written");
+    assert!(disk.reused().is_empty(), "a shortage may be retried");
     disk.fail(FaultOp::Sync, 1, io::ErrorKind::Other, false);
     file.sync().unwrap_err();
     let next = disk.after_kill();
