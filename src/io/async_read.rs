@@ -1,4 +1,7 @@
-//! A read that a task waits for. The buffer belongs to the operation, not to the future, so a future may be dropped while the kernel still writes to the buffer.
+//! A read that a task awaits.
+//!
+//! The buffer belongs to the operation, not to the future. So a future may be dropped while the
+//! kernel still writes to the buffer.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,10 +11,11 @@ use std::task::{Context, Poll, Waker};
 use super::StreamRead;
 use crate::concurrent::{lock, wake};
 
-/// Operations that may wait for their turn. Whoever brings one more does it on its own thread.
+/// Most operations that wait for a slot or a thread. A caller that starts one more performs it
+/// itself.
 pub(super) const WAITING_MAX: usize = 4096;
 
-/// One read, shared by whoever waits for it and whoever does it.
+/// One read, shared by the future that awaits it and the thread or ring that performs it.
 #[derive(Debug)]
 pub(super) struct Operation {
     progress: Mutex<Progress>,
@@ -20,7 +24,7 @@ pub(super) struct Operation {
 
 #[derive(Debug)]
 struct Progress {
-    /// Taken by the future once it is completed.
+    /// Taken out by [`Operation::run`] while it reads, and by the future after completion.
     read: Option<StreamRead>,
     completed: bool,
     waker: Option<Waker>,
@@ -32,17 +36,18 @@ impl Operation {
         Arc::new(Self { progress: Mutex::new(progress), abandoned: AtomicBool::new(false) })
     }
 
-    /// Runs `with` on the read, which nobody takes away before [`Operation::complete`].
+    /// Runs `with` on the read. `None` once the future has taken it, which is only after
+    /// [`Operation::complete`].
     pub(super) fn with<R>(&self, with: impl FnOnce(&mut StreamRead) -> R) -> Option<R> {
         lock(&self.progress).read.as_mut().map(with)
     }
 
-    /// Whether nobody waits for it any more. Only of use before it has begun.
+    /// Whether the future was dropped. Useful only before the read has begun.
     pub(super) fn is_abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Relaxed)
     }
 
-    /// The buffer holds what was asked for, if `done`.
+    /// Ends the read and wakes its task. `done` says whether the buffer was filled.
     pub(super) fn complete(&self, done: bool) {
         let waker = {
             let mut progress = lock(&self.progress);
@@ -57,9 +62,9 @@ impl Operation {
         }
     }
 
-    /// Does it here and now.
+    /// Performs the read on this thread.
     pub(super) fn run(&self) {
-        // Not under the lock, which the future takes when it is polled or dropped.
+        // The lock is not held during the read: the future takes it when it is polled or dropped.
         let taken = lock(&self.progress).read.take();
         let Some(read) = taken.map(StreamRead::retried) else { return };
         let done = read.done;
@@ -68,7 +73,7 @@ impl Operation {
     }
 }
 
-/// The future of a read. Gives it back, with `done` saying whether it happened.
+/// The future of a read. It yields the read, whose `done` says whether it succeeded.
 #[derive(Debug)]
 pub(crate) struct Reading(Arc<Operation>);
 
@@ -77,7 +82,7 @@ impl Reading {
         Self(operation)
     }
 
-    /// A read that is done by this call.
+    /// A read that this call performs.
     pub(crate) fn at_once(read: StreamRead) -> Self {
         let operation = Operation::new(read);
         operation.run();

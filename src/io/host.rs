@@ -1,4 +1,4 @@
-//! Facts about the host: its memory, its processes, and the file descriptors that this process may open.
+//! Facts about the host: its memory, its processes, and the descriptors that this process may open.
 
 use std::fs;
 use std::sync::Mutex;
@@ -13,19 +13,20 @@ pub(crate) fn physical_memory() -> u64 {
     info.totalram.saturating_mul(u64::from(info.mem_unit))
 }
 
-/// File descriptors that one open store may need, kept from other stores of this process.
+/// File descriptors reserved for one open store. Other stores of this process cannot reserve them.
 #[derive(Debug)]
 pub(crate) struct Descriptors(u64);
 
-/// The sum of all [`Descriptors`].
+/// Sum of all live [`Descriptors`].
 static RESERVED: Mutex<u64> = Mutex::new(0);
 
 impl Descriptors {
-    /// Makes sure that `count` more can be opened, also once all other stores have theirs; if need be by raising the process's soft limit towards the hard one. Else the
-    /// limit.
+    /// Makes sure that `count` more descriptors can be opened, even after all other stores opened
+    /// theirs. Raises the process's soft limit towards the hard one if necessary. Fails with the
+    /// limit that is too low.
     pub(crate) fn reserve(count: u64) -> Result<Self, u64> {
         let mut reserved = lock(&RESERVED);
-        // Other stores may have opened some of theirs, which are counted twice then.
+        // Descriptors that other stores reserved and already opened are counted twice.
         let needed = count + *reserved + fs::read_dir("/proc/self/fd").map_or(0, |open| open.count() as u64);
         let limits = getrlimit(Resource::Nofile);
         let most = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
@@ -49,7 +50,7 @@ impl Drop for Descriptors {
 /// Whether a process with this id exists and has not ended.
 pub(crate) fn is_alive(pid: u32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    // The state follows the command's name, which is in parentheses and may hold anything.
+    // The state follows the command name, which is in parentheses and may contain any characters.
     let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
     !matches!(state, None | Some('Z' | 'X'))
 }

@@ -1,4 +1,4 @@
-//! Threads that do the reads of tasks where no ring can.
+//! Threads that perform the reads of tasks where no ring is available.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
@@ -7,7 +7,7 @@ use std::thread;
 use super::async_read::{Operation, WAITING_MAX};
 use crate::concurrent::lock;
 
-/// A few threads that read, started when they are first needed.
+/// A pool of threads that read, each started when it is first needed.
 #[derive(Debug)]
 pub(super) struct ReadThreads {
     threads_max: usize,
@@ -29,7 +29,7 @@ struct QueueState {
 }
 
 impl ReadThreads {
-    /// Of at most so many threads.
+    /// A pool of at most `threads_max` threads.
     pub(super) fn new(threads_max: u32) -> Self {
         Self { threads_max: threads_max as usize, queue: Arc::default(), threads: Mutex::default() }
     }
@@ -55,7 +55,7 @@ impl ReadThreads {
             let thread = thread::Builder::new().name("everwarm-read".to_owned()).spawn(move || queue.work());
             match thread {
                 Ok(thread) => threads.push(thread),
-                // The others will come to it; without any, nobody would.
+                // The other threads will perform the read. Without any, this thread has to.
                 Err(_) if !threads.is_empty() => {}
                 Err(_) => self.queue.drain(),
             }
@@ -97,7 +97,8 @@ impl Drop for ReadThreads {
         lock(&self.queue.state).closed = true;
         self.queue.condvar.notify_all();
         for thread in std::mem::take(&mut *lock(&self.threads)) {
-            // Woken tasks run where they were woken, so the last handle of a cache may be dropped by one of these threads.
+            // A task may run on the thread that wakes it. So one of these threads may drop the last
+            // handle of a cache, and must not join itself.
             if thread.thread().id() != thread::current().id() {
                 let _panicked = thread.join();
             }
