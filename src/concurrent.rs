@@ -1,4 +1,4 @@
-//! Small shared helpers: locks that ignore poisoning on purpose, events, and integer logarithms.
+//! Shared concurrency helpers: locks that ignore poisoning on purpose, and events.
 
 use std::pin::Pin;
 use std::sync::PoisonError;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use primitives::{AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, fence};
 
-/// What the small state machines are made of, so that a model checker can put its own in their place.
+/// Primitives of the small state machines. A model checker replaces them by its own.
 pub(crate) mod primitives {
     #[cfg(not(loom))]
     pub(crate) use std::sync::{
@@ -22,17 +22,21 @@ pub(crate) mod primitives {
     };
 }
 
-/// Locks, also after another holder panicked: every guarded structure here is valid between statements, and a panic is one of our own bugs, which must not turn into a second one.
+/// Locks a mutex, even after another holder panicked. Every guarded structure here is valid between
+/// statements. A panic is a bug of ours, and must not turn into a second one.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Something that happens again and again. Whoever waits first notes the count, then checks its condition, then waits for the count to move, so no occurrence between
-/// check and wait is missed. Signalling without waiters is two atomic operations. Threads and tasks may wait.
+/// An event that happens repeatedly. Threads and tasks may wait for it.
+///
+/// A waiter takes three steps: it reads the count, it checks its condition, and it waits for the
+/// count to move. So it misses no occurrence between the check and the wait. Signalling without
+/// waiters takes two atomic operations.
 #[derive(Debug, Default)]
 pub(crate) struct Event {
     count: AtomicU64,
-    /// Threads that wait, and tasks that are listed.
+    /// Waiting threads and listed tasks.
     waiters: AtomicUsize,
     tasks: Mutex<Tasks>,
     condvar: Condvar,
@@ -45,18 +49,21 @@ struct Tasks {
 }
 
 impl Event {
-    /// How often it happened so far.
+    /// How often the event has happened.
     pub(crate) fn count(&self) -> u64 {
         self.count.load(Ordering::SeqCst)
     }
 
-    /// It happened.
+    /// Counts one occurrence, and wakes all waiters.
     pub(crate) fn signal(&self) {
         self.count.fetch_add(1, Ordering::SeqCst);
-        // Pairs with the fences in `wait` and `Happened::poll`: either the waiter sees the new count, or this sees the waiter.
+        // Pairs with the fences in `wait` and `Happened::poll`: either the waiter sees the new
+        // count, or this sees the waiter.
         fence(Ordering::SeqCst);
         if self.waiters.load(Ordering::SeqCst) > 0 {
-            // Whoever looked before the count moved and still holds the lock waits by the time that it is free. Woken after that, nobody finds it taken.
+            // A thread that saw the old count under this lock waits by the time the lock is free,
+            // so it is notified. It is notified after the lock was released, so it does not find
+            // the lock taken.
             let woken = std::mem::take(&mut lock(&self.tasks).wakers);
             self.condvar.notify_all();
             self.waiters.fetch_sub(woken.len(), Ordering::SeqCst);
@@ -64,9 +71,11 @@ impl Event {
         }
     }
 
-    /// Waits until it happened after `seen`, for at most `timeout` if there is one. False if the time ran out.
+    /// Waits until the event happened after `seen`, for at most `timeout` if there is one. False if
+    /// the time ran out.
     pub(crate) fn wait(&self, seen: u64, timeout: Option<Duration>) -> bool {
         self.waiters.fetch_add(1, Ordering::SeqCst);
+        // Pairs with the fence in `signal`.
         fence(Ordering::SeqCst);
         let mut guard = lock(&self.tasks);
         match timeout {
@@ -79,19 +88,19 @@ impl Event {
             #[cfg(not(loom))]
             Some(timeout) => drop(self.condvar.wait_timeout_while(guard, timeout, |_| self.count() == seen)),
             #[cfg(loom)]
-            Some(timeout) => unreachable!("{timeout:?}: a model knows no time"),
+            Some(timeout) => unreachable!("{timeout:?}: a model has no clock"),
         }
         self.waiters.fetch_sub(1, Ordering::SeqCst);
         self.count() != seen
     }
 
-    /// Ready once it happened after `seen`. May be dropped at any time.
+    /// Ready once the event happened after `seen`. May be dropped at any time.
     pub(crate) fn after(&self, seen: u64) -> Happened<'_> {
         Happened { event: self, seen, listed: None }
     }
 }
 
-/// Wakes a task. What its executor does then is not ours: a panic there must not end the thread that tells others as well.
+/// Wakes a task. Its executor may panic, which must not end this thread before it woke the others.
 pub(crate) fn wake(waker: Waker) {
     let woken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| waker.wake()));
     if woken.is_err() {
@@ -99,7 +108,7 @@ pub(crate) fn wake(waker: Waker) {
     }
 }
 
-/// See [`Event::after`].
+/// The future of [`Event::after`].
 #[derive(Debug)]
 pub(crate) struct Happened<'a> {
     event: &'a Event,
@@ -137,6 +146,7 @@ impl Future for Happened<'_> {
             number
         };
         self.listed = Some(number);
+        // Pairs with the fence in `Event::signal`.
         fence(Ordering::SeqCst);
         if self.event.count() == self.seen {
             return Poll::Pending;
@@ -179,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn everyone_is_woken_also_if_waking_one_panics() {
+    fn all_waiters_are_woken_even_if_waking_one_panics() {
         let event = Event::default();
         let woken = Arc::new(Woken(AtomicBool::new(false)));
         let (bad, good) = (Waker::from(Arc::new(Panics)), Waker::from(Arc::clone(&woken)));

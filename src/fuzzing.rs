@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::clock::SimClock;
 use crate::codec::unchecked;
 use crate::config::{Ack, Options};
 use crate::engine::background::INLINE;
@@ -12,7 +13,7 @@ use crate::id::{Lsn, Position, SegmentId, StoreId};
 use crate::index::batch::Pending;
 use crate::index::geometry::Geometry;
 use crate::index::{Index, checkpoint};
-use crate::io::sim::{PowerCut, SimClock, SimDisk};
+use crate::io::sim::{PowerCut, SimDisk};
 use crate::io::{BLOCK, Disk, File};
 use crate::manifest::Manifest;
 use crate::segment::format::{self, Life, Trailer};

@@ -1,7 +1,9 @@
-//! Buffers that direct I/O accepts, where they come from and go to, and the count of what buffers take.
+//! Buffers for direct I/O, the pool that keeps them, and the meter that counts their bytes.
 //!
-//! A general allocator is a poor place for them: aligned pieces of a few KiB leave holes between small allocations, and large ones that come and go leave larger ones, so that a
-//! process would grow beyond what it has allocated. So the buffers of small reads are kept and used again, and large buffers are mappings of their own.
+//! A general allocator serves such buffers badly. Aligned pieces of a few KiB leave holes between
+//! small allocations, and large pieces that come and go leave larger holes. The process would grow
+//! beyond the bytes it has allocated. So buffers of small reads are kept and reused, and large
+//! buffers are mappings of their own.
 #![allow(unsafe_code, reason = "an over-aligned allocation has no safe form in std")]
 
 use std::alloc::{self, Layout};
@@ -18,13 +20,15 @@ use super::BLOCK;
 
 /// A buffer of at least this many bytes is a mapping of its own.
 pub(crate) const MAPPED_LEN_MIN: usize = 128 << 10;
-/// Buffers of this process that are mappings. A process may have 65,530 in all by default, and others want some.
+/// Number of buffers of this process that are mappings.
 static MAPPED: AtomicUsize = AtomicUsize::new(0);
+/// Most buffers that are mappings. By default a process may have 65,530 mappings in all, and other
+/// code needs some.
 const MAPPED_MAX: usize = 16 << 10;
 /// Lengths of the buffers that a pool keeps.
 const POOLED: [usize; 3] = [BLOCK, 2 * BLOCK, 4 * BLOCK];
 
-/// Bytes of the buffers that it counts and that somebody still has.
+/// Bytes of live buffers, of those that it counts.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Meter(Arc<AtomicU64>);
 
@@ -54,7 +58,7 @@ impl Meter {
     }
 }
 
-/// A part of what a meter shows.
+/// The share of one buffer in a meter. Subtracted when it is dropped.
 struct Counted {
     meter: Meter,
     len: usize,
@@ -82,7 +86,8 @@ impl Raw {
             return Self::Mapped(map);
         }
         let layout = Self::layout(capacity);
-        // SAFETY: the layout has a size above zero, asserted by whoever makes a buffer.
+        // SAFETY: the layout has a size above zero. `AlignedBuf::zeroed` asserts that of its
+        // length, and `BufferPool::take` passes a length of `POOLED`.
         let raw = unsafe { alloc::alloc_zeroed(layout) };
         let Some(ptr) = NonNull::new(raw) else { alloc::handle_alloc_error(layout) };
         Self::Heap { ptr, capacity }
@@ -112,43 +117,46 @@ impl Raw {
 impl Drop for Raw {
     fn drop(&mut self) {
         match self {
-            // SAFETY: `ptr` came from `alloc_zeroed` with this very layout, since `capacity` never changes.
+            // SAFETY: `ptr` came from `alloc_zeroed` with this very layout, since `capacity` never
+            // changes.
             Self::Heap { ptr, capacity } => unsafe { alloc::dealloc(ptr.as_ptr(), Self::layout(*capacity)) },
             Self::Mapped(_) => drop(MAPPED.fetch_sub(1, Ordering::Relaxed)),
         }
     }
 }
 
-// SAFETY: the memory is owned and has no thread affinity; `bytes` and `bytes_mut` follow the borrow rules.
+// SAFETY: the memory is owned and has no thread affinity; `bytes` and `bytes_mut` follow the borrow
+// rules.
 unsafe impl Send for Raw {}
 // SAFETY: `&Raw` only gives `&[u8]`, which any number of threads may read.
 unsafe impl Sync for Raw {}
 
-/// Buffers of reads that are over, for the next ones.
+/// Buffers of ended reads, kept for later reads.
 #[derive(Clone)]
 pub(crate) struct BufferPool(Arc<[ArrayQueue<Raw>; 3]>);
 
 impl BufferPool {
-    /// One that keeps about `bytes` at most.
+    /// A pool that keeps about `bytes` at most.
     pub(crate) fn new(bytes: u64) -> Self {
         let count = |len: usize| (bytes as usize / POOLED.len() / len).max(1);
         Self(Arc::new(POOLED.map(|len| ArrayQueue::new(count(len)))))
     }
 
-    /// Bytes that it keeps at most.
+    /// Bytes that the pool keeps at most.
     pub(crate) fn bytes_max(&self) -> u64 {
         self.0.iter().zip(POOLED).map(|(queue, len)| (queue.capacity() * len) as u64).sum()
     }
 
-    /// Bytes that it keeps now.
+    /// Bytes that the pool keeps now.
     fn bytes(&self) -> u64 {
         self.0.iter().zip(POOLED).map(|(queue, len)| (queue.len() * len) as u64).sum()
     }
 
-    /// A buffer of `len` bytes, at least 1, whose content is what an earlier read left. Counted by `meter`.
+    /// A buffer of `len` bytes, at least 1, counted by `meter`. It may hold bytes of an earlier
+    /// read.
     pub(crate) fn take(&self, len: usize, meter: &Meter) -> AlignedBuf {
         let Some(class) = POOLED.iter().position(|pooled| *pooled >= len) else { return AlignedBuf::counted(len, meter) };
-        assert!(len > 0, "an aligned buffer holds something");
+        assert!(len > 0, "an aligned buffer is not empty");
         let raw = self.0[class].pop().unwrap_or_else(|| Raw::zeroed(POOLED[class]));
         let buf = AlignedBuf { raw: Some(raw), len, counted: None, home: Some((self.clone(), class)) };
         buf.counted_by(meter)
@@ -163,46 +171,46 @@ impl fmt::Debug for BufferPool {
 
 /// An owned, initialised buffer that starts at a multiple of [`BLOCK`].
 pub(crate) struct AlignedBuf {
-    /// There until it is dropped.
+    /// `None` only during `drop`.
     raw: Option<Raw>,
     len: usize,
     counted: Option<Counted>,
-    /// The pool that it goes back to, and the place there.
+    /// The pool that the buffer returns to, and its length class there.
     home: Option<(BufferPool, usize)>,
 }
 
 impl AlignedBuf {
     /// `len` zero bytes; `len` is at least 1.
     pub(crate) fn zeroed(len: usize) -> Self {
-        assert!(len > 0, "an aligned buffer holds something");
+        assert!(len > 0, "an aligned buffer is not empty");
         Self { raw: Some(Raw::zeroed(len)), len, counted: None, home: None }
     }
 
-    /// As [`AlignedBuf::zeroed`], counted by `meter`.
+    /// `len` zero bytes, counted by `meter`. `len` is at least 1.
     pub(crate) fn counted(len: usize, meter: &Meter) -> Self {
         Self::zeroed(len).counted_by(meter)
     }
 
-    /// The same buffer, counted by `meter` and no longer by another.
+    /// The same buffer, counted by `meter` and no longer by another meter.
     pub(crate) fn counted_by(mut self, meter: &Meter) -> Self {
         self.counted = Some(meter.count(self.raw().len()));
         self
     }
 
-    /// Bytes that it takes.
+    /// Bytes that the buffer occupies.
     pub(crate) fn held(&self) -> usize {
         self.raw().len()
     }
 
     fn raw(&self) -> &[u8] {
-        self.raw.as_ref().expect("it is there until the buffer is dropped").bytes()
+        self.raw.as_ref().expect("the memory is there until the buffer is dropped").bytes()
     }
 }
 
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
         if let (Some((pool, class)), Some(raw)) = (&self.home, self.raw.take()) {
-            // One too many is freed.
+            // A full pool gives the buffer back, and it is freed.
             let _full = pool.0[*class].push(raw);
         }
     }
@@ -217,7 +225,7 @@ impl Deref for AlignedBuf {
 
 impl DerefMut for AlignedBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
-        let raw = self.raw.as_mut().expect("it is there until the buffer is dropped");
+        let raw = self.raw.as_mut().expect("the memory is there until the buffer is dropped");
         &mut raw.bytes_mut()[..self.len]
     }
 }
@@ -240,7 +248,7 @@ mod tests {
     use bytes::Bytes;
 
     #[test]
-    fn buffers_of_every_size_are_aligned_and_zero_and_those_of_a_pool_come_back() {
+    fn buffers_are_aligned_and_zero_and_return_to_their_pool() {
         for len in [1, 100, BLOCK, 5 * BLOCK, MAPPED_LEN_MIN, 3 * MAPPED_LEN_MIN + 1] {
             let mut buf = AlignedBuf::zeroed(len);
             assert_eq!((buf.len(), buf.as_ptr().addr() % BLOCK), (len, 0));

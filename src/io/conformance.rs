@@ -1,4 +1,5 @@
-//! What every disk does, whoever is behind it: the engine relies on this much, and is tested on one and used on another.
+//! Checks that every backend of [`Disk`] passes. The engine is tested on one backend and used on
+//! another, and relies on the checked behaviour only.
 
 use std::fs;
 use std::sync::atomic::Ordering::Relaxed;
@@ -33,7 +34,7 @@ fn files(disk: &dyn Disk) {
     }
     let file = disk.create("a", LEN).unwrap();
     assert_eq!((file.len(), disk.list().unwrap()), (LEN, vec![("a".to_owned(), LEN)]));
-    assert!(is(&*file, 0, LEN as usize, 0), "what was never written is zero");
+    assert!(is(&*file, 0, LEN as usize, 0), "bytes that were never written are zero");
     file.write_at(2 * BLOCK as u64, &filled(7)).unwrap();
     file.sync().unwrap();
     disk.sync_dir().unwrap();
@@ -41,10 +42,10 @@ fn files(disk: &dyn Disk) {
     assert!(is(&*other, 2 * BLOCK as u64 + SECTOR as u64, 3 * SECTOR, 7), "part of a block, through another handle");
     assert!(is(&*other, 3 * BLOCK as u64 - SECTOR as u64, SECTOR, 7) && is(&*other, 3 * BLOCK as u64, SECTOR, 0));
     assert!(bytes(&*file, LEN - SECTOR as u64, 2 * SECTOR).is_err(), "whole or not at all");
-    // Brought to another length.
+    // `create` changes the length of an existing file.
     assert_eq!(disk.create("a", 2 * LEN).unwrap().len(), 2 * LEN);
     let longer = disk.open("a").unwrap();
-    assert!(is(&*longer, 2 * BLOCK as u64, BLOCK, 7) && is(&*longer, LEN, LEN as usize, 0), "it keeps what it held");
+    assert!(is(&*longer, 2 * BLOCK as u64, BLOCK, 7) && is(&*longer, LEN, LEN as usize, 0), "it keeps its content");
     assert_eq!(disk.create("a", 3 * BLOCK as u64).unwrap().len(), 3 * BLOCK as u64);
     assert!(is(&*disk.open("a").unwrap(), 2 * BLOCK as u64, BLOCK, 7));
     // A handle outlives the name.
@@ -53,7 +54,7 @@ fn files(disk: &dyn Disk) {
     assert_eq!(disk.list().unwrap(), [("b".to_owned(), LEN)]);
     assert!(is(&*other, 2 * BLOCK as u64, BLOCK, 7));
     assert!(is(&*disk.create("a", LEN).unwrap(), 0, LEN as usize, 0), "a new file of that name is another one");
-    // A name that is given to another file.
+    // `rename` gives a name to another file.
     let new = disk.create("b", LEN).unwrap();
     new.write_at(0, &filled(9)).unwrap();
     assert_eq!(disk.rename("absent", "a").unwrap_err().kind(), io::ErrorKind::NotFound);
@@ -61,7 +62,7 @@ fn files(disk: &dyn Disk) {
     assert_eq!(disk.list().unwrap(), [("a".to_owned(), LEN)]);
     new.write_at(BLOCK as u64, &filled(8)).unwrap();
     let renamed = disk.open("a").unwrap();
-    assert!(is(&*renamed, 0, BLOCK, 9) && is(&*renamed, BLOCK as u64, BLOCK, 8), "handles go on");
+    assert!(is(&*renamed, 0, BLOCK, 9) && is(&*renamed, BLOCK as u64, BLOCK, 8), "handles stay valid");
     disk.remove("a").unwrap();
     disk.sync_dir().unwrap();
 }
@@ -69,7 +70,7 @@ fn files(disk: &dyn Disk) {
 fn mappings(disk: &dyn Disk) {
     let words = |mapping: &dyn Mapping| mapping.words().iter().map(|word| word.load(Relaxed)).collect::<Vec<u64>>();
     let (view, lost) = disk.view("ring", LEN).unwrap();
-    assert!(lost && words(&*view).iter().all(|word| *word == 0), "nothing is there");
+    assert!(lost && words(&*view).iter().all(|word| *word == 0), "there is no file");
     let (ring, fresh) = disk.map("ring", LEN).unwrap();
     assert!(fresh && ring.words().len() as u64 * 8 == LEN && words(&*ring).iter().all(|word| *word == 0));
     ring.words()[5].store(9, Relaxed);
@@ -81,13 +82,13 @@ fn mappings(disk: &dyn Disk) {
     let (_, lost) = disk.view("ring", 2 * LEN).unwrap();
     assert!(lost, "it has another length");
     let (ring, fresh) = disk.map("ring", 2 * LEN).unwrap();
-    assert!(fresh && words(&*ring).iter().all(|word| *word == 0), "one of another length is made anew");
+    assert!(fresh && words(&*ring).iter().all(|word| *word == 0), "a file of another length is made anew");
     assert_eq!(disk.list().unwrap(), [("ring".to_owned(), 2 * LEN)]);
     drop(ring);
     disk.remove("ring").unwrap();
 }
 
-/// A stream of reads whose numbers count up from 0, and what has ended.
+/// A stream of reads whose numbers count up from 0, and its reads that have ended.
 struct Each<R> {
     reads: R,
     ended: Vec<StreamRead>,
@@ -103,7 +104,7 @@ impl<R: Iterator<Item = StreamRead>> ReadStream for Each<R> {
     }
 }
 
-/// Reads them as a stream. In the order of their numbers, each once.
+/// Performs `reads` as one stream. Returns them in the order of their numbers, each once.
 pub(super) fn read_all(disk: &dyn Disk, reads: impl IntoIterator<Item = StreamRead>) -> Vec<StreamRead> {
     let mut stream = Each { reads: reads.into_iter().fuse(), ended: Vec::new() };
     disk.read_stream(&mut stream);

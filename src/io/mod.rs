@@ -1,17 +1,24 @@
-//! The one seam to the kernel: a directory of aligned files, mappings and a lock.
+//! The only interface to the kernel: a directory of aligned files, mappings and a lock.
 //!
-//! Everything above works on [`Disk`]. Two backends exist: [`posix`], the operating system, and [`sim`], a disk in memory that can be stopped at
-//! any operation and says what a crash would have left. Faults enter the engine only here.
+//! The layers above work on [`Disk`]. Two backends exist:
+//!
+//! - [`posix`]: the operating system.
+//! - [`sim`]: a disk in memory. It can stop at any operation, and gives the image that a crash
+//!   leaves.
+//!
+//! Faults enter the engine only here.
 
 pub(crate) mod aligned;
+mod async_read;
 #[cfg(test)]
 mod conformance;
+pub(crate) mod host;
 pub(crate) mod posix;
 mod reactor;
-mod reading;
+mod read_threads;
 pub(crate) mod ring;
 #[cfg(any(test, fuzzing))]
-#[cfg_attr(not(test), allow(dead_code, reason = "the tests use more of it"))]
+#[cfg_attr(not(test), allow(dead_code, unused_imports, reason = "the tests use more of it"))]
 pub(crate) mod sim;
 mod uring;
 
@@ -23,11 +30,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
 
-pub(crate) use reading::Reading;
+use async_read::Reading;
 
-/// Unit of writes, and the alignment of every write's offset and length: a page, and the physical block of today's devices.
+/// Unit of writes, and the alignment of every write's offset and length: one page, which is also
+/// the physical block of today's devices.
 ///
-/// A write of one block may tear at 512 B. So a block that holds acknowledged bytes is only rewritten with those bytes unchanged.
+/// A write of one block may tear at 512 B. So a block that holds acknowledged bytes is rewritten
+/// only with those bytes unchanged.
 pub(crate) const BLOCK: usize = 4096;
 
 /// Alignment of a read's offset and length: the smallest logical block of devices in use.
@@ -35,19 +44,28 @@ pub(crate) const SECTOR: usize = 512;
 
 /// A directory that holds one store.
 pub(crate) trait Disk: Send + Sync + Debug {
-    /// Opens an existing file. `NotFound` if there is none.
+    /// Opens an existing file. Fails with `NotFound` if there is none.
     fn open(&self, name: &str) -> io::Result<Arc<dyn File>>;
 
-    /// Creates a file of `len` bytes, all of them allocated, or opens it and brings it to `len` if it exists. Fails with
-    /// `StorageFull` without harm to others if the file system cannot promise the space. The name is durable after [`Disk::sync_dir`].
+    /// Creates a file of `len` bytes, or brings an existing file to that length, and allocates all
+    /// of its blocks. The name is durable after [`Disk::sync_dir`].
+    ///
+    /// Fails with `StorageFull` if the file system cannot promise the space. Other files are not
+    /// harmed.
     fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn File>>;
 
-    /// Maps an existing file of exactly `len` bytes, or a new one of that length whose blocks are allocated and zeroed. A store into the mapping is
-    /// in the page cache at once. Blocks that cannot be read are written over with zeros. Also says whether the file was made (or remade) by this call.
+    /// Maps an existing file of exactly `len` bytes, or a new one of that length whose blocks are
+    /// allocated and zeroed. A store into the mapping is in the page cache at once. Unreadable
+    /// blocks are overwritten with zeros.
+    ///
+    /// The flag says whether this call made the file, or made it anew.
     fn map(&self, name: &str, len: u64) -> io::Result<(Arc<dyn Mapping>, bool)>;
 
-    /// What a mapped file of `len` bytes held, without changing it, and whether anything of that is lost: zeros where it cannot be read, or for all of a file that is missing
-    /// or of another length.
+    /// The content of a mapped file of `len` bytes, for reading: the file stays unchanged.
+    /// Unreadable blocks are zeros. A file that is missing or of another length is zeros
+    /// throughout.
+    ///
+    /// The flag says whether any content is lost.
     fn view(&self, name: &str, len: u64) -> io::Result<(Arc<dyn Mapping>, bool)>;
 
     /// Names and lengths of all files.
@@ -56,21 +74,23 @@ pub(crate) trait Disk: Send + Sync + Debug {
     /// Removes a file's name. Durable after [`Disk::sync_dir`].
     fn remove(&self, name: &str) -> io::Result<()>;
 
-    /// Gives a file another name, at once; what had that name loses it. Durable after [`Disk::sync_dir`].
+    /// Gives a file another name in one atomic step. A file that had the new name loses it. Durable
+    /// after [`Disk::sync_dir`].
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
     /// Makes creations, removals and new names durable.
     fn sync_dir(&self) -> io::Result<()>;
 
-    /// Takes the directory for this cache until the guard is dropped. `WouldBlock` with the holder's pid if it is taken.
+    /// Locks the directory for one cache until the guard is dropped. Fails with [`LockError::Held`]
+    /// if it is locked.
     fn lock(&self) -> Result<Box<dyn DiskLock>, LockError>;
 
-    /// Does all reads of a stream, many in flight together where the backend can.
+    /// Performs all reads of a stream, many in flight together where the backend can.
     fn read_stream(&self, stream: &mut dyn ReadStream) {
         read_one_by_one(stream);
     }
 
-    /// Starts a read that a task waits for.
+    /// Starts a read for a task, which awaits the result.
     fn start_read(&self, read: StreamRead) -> Reading {
         Reading::at_once(read)
     }
@@ -80,7 +100,8 @@ pub(crate) trait Disk: Send + Sync + Debug {
         false
     }
 
-    /// Identity of this run of the operating system. The page cache survives as long as it stays the same.
+    /// Identity of this run of the operating system. The page cache survives as long as this value
+    /// stays the same.
     fn boot_id(&self) -> u64;
 }
 
@@ -90,95 +111,102 @@ fn read_one_by_one(stream: &mut dyn ReadStream) {
     }
 }
 
-/// Whether an error says that the system is short of something that may come back, so that nothing was written and the file is not to blame.
+/// Whether an error means a shortage that may pass: a full disk, a quota, no descriptor. Then
+/// nothing was written, and the file is not to blame.
 pub(crate) fn is_shortage(error: &io::Error) -> bool {
     const TOO_MANY_OPEN: [i32; 2] = [Errno::MFILE.raw_os_error(), Errno::NFILE.raw_os_error()];
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
         || error.raw_os_error().is_some_and(|code| TOO_MANY_OPEN.contains(&code))
 }
 
-/// The number in a file name that is `prefix` and a number, exactly as the engine writes such names.
+/// The number in a file name that consists of `prefix` and a number, in exactly the form that the
+/// engine writes.
 pub(crate) fn numbered(name: &str, prefix: &str) -> Option<u32> {
     let digits = name.strip_prefix(prefix)?;
     digits.parse().ok().filter(|number: &u32| number.to_string() == digits)
 }
 
-/// Why a directory could not be taken.
+/// Why a directory could not be locked.
 #[derive(Debug)]
 pub(crate) enum LockError {
-    /// Somebody alive has it.
+    /// Another cache holds the lock.
     Held {
         /// Process id of the holder, 0 if unknown.
         pid: u32,
     },
-    /// The lock file could not be used.
+    /// The lock file could not be opened, locked or written.
     Io(io::Error),
 }
 
-/// Keeps a directory taken while it lives.
+/// Keeps a directory locked while it lives.
 pub(crate) trait DiskLock: Send + Sync + Debug {}
 
-/// A file of fixed length. All lengths and offsets are multiples of [`SECTOR`] for reads and [`BLOCK`] for writes, and buffers are
-/// aligned likewise (see [`aligned::AlignedBuf`]), so that a backend may use direct I/O.
+/// A file of fixed length.
+///
+/// Offsets and lengths are multiples of [`SECTOR`] for reads and of [`BLOCK`] for writes. Buffers
+/// are aligned likewise (see [`aligned::AlignedBuf`]). So a backend may use direct I/O.
 pub(crate) trait File: Send + Sync + Debug {
-    /// Fills `buf` from `offset`, whole or not at all.
+    /// Fills the whole of `buf` from `offset`, or fails.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 
-    /// Writes all of `buf` at `offset`. Durable after a [`File::sync`] that begins after this returned.
+    /// Writes all of `buf` at `offset`. Durable after a [`File::sync`] that begins after this
+    /// returned.
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()>;
 
-    /// Makes completed writes durable. After a failure nothing that was written since the last success may be trusted, and the call must not be repeated.
+    /// Makes completed writes durable. After a failure no bytes written since the last success may
+    /// be trusted, and the call must not be repeated.
     fn sync(&self) -> io::Result<()>;
 
     /// Length in bytes.
     fn len(&self) -> u64;
 
-    /// The operating system's descriptor, if there is one.
+    /// The operating system's descriptor, if the file has one.
     fn descriptor(&self) -> Option<RawFd> {
         None
     }
 }
 
-/// Reads that are wanted one after another, and what becomes of them.
+/// A source of reads, which also receives their results.
 pub(crate) trait ReadStream {
-    /// The next one. Asked for again after `None`.
+    /// The next read, if one is wanted now. May be called again after `None`.
     fn next(&mut self) -> Option<StreamRead>;
 
-    /// One has ended, and says in `done` whether it happened. In any order.
+    /// Takes back a read that has ended. Its `done` says whether it succeeded. Reads end in any
+    /// order.
     fn ended(&mut self, read: StreamRead);
 }
 
 /// One read of a stream, or of a task.
 #[derive(Debug)]
 pub(crate) struct StreamRead {
-    /// By which the one who wants it knows it.
+    /// Identifies the read to the stream.
     pub(crate) number: usize,
     pub(crate) file: Arc<dyn File>,
     pub(crate) offset: u64,
-    /// Filled from there, whole.
+    /// Takes the bytes from `offset` on. Filled whole if `done`.
     pub(crate) buf: aligned::AlignedBuf,
     pub(crate) done: bool,
 }
 
 impl StreamRead {
-    /// Done here and now, if it is not done.
+    /// Performs the read on this thread, unless it has succeeded already.
     pub(crate) fn retried(mut self) -> Self {
         self.done = self.done || self.file.read_at(self.offset, &mut self.buf).is_ok();
         self
     }
 }
 
-/// A mapping of nothing: memory of this process alone.
+/// A mapping without a file: memory of this process alone.
 #[derive(Debug)]
 pub(crate) struct InMemory(Box<[AtomicU64]>);
 
 impl InMemory {
-    /// `len` zero bytes, a multiple of 8.
+    /// `len` zero bytes. `len` is a multiple of 8.
     pub(crate) fn zeroed(len: u64) -> Self {
         Self((0..len / 8).map(|_| AtomicU64::new(0)).collect())
     }
 
-    /// What a file holds, whole blocks.
+    /// A copy of a file that consists of whole blocks.
     pub(crate) fn copy_of(file: &dyn File) -> io::Result<Self> {
         let mut bytes = aligned::AlignedBuf::zeroed((file.len() as usize).max(BLOCK));
         file.read_at(0, &mut bytes[..file.len() as usize])?;
@@ -187,7 +215,7 @@ impl InMemory {
         Ok(copy)
     }
 
-    /// Puts whole words at `at`.
+    /// Stores whole words from byte `at` on.
     pub(crate) fn store(&self, at: u64, bytes: &[u8]) {
         for (to, word) in self.0[at as usize / 8..].iter().zip(bytes.as_chunks().0) {
             to.store(u64::from_le_bytes(*word), Ordering::Relaxed);
@@ -201,7 +229,8 @@ impl Mapping for InMemory {
     }
 }
 
-/// Shared memory over a file's pages. As words, because other threads copy out of it while it is written.
+/// Shared memory over a file's pages. It consists of atomic words, because other threads copy from
+/// it while it is written.
 pub(crate) trait Mapping: Send + Sync + Debug {
     /// The whole mapping.
     fn words(&self) -> &[AtomicU64];

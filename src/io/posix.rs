@@ -1,4 +1,5 @@
-//! The operating system's files: positional direct I/O where the file system has it, buffered where it has not.
+//! The operating system's files: positional direct I/O, or buffered I/O where the file system
+//! refuses it.
 #![allow(unsafe_code, reason = "a shared mapping is foreign memory")]
 
 use std::fs::{self, OpenOptions};
@@ -7,58 +8,60 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::{Errno, retry_on_intr};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::aligned::AlignedBuf;
+use super::async_read::{Operation, Reading};
 use super::reactor::Reactor;
-use super::reading::{Operation, ReadThreads};
+use super::read_threads::ReadThreads;
 use super::uring::Rings;
-use super::{BLOCK, Disk, DiskLock, File, InMemory, LockError, Mapping, ReadStream, Reading, StreamRead, read_one_by_one};
+use super::{BLOCK, Disk, DiskLock, File, InMemory, LockError, Mapping, ReadStream, StreamRead, read_one_by_one};
 use crate::codec::{round_down, round_up};
-use crate::concurrent::lock;
 use crate::config::Backend;
 
-/// Name of the file whose lock takes the directory.
+/// Name of the file whose lock locks the directory.
 pub(crate) const LOCK_FILE: &str = "LOCK";
 
 /// A directory of the operating system.
 #[derive(Debug)]
 pub(crate) struct PosixDisk {
     dir: PathBuf,
-    /// The directory, open for syncs, so that they need no descriptor of their own.
+    /// The directory itself. It stays open so that a sync needs no new descriptor.
     handle: Option<fs::File>,
     writable: bool,
     rings: Option<Rings>,
     depth: u32,
     read_threads: u32,
-    /// Whether the device's logical blocks are larger than [`SECTOR`]: found out by the first read that it refuses.
+    /// Whether the device's logical blocks are larger than [`SECTOR`]. Set by the first read that
+    /// the device refuses for that reason.
     coarse: Arc<AtomicBool>,
-    /// Does the reads that tasks wait for, if it can be had.
+    /// Performs the reads of tasks, where a ring is available.
     reactor: OnceLock<Option<Reactor>>,
-    /// Does them else.
+    /// Performs the reads of tasks, where no ring is available.
     pool: OnceLock<ReadThreads>,
 }
 
 impl PosixDisk {
-    /// `handle` is the directory `dir`. Fails only if `backend` insists on `io_uring` and there is none.
+    /// `handle` is the directory `dir`. Fails only if `backend` insists on `io_uring` and that is
+    /// not available.
     pub(crate) fn new(dir: &Path, handle: fs::File, backend: Backend, depth: u32, read_threads: u32) -> io::Result<Self> {
         let rings = match backend {
             Backend::Portable => None,
             Backend::IoUring => Some(Rings::probe(depth)?),
             Backend::Auto => Rings::probe(depth)
                 .inspect(|_| tracing::info!(dir = %dir.display(), "reads go through io_uring"))
-                .inspect_err(|error| tracing::info!(dir = %dir.display(), %error, "io_uring is not to be had here; threads read"))
+                .inspect_err(|error| tracing::info!(dir = %dir.display(), %error, "io_uring is not available; threads perform the reads"))
                 .ok(),
         };
         Ok(Self { handle: Some(handle), writable: true, rings, depth, read_threads, ..Self::read_only(dir) })
     }
 
-    /// As [`PosixDisk::new`], for one who only reads.
+    /// A disk that opens existing files for reading, without rings and without a handle for
+    /// directory syncs.
     pub(crate) fn read_only(dir: &Path) -> Self {
         let (reactor, pool) = (OnceLock::new(), OnceLock::new());
         Self {
@@ -84,20 +87,21 @@ impl PosixDisk {
         Arc::new(PosixFile { file, len, coarse: Arc::clone(&self.coarse) })
     }
 
-    /// The ring that does the reads of tasks, if there is one and the device takes reads as they are.
+    /// The ring for the reads of tasks. `None` if there is no ring, or if the device refuses reads
+    /// of single sectors.
     fn reactor(&self) -> Option<&Reactor> {
         if self.rings.is_none() || self.coarse.load(Ordering::Relaxed) {
             return None;
         }
         let make = || {
             let no_ring =
-                |error: &io::Error| tracing::info!(dir = %self.dir.display(), %error, "no ring for the reads of tasks; threads do them");
+                |error: &io::Error| tracing::info!(dir = %self.dir.display(), %error, "no io_uring for tasks; threads perform their reads");
             Reactor::new(self.depth).inspect_err(no_ring).ok()
         };
         self.reactor.get_or_init(make).as_ref()
     }
 
-    /// Opens with `O_DIRECT`, or without it where the file system refuses (tmpfs).
+    /// Opens with `O_DIRECT`, or without it where the file system refuses the flag (tmpfs).
     fn open_direct(&self, path: &Path, create: bool) -> io::Result<fs::File> {
         let mut options = self.options();
         options.create(create).custom_flags(OFlags::DIRECT.bits() as i32);
@@ -108,7 +112,8 @@ impl PosixDisk {
     }
 }
 
-/// Allocates blocks for `[0, len)`, or writes zeros behind what is there where the file system cannot.
+/// Allocates blocks for `[0, len)`. Where the file system cannot, writes zeros behind the existing
+/// content.
 fn allocate(file: &fs::File, len: u64) -> io::Result<()> {
     match retry_on_intr(|| rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len)) {
         Ok(()) => Ok(()),
@@ -117,7 +122,7 @@ fn allocate(file: &fs::File, len: u64) -> io::Result<()> {
     }
 }
 
-/// Makes a file `len` bytes long with zeros. What it holds, whole blocks, stays.
+/// Extends a file to `len` bytes with zeros. Its existing whole blocks stay unchanged.
 fn fill_with_zeros(file: &fs::File, len: u64) -> io::Result<()> {
     let zeros = AlignedBuf::zeroed(1 << 20);
     let mut at = round_down(file.metadata()?.len(), BLOCK as u64);
@@ -129,12 +134,15 @@ fn fill_with_zeros(file: &fs::File, len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads all of a mapping, which says so if that cannot be, where a load or a store would kill the process. False also where the kernel does not know it (before 5.14).
+/// Whether all of a mapping can be read. This call reports an unreadable page, where a load or a
+/// store would kill the process.
+///
+/// Also false where the kernel lacks `MADV_POPULATE_READ` (before 5.14).
 fn is_readable(map: &MmapRaw) -> bool {
     map.advise(Advice::PopulateRead).is_ok()
 }
 
-/// Calls `with` for each block of a file with its bytes, or with none if it cannot be read.
+/// Calls `with` for each block of a file: with its bytes, or with `None` if it cannot be read.
 fn each_block(
     read: impl Fn(u64, &mut [u8]) -> io::Result<()>,
     mut with: impl FnMut(u64, Option<&[u8]>) -> io::Result<()>,
@@ -174,10 +182,11 @@ impl Disk for PosixDisk {
         let file = self.options().create(true).truncate(false).open(&path)?;
         let fresh = file.metadata()?.len() != len;
         if fresh {
-            // Written, not only allocated: a store into an unwritten extent would have to convert it, and could find the disk full.
+            // The zeros are written, not only allocated. A store into an unwritten extent would
+            // have to convert it, and could find the disk full.
             let filled = file.set_len(0).and_then(|()| fill_with_zeros(&file, len)).and_then(|()| file.sync_all());
             if let Err(error) = filled {
-                // What it takes is not kept from others.
+                // Give the space back to other files.
                 let _left_if_it_must = fs::remove_file(&path);
                 return Err(error);
             }
@@ -250,7 +259,8 @@ impl Disk for PosixDisk {
             }
             Err(e) => return Err(LockError::Io(e.into())),
         }
-        // In the place of the holder before, and as long: a full disk has no other.
+        // The pid replaces that of the last holder at the same length, since a full disk has no
+        // room for a longer text.
         file.write_all_at(format!("{:<19}\n", std::process::id()).as_bytes(), 0).map_err(LockError::Io)?;
         Ok(Box::new(PosixLock { _file: file }))
     }
@@ -278,62 +288,16 @@ impl Disk for PosixDisk {
     fn boot_id(&self) -> u64 {
         match fs::read("/proc/sys/kernel/random/boot_id") {
             Ok(text) => xxhash_rust::xxh3::xxh3_64(&text),
-            // Another one each time: whatever stopped the last process may have been a power cut.
+            // A new value each time, since the last process may have been stopped by a power cut.
             Err(_not_there) => crate::clock::Clock::entropy(&crate::clock::SystemClock),
         }
     }
 }
 
-/// Bytes of DRAM of this machine.
-pub(crate) fn physical_memory() -> u64 {
-    let info = rustix::system::sysinfo();
-    info.totalram.saturating_mul(u64::from(info.mem_unit))
-}
-
-/// File descriptors that one open store may need, kept from other stores of this process.
-#[derive(Debug)]
-pub(crate) struct Descriptors(u64);
-
-/// The sum of all [`Descriptors`].
-static RESERVED: Mutex<u64> = Mutex::new(0);
-
-impl Descriptors {
-    /// Makes sure that `count` more can be opened, also once all other stores have theirs; if need be by raising the process's soft limit towards the hard one. Else the
-    /// limit.
-    pub(crate) fn reserve(count: u64) -> Result<Self, u64> {
-        let mut reserved = lock(&RESERVED);
-        // Other stores may have opened some of theirs, which are counted twice then.
-        let needed = count + *reserved + fs::read_dir("/proc/self/fd").map_or(0, |open| open.count() as u64);
-        let limits = getrlimit(Resource::Nofile);
-        let most = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
-        if most(limits.current) < needed {
-            if most(limits.maximum) < needed {
-                return Err(most(limits.maximum));
-            }
-            setrlimit(Resource::Nofile, Rlimit { current: Some(needed), ..limits }).map_err(|_| most(limits.current))?;
-        }
-        *reserved += count;
-        Ok(Self(count))
-    }
-}
-
-impl Drop for Descriptors {
-    fn drop(&mut self) {
-        *lock(&RESERVED) -= self.0;
-    }
-}
-
-/// Whether a process with this id exists and has not ended.
-pub(crate) fn is_alive(pid: u32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    // The state follows the command's name, which is in parentheses and may hold anything.
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    !matches!(state, None | Some('Z' | 'X'))
-}
-
 #[derive(Debug)]
 struct PosixLock {
-    /// The lock lasts as long as this descriptor. A thread that dies inside a write keeps it open until the write has ended.
+    /// The lock lasts as long as this descriptor is open. A thread that dies inside a write keeps
+    /// it open until the write has ended.
     _file: fs::File,
 }
 
@@ -343,12 +307,13 @@ impl DiskLock for PosixLock {}
 struct PosixFile {
     file: fs::File,
     len: u64,
-    /// See [`PosixDisk`].
+    /// Shared with [`PosixDisk`]: whether logical blocks are larger than [`SECTOR`].
     coarse: Arc<AtomicBool>,
 }
 
 impl PosixFile {
-    /// Reads whole blocks, and copies what is asked for: direct I/O takes no less where logical blocks are that large.
+    /// Reads the enclosing whole blocks, and copies the requested part. Direct I/O accepts no less
+    /// where logical blocks are that large.
     fn read_blocks(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let start = round_down(offset, BLOCK as u64);
         let end = round_up(offset + buf.len() as u64, BLOCK as u64);
@@ -363,7 +328,7 @@ impl File for PosixFile {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let is_whole = offset.is_multiple_of(BLOCK as u64) && buf.len().is_multiple_of(BLOCK);
         if is_whole || !self.coarse.load(Ordering::Relaxed) {
-            // Completes short reads and EINTR.
+            // This call completes short reads and repeats interrupted ones.
             match self.file.read_exact_at(buf, offset) {
                 Err(e) if !is_whole && e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {}
                 done => return done,
@@ -375,7 +340,7 @@ impl File for PosixFile {
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        // Completes short writes and EINTR.
+        // This call completes short writes and repeats interrupted ones.
         self.file.write_all_at(buf, offset)
     }
 
@@ -400,8 +365,9 @@ struct PosixMapping {
 impl Mapping for PosixMapping {
     fn words(&self) -> &[AtomicU64] {
         let ptr = self.map.as_mut_ptr().cast::<AtomicU64>();
-        // SAFETY: the mapping is page-aligned, `len` bytes long, lives as long as `self`, and is only ever accessed through these
-        // atomics and through `Ring::lend`. Another process cannot map it while the directory is locked.
+        // SAFETY: the mapping is page-aligned, `len` bytes long, and lives as long as `self`. This
+        // process accesses it only through these atomics and through `Ring::lend`. No other process
+        // maps it while the directory is locked.
         unsafe { std::slice::from_raw_parts(ptr, self.map.len() / 8) }
     }
 }
@@ -433,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_grows_keeps_what_it_holds_also_where_blocks_cannot_be_allocated() {
+    fn a_file_grows_by_zeros_where_blocks_cannot_be_allocated() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[7; 2 * BLOCK], 0).unwrap();
         fill_with_zeros(&file, 5 * BLOCK as u64).unwrap();
@@ -442,7 +408,8 @@ mod tests {
         assert!(bytes[..2 * BLOCK].iter().all(|b| *b == 7) && bytes[2 * BLOCK..].iter().all(|b| *b == 0));
     }
 
-    /// Reads of both backends, many more than may be in flight or wait, some of them given up, some beyond the file's end: whoever still waits is answered, rightly.
+    /// Many more reads than may be in flight or wait, through both backends. Some are dropped, and
+    /// some lie beyond the file's end. Every read that is still awaited gets the right answer.
     #[test]
     fn reads_beyond_every_bound_are_all_answered() {
         const BLOCKS: u64 = 64;
@@ -454,7 +421,7 @@ mod tests {
             blocks.chunks_mut(BLOCK).zip(1..).for_each(|(block, n)| block.fill(n));
             file.write_at(0, &blocks).unwrap();
             let read = |n: u64| {
-                // The last of these begins in the file and does not end there.
+                // The last read of a round begins in the file and ends beyond it.
                 let (offset, len) = (n % BLOCKS * BLOCK as u64, if n % BLOCKS == BLOCKS - 1 { 2 * BLOCK } else { BLOCK });
                 StreamRead { number: n as usize, file: Arc::clone(&file), offset, buf: AlignedBuf::zeroed(len), done: false }
             };
@@ -462,21 +429,22 @@ mod tests {
                 let is_short = n % BLOCKS == BLOCKS - 1;
                 read.done != is_short && (is_short || read.buf.iter().all(|byte| u64::from(*byte) == n % BLOCKS + 1))
             };
-            let many = 3 * crate::io::reading::WAITING_MAX as u64;
+            let many = 3 * crate::io::async_read::WAITING_MAX as u64;
             let started: Vec<Option<Reading>> = (0..many).map(|n| Some(disk.start_read(read(n))).filter(|_| n % 3 != 0)).collect();
             for (n, reading) in started.into_iter().enumerate().filter_map(|(n, reading)| Some((n as u64, reading?))) {
                 assert!(is_right(n, &pollster::block_on(reading)), "{backend:?}: {n}");
             }
             let ended = read_all(&disk, (0..200).map(read));
             ended.iter().enumerate().for_each(|(n, read)| assert!(is_right(n as u64, read), "{backend:?}: {n} of a stream"));
-            // A file that the kernel knows nothing of.
+            // A file without a descriptor.
             let other = crate::io::sim::SimDisk::new(1).create("file", BLOCK as u64).unwrap();
             let read = || StreamRead { number: 0, file: Arc::clone(&other), offset: 0, buf: AlignedBuf::zeroed(BLOCK), done: false };
             assert!(read_all(&disk, [read()])[0].done && pollster::block_on(disk.start_read(read())).done, "{backend:?}, {disk:?}");
         }
     }
 
-    /// Buffers of reads that are in flight when a stream panics are not freed before the kernel lets go of them, and the next stream has nothing to do with them.
+    /// When a stream panics, the buffers of its reads in flight are freed only after the kernel let
+    /// go of them. The next stream is not affected.
     #[test]
     fn a_stream_that_panics_takes_its_reads_back_first() {
         struct Panics(Arc<dyn File>, Arc<AtomicU64>);
@@ -506,20 +474,9 @@ mod tests {
             let read = |number| StreamRead { number, file: Arc::clone(&file), offset: 0, buf: AlignedBuf::zeroed(BLOCK), done: false };
             assert!(read_all(&disk, (0..20).map(read)).iter().all(|read| read.done));
             if let Some(rings) = &disk.rings {
-                // The one that panicked is gone with its ring; what went on after it took another.
+                // The ring of the stream that panicked is gone. The next stream took a new one.
                 assert_eq!(rings.idle(), 1);
             }
         }
-    }
-
-    #[test]
-    fn descriptors_of_all_stores_are_counted_together() {
-        let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 40);
-        let Err(limit) = Descriptors::reserve(hard) else { panic!("more than there can be") };
-        assert_eq!(limit, hard);
-        let half = Descriptors::reserve(hard / 2).unwrap();
-        assert!(Descriptors::reserve(hard / 2).is_err());
-        drop(half);
-        Descriptors::reserve(hard / 2).unwrap();
     }
 }

@@ -1,17 +1,21 @@
-//! A landing ring: the last bytes of an endless stream, in a mapping.
+//! A landing ring: the newest bytes of an endless stream, in a mapping.
 //!
-//! A store lands in the page cache of the data directory, where it survives the death of the process. It is recycled only after the same
-//! bytes were written where they belong. One appender at a time stores, one thread at a time writes out, and readers copy out and then ask
-//! whether they were overtaken (a seqlock over the whole ring: Lameter, 2005; Boehm, 2012).
+//! A store lands in the page cache of the data directory, where it survives a process crash. Ring
+//! space is reused only after its bytes were written to their place on disk.
+//!
+//! One appender at a time stores, and one thread at a time writes out. Readers copy bytes out and
+//! then check whether they were overtaken: a seqlock over the whole ring (Lameter, 2005; Boehm,
+//! 2012).
 //!
 //! ```text
-//!  stale | readable        | readable, not yet written out | room        | kept          |
-//!        low               written                         appended                      written + size
+//!  stale | readable     | readable, not yet written out | room       | kept     |
+//!        low            written                         appended              written + size
 //! ```
 //!
-//! What is appended in one piece is read in one piece, so it must be whole here or where it is written: as much as the longest piece is kept before `written`, which may lie
-//! inside one.
-#![allow(unsafe_code, reason = "a range that nobody stores to is lent to the kernel as plain bytes")]
+//! A reader takes the bytes of one append in one piece, so they must be whole in the ring or whole
+//! on disk. A write-out may end inside them. So the ring keeps as many bytes before `written` as
+//! the longest append has.
+#![allow(unsafe_code, reason = "a range without concurrent stores is lent to the kernel as plain bytes")]
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -23,42 +27,49 @@ use crate::codec::{round_down, round_up};
 use crate::concurrent::lock;
 
 const WORD: usize = 8;
-/// Longest single write of a write-out, while there is much to write and while there is not: reads of the device wait for each.
+/// Longest single write of a write-out while more than [`MUCH`] bytes wait for it.
 const PIECE: u64 = 1 << 20;
+/// Longest single write of a write-out at other times: reads of the device wait for each write.
 const SHORT_PIECE: u64 = 256 << 10;
-/// So many bytes that wait for it are much.
+/// A write-out with more waiting bytes than this uses writes of up to [`PIECE`].
 const MUCH: u64 = 2 << 20;
-/// A partial block and so much before it are copied and written at once, since a second write takes longer than the copy: a share of the ring, and at most so many bytes.
+/// The bounce buffer takes this share of the ring, at least one block and at most `BOUNCE_MAX`
+/// bytes. A partial block is copied into it together with the bytes before it, since a second write
+/// takes longer than the copy.
 const BOUNCE_SHARE: u64 = 32;
+/// Most bytes of the bounce buffer.
 const BOUNCE_MAX: u64 = 128 << 10;
 
 fn bounce_len(size: u64) -> u64 {
     (size / BOUNCE_SHARE).clamp(BLOCK as u64, BOUNCE_MAX)
 }
 
-/// See the module.
+/// A landing ring over a mapping. One appender, one thread that writes out, any number of readers.
 #[derive(Debug)]
 pub(crate) struct Ring {
     mapping: Arc<dyn Mapping>,
     /// Positions below this may have been overwritten.
     low: AtomicU64,
-    /// Positions below this were written out. A multiple of [`BLOCK`]; moves only under `write_out`.
+    /// Positions below this were written out. A multiple of [`BLOCK`]. Moves only under the lock
+    /// `write_out`.
     written: AtomicU64,
     /// Positions from here on were never stored to. Moves only in [`Ring::append`].
     appended: AtomicU64,
-    /// Bytes of the longest append.
+    /// Length of the longest append, in bytes.
     longest: AtomicU64,
-    /// Held while bytes are lent to the kernel. Holds the bounce buffer for what ends in a partial block.
+    /// Held while bytes are lent to the kernel. Holds the bounce buffer for a write-out that ends
+    /// in a partial block.
     write_out: Mutex<AlignedBuf>,
 }
 
 impl Ring {
-    /// A ring over `mapping`, whose length is a power of two, in which the stream goes on at `start` (a multiple of [`BLOCK`]) and holds nothing before it.
+    /// A ring over `mapping`, whose length is a power of two. The stream continues at `start`, a
+    /// multiple of [`BLOCK`], and the ring holds nothing before it.
     pub(crate) fn new(mapping: Arc<dyn Mapping>, start: u64) -> Self {
         let words = mapping.words();
         assert!(words.len().is_power_of_two(), "a ring's length is a power of two");
         assert!(words.as_ptr().addr().is_multiple_of(BLOCK), "a mapping starts at a page");
-        assert!(start.is_multiple_of(BLOCK as u64), "a stream goes on at a block");
+        assert!(start.is_multiple_of(BLOCK as u64), "a stream continues at a block");
         let bounce = bounce_len((words.len() * WORD) as u64) as usize;
         Self {
             mapping,
@@ -70,26 +81,30 @@ impl Ring {
         }
     }
 
-    /// Bytes held.
+    /// Length in bytes.
     pub(crate) fn size(&self) -> u64 {
         (self.mapping.words().len() * WORD) as u64
     }
 
-    /// Bytes of DRAM that a ring of `size` takes.
+    /// Bytes of DRAM that a ring of `size` takes, its bounce buffer included.
     pub(crate) fn allocated(size: u64) -> u64 {
         size + bounce_len(size)
     }
 
+    /// Positions below this were written out.
     pub(crate) fn written(&self) -> u64 {
+        // Pairs with the release stores in `write_out` and `skip_to`: the appender reuses words
+        // only after the write that read them has ended.
         self.written.load(Ordering::Acquire)
     }
 
-    /// Whether bytes up to `end` may be appended now.
+    /// Whether bytes up to position `end` may be appended now.
     pub(crate) fn has_room(&self, end: u64) -> bool {
         end + self.longest.load(Ordering::Relaxed) <= self.written() + self.size()
     }
 
-    /// The most bytes that one append to a ring of `size` may have: once all whole blocks are written out, there is room for it.
+    /// Most bytes of one append to a ring of `size`. There is room for it once all whole blocks are
+    /// written out.
     pub(crate) const fn append_max(size: u64) -> u64 {
         size / 2 - BLOCK as u64
     }
@@ -99,7 +114,10 @@ impl Ring {
         (position / WORD as u64) as usize & (self.mapping.words().len() - 1)
     }
 
-    /// Stores the concatenation of `parts` at `position`, at or after the last append's end, the last word filled up with zeros. One appender at a time; the caller asked [`Ring::has_room`].
+    /// Stores the concatenation of `parts` at `position`, at or after the end of the last append.
+    /// The last word is filled up with zeros.
+    ///
+    /// One appender at a time. The caller has asked [`Ring::has_room`].
     pub(crate) fn append(&self, position: u64, parts: &[&[u8]]) {
         let len: usize = parts.iter().map(|p| p.len()).sum();
         let end = round_up(position + len as u64, WORD as u64);
@@ -109,11 +127,12 @@ impl Ring {
         let low = end.saturating_sub(self.size());
         if low > self.low.load(Ordering::Relaxed) {
             self.low.store(low, Ordering::Relaxed);
-            // Pairs with the fence in `load`: whoever copied a word stored after this also sees the new `low`.
+            // Pairs with the acquire fence in `load`: a reader that copied a word stored after this
+            // fence also sees the new `low`.
             fence(Ordering::Release);
         }
         self.store(position, parts);
-        // Pairs with the acquire in `write_out`.
+        // Pairs with the acquire load in `write_out`.
         self.appended.store(end, Ordering::Release);
     }
 
@@ -155,14 +174,16 @@ impl Ring {
         position >= self.low.load(Ordering::Relaxed)
     }
 
-    /// Copies from `position` into `buf`. False if the bytes may have been overwritten, before or meanwhile.
+    /// Copies from `position` into `buf`. False if the bytes may have been overwritten, before the
+    /// call or during it.
     #[must_use]
     pub(crate) fn load(&self, position: u64, buf: &mut [u8]) -> bool {
         if position < self.low.load(Ordering::Relaxed) || buf.len() as u64 > self.size() {
             return false;
         }
         self.copy(position, buf);
-        // Pairs with the fence in `advance`.
+        // Pairs with the release fence in `append`: if a copied word belongs to a later append, the
+        // load below sees the `low` of that append.
         fence(Ordering::Acquire);
         position >= self.low.load(Ordering::Relaxed)
     }
@@ -171,11 +192,14 @@ impl Ring {
         copy(self.mapping.words(), position, buf);
     }
 
-    /// Hands the blocks that hold `[written, to)` to `sink`, in order, in pieces, with their positions, and then counts whole blocks as written. If `to` is
-    /// inside a block, that block is handed over as well, its rest zero, and again by the next write-out, its beginning unchanged.
+    /// Passes the blocks that hold `[written, to)` to `sink`, in order, in pieces, each with its
+    /// position. Whole blocks count as written once `sink` returned.
+    ///
+    /// If `to` is inside a block, that block is passed as well, its rest zero. The next write-out
+    /// passes it again, with its beginning unchanged.
     pub(crate) fn write_out(&self, to: u64, mut sink: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
         let mut bounce = lock(&self.write_out);
-        // Pairs with the release in `append`: the bytes below it are there.
+        // Pairs with the release store in `append`: the bytes below `to` are in the ring.
         assert!(to <= self.appended.load(Ordering::Acquire), "only appended bytes are written out");
         let mut from = self.written();
         let whole = round_down(to, BLOCK as u64);
@@ -183,12 +207,14 @@ impl Ring {
         let copied = |from| round_up(to - from, BLOCK as u64) as usize;
         while from < whole && !(is_partial && copied(from) <= bounce.len()) {
             let to_wrap = self.size() - (from & (self.size() - 1));
-            // Also if most of it is of another segment.
+            // Bytes of a later segment count too.
             let waiting = self.appended.load(Ordering::Relaxed) - from;
             let piece = if waiting > MUCH { PIECE } else { SHORT_PIECE };
             let len = (whole - from).min(to_wrap).min(piece);
-            // SAFETY: nobody stores to `[from, from + len)` while the slice lives. It lies in `[written, appended)`: `append` refuses positions below
-            // `appended`, and positions above `written + size`, which are the ones that share these words; `written` moves only under the lock held here.
+            // SAFETY: no thread stores to `[from, from + len)` while the slice lives. The range
+            // lies in `[written, appended)`. `append` refuses positions below `appended`, and
+            // positions from `written + size` on. Every other position that shares these words is
+            // among those. `written` moves only under the lock `write_out`, which is held here.
             let piece = unsafe { self.lend(from, len) };
             sink(from, piece)?;
             from += len;
@@ -205,7 +231,9 @@ impl Ring {
         Ok(())
     }
 
-    /// Counts everything below `to` as written out: what was appended was, and what lies between is a gap that nobody appends to. Says whether that made room.
+    /// Counts everything below `to`, rounded down to a block, as written out. The caller knows that
+    /// all appended bytes below it were written, and that the rest is a gap without appends. Says
+    /// whether that made room.
     pub(crate) fn skip_to(&self, to: u64) -> bool {
         let _exclusive = lock(&self.write_out);
         let (to, written) = (round_down(to, BLOCK as u64), self.written());
@@ -213,19 +241,21 @@ impl Ring {
         to > written
     }
 
-    /// `len` bytes from `position`, which do not wrap.
+    /// Lends `len` bytes from `position`, which do not wrap.
     ///
     /// # Safety
-    /// Nobody stores to them while the slice lives.
+    /// No thread stores to these bytes while the slice lives.
     unsafe fn lend(&self, position: u64, len: u64) -> &[u8] {
         let start = self.word(position);
         let range = &self.mapping.words()[start..start + len as usize / WORD];
-        // SAFETY: the words are initialised and lie together, and the caller promises that nobody stores to them.
+        // SAFETY: the words are initialised and contiguous, and the caller promises that no thread
+        // stores to them.
         unsafe { std::slice::from_raw_parts(range.as_ptr().cast::<u8>(), len as usize) }
     }
 }
 
-/// Copies from `position` of the stream into `buf` whatever lies there in a ring over `words`: recovery looks for what a dead process stored.
+/// Copies the bytes at `position` of a stream out of a ring over `words`, unchecked. Recovery
+/// searches them for the records of a dead process.
 pub(crate) fn copy(words: &[AtomicU64], position: u64, buf: &mut [u8]) {
     let mask = words.len() - 1;
     let mut at = (position / WORD as u64) as usize & mask;
@@ -290,7 +320,7 @@ mod tests {
         ring.append(0, &[&[1; 5000]]);
         ring.write_out(4096, |_, _| Ok(())).unwrap();
         assert_eq!(ring.written(), 4096);
-        // What may be appended now does not reach round to its beginning.
+        // An append must not wrap round to the beginning of the piece.
         assert!(ring.has_room(7288) && !ring.has_room(7296));
         ring.append(5000, &[&[2; 2288]]);
         assert!(ring.load(0, &mut [0; 5000]));
@@ -322,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_in_a_partial_block_is_one_write() {
+    fn a_write_out_that_ends_in_a_partial_block_is_one_write() {
         let ring = ring_of::<{ BOUNCE_SHARE as usize * 2 * BLOCK / WORD }>();
         ring.append(0, &[&[7; 5000]]);
         let mut seen = Vec::new();
@@ -336,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_write_leaves_the_mark_where_it_was() {
+    fn a_failed_write_does_not_move_written() {
         let ring = ring();
         ring.append(0, &[&[1; 4096]]);
         ring.write_out(4096, |_, _| Err(io::ErrorKind::Other.into())).unwrap_err();

@@ -1,7 +1,10 @@
-//! Streams of reads through `io_uring` (Axboe, 2019): many in flight together, one system call for several.
+//! Streams of reads through `io_uring` (Axboe, 2019): many in flight together, one system call for
+//! several.
 //!
-//! Each stream takes a ring of its own from a pool and waits for all its completions before it ends, so the kernel never holds a buffer that somebody could free, and nobody waits
-//! behind another caller's reads. As one read ends the next one begins, while what was read is looked at. Single reads are not sent here: a plain `pread` is faster at depth 1.
+//! Each stream takes a ring of its own from a pool, and waits for all of its completions before it
+//! ends. So the kernel never holds a buffer that could be freed, and no stream waits behind another
+//! caller's reads. As one read ends the next one begins, while the caller processes the result.
+//! Single reads do not come here: a plain `pread` is faster at depth 1.
 #![allow(unsafe_code, reason = "the kernel writes into buffers behind a submission queue")]
 
 use std::collections::VecDeque;
@@ -14,17 +17,18 @@ use rustix::io::Errno;
 use super::{ReadStream, StreamRead};
 use crate::concurrent::lock;
 
-/// Rings that are kept for the next stream.
+/// Idle rings that the pool keeps.
 const POOL_MAX: usize = 8;
-/// Reads are submitted when they are so small a share of those that may be in flight: fewer calls, and the device never waits for many.
+/// Queued reads are submitted once they are 1 / `SUBMIT_SHARE` of the depth. That saves system
+/// calls, and the device never waits for many reads.
 const SUBMIT_SHARE: usize = 16;
-/// What is planned ahead is at most such a share.
+/// At most 1 / `PLANNED_SHARE` of the depth is planned ahead while all slots are in use.
 const PLANNED_SHARE: usize = 4;
 
 /// A pool of rings.
 pub(crate) struct Rings {
     idle: Mutex<Vec<InFlight>>,
-    /// Reads of one stream that are in flight together.
+    /// Reads of one stream in flight together.
     depth: u32,
 }
 
@@ -35,7 +39,8 @@ impl std::fmt::Debug for Rings {
 }
 
 impl Rings {
-    /// A pool, if this process may use `io_uring` here. The error says why not: the kernel lacks it, or a container or a sysctl forbids it.
+    /// A pool, if this process may use `io_uring`. The error gives the reason if not: the kernel
+    /// lacks it, or a container or a sysctl forbids it.
     pub(crate) fn probe(depth: u32) -> io::Result<Self> {
         let window = InFlight::new(depth)?;
         let mut probe = io_uring::Probe::new();
@@ -46,7 +51,7 @@ impl Rings {
         Ok(Self { idle: Mutex::new(vec![window]), depth })
     }
 
-    /// Does all reads of a stream. False, and nothing was done, if there is no ring to be had.
+    /// Performs all reads of a stream. False, with nothing done, if no ring is available.
     pub(crate) fn read(&self, stream: &mut dyn ReadStream) -> bool {
         let Some(mut window) = lock(&self.idle).pop().or_else(|| InFlight::new(self.depth).ok()) else { return false };
         window.pass(stream);
@@ -57,7 +62,7 @@ impl Rings {
         true
     }
 
-    /// Rings that wait for a stream.
+    /// Idle rings in the pool.
     #[cfg(test)]
     pub(crate) fn idle(&self) -> usize {
         lock(&self.idle).len()
@@ -67,12 +72,13 @@ impl Rings {
 /// A ring, and the reads of one stream: planned, in flight, ended.
 struct InFlight {
     ring: IoUring,
-    /// What begins as soon as something ends, so that nothing has to be looked for then.
+    /// Reads that begin as soon as others end. They are planned ahead so that the stream need not
+    /// be asked at that moment.
     planned: VecDeque<StreamRead>,
-    /// In flight, by the entry's user data.
+    /// Reads in flight, by the user data of their entries.
     reads: Vec<Option<StreamRead>>,
     free: Vec<usize>,
-    /// Those of them that the kernel does not know of yet.
+    /// Reads of `reads` that are not submitted yet.
     queued: usize,
     ended: VecDeque<StreamRead>,
 }
@@ -84,7 +90,7 @@ impl InFlight {
         Ok(Self { ring, planned: VecDeque::new(), reads, free, queued: 0, ended: VecDeque::new() })
     }
 
-    /// Lets all reads of `stream` pass through.
+    /// Performs all reads of `stream`.
     fn pass(&mut self, stream: &mut dyn ReadStream) {
         let depth = self.reads.len();
         let (submit_at, planned_max) = ((depth / SUBMIT_SHARE).max(1), depth.div_ceil(PLANNED_SHARE));
@@ -121,12 +127,13 @@ impl InFlight {
         self.free.len() == self.reads.len()
     }
 
-    /// Queues a read in a free slot. If it cannot be, it has ended.
+    /// Queues a read in a free slot. A read that cannot be queued has ended.
     fn push(&mut self, mut read: StreamRead) {
         let (Some(fd), Some(slot)) = (read.file.descriptor(), self.free.last().copied()) else { return self.ended.push_back(read) };
         let (buf, len) = (read.buf.as_mut_ptr(), read.buf.len() as u32);
         let entry = opcode::Read::new(types::Fd(fd), buf, len).offset(read.offset).build().user_data(slot as u64);
-        // SAFETY: the buffer and the descriptor belong to `read`, which stays in `reads` until its completion was seen, and `drop` waits for that.
+        // SAFETY: the buffer and the descriptor belong to `read`. It stays in `reads` until its
+        // completion is seen, and `drop` waits for that.
         if unsafe { self.ring.submission().push(&entry) }.is_err() {
             return self.ended.push_back(read);
         }
@@ -135,7 +142,7 @@ impl InFlight {
         self.queued += 1;
     }
 
-    /// Submits what is queued, and waits until so many have ended.
+    /// Submits the queued reads, and waits until `wanted` reads have ended.
     fn enter(&mut self, wanted: usize) {
         match self.ring.submit_and_wait(wanted) {
             Ok(_) => self.queued = 0,
@@ -144,7 +151,7 @@ impl InFlight {
         }
     }
 
-    /// Takes in those that have ended.
+    /// Takes the completions out of the ring.
     fn reap(&mut self) {
         for completion in self.ring.completion() {
             let slot = completion.user_data() as usize;
@@ -157,7 +164,7 @@ impl InFlight {
 }
 
 impl Drop for InFlight {
-    /// A stream that panicked leaves reads behind.
+    /// Waits for the reads that a panicking stream left in flight.
     fn drop(&mut self) {
         while !self.is_empty() {
             self.enter(1);
@@ -166,13 +173,15 @@ impl Drop for InFlight {
     }
 }
 
-/// Whether the call is to be repeated: interrupted, out of memory for now, or the completion queue must be emptied first.
+/// Whether the system call has to be repeated. It was interrupted, memory was short, or the
+/// completion queue must be emptied first.
 pub(super) fn is_passing(error: &io::Error) -> bool {
     [Errno::INTR, Errno::AGAIN, Errno::BUSY, Errno::NOMEM].iter().any(|e| error.raw_os_error() == Some(e.raw_os_error()))
 }
 
-/// The kernel may own buffers and will not say when it lets go: a stop is the only safe answer, and no worse than a kill.
+/// Aborts the process. The kernel may own buffers and does not say when it lets go of them. A stop
+/// is the only safe answer, and no worse than a kill.
 pub(super) fn give_up(error: &io::Error) -> ! {
-    tracing::error!(%error, "io_uring stopped working with reads in flight");
+    tracing::error!(%error, "io_uring failed with reads in flight; the process stops");
     std::process::abort();
 }

@@ -3,7 +3,7 @@
 use crate::config::{Options, Settings};
 use crate::error::{Error, Result};
 use crate::index::geometry::Geometry;
-use crate::io::posix::{self, Descriptors};
+use crate::io::host::{self, Descriptors};
 
 /// File descriptors that an open store may have beside those of its segments.
 const DESCRIPTORS_BESIDE: u64 = 64;
@@ -44,7 +44,7 @@ pub(super) fn check_machine(is_real: bool, settings: &Settings) -> Result<Option
 }
 
 pub(super) fn check_memory(settings: &Settings) -> Result<()> {
-    let there = posix::physical_memory();
+    let there = host::physical_memory();
     if settings.memory > there {
         let reason = format!("{} B given, this machine has {there}", settings.memory);
         return Err(Error::InvalidOption { name: "memory", reason });

@@ -10,6 +10,7 @@ use crate::concurrent::Event;
 use crate::config::Options;
 use crate::engine::file_names;
 use crate::error::{Error, Result};
+use crate::io::host;
 use crate::io::posix::{self, LOCK_FILE};
 use crate::io::{Disk, DiskLock, LockError};
 use crate::manifest::{self, LoadError, Manifest};
@@ -109,7 +110,7 @@ pub(super) fn take(disk: &dyn Disk, options: &Options, clock: &dyn Clock) -> Res
             Ok(guard) => return Ok(guard),
             Err(LockError::Io(e)) => return Err(Error::io("lock", &options.dir)(e)),
             Err(LockError::Held { pid }) => {
-                let patience = match posix::is_alive(pid) {
+                let patience = match host::is_alive(pid) {
                     true if pid == std::process::id() => Duration::ZERO,
                     true => GRACE.min(options.lock_timeout),
                     false => options.lock_timeout,

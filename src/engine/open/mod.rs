@@ -13,7 +13,7 @@ use super::recover;
 use crate::clock::Clock;
 use crate::config::{Activity, Observer, Options, RecoveryMode, Stored};
 use crate::error::{Error, Result};
-use crate::io::posix::Descriptors;
+use crate::io::host::Descriptors;
 use crate::io::{Disk, DiskLock};
 
 /// The directory's lock and the reserved descriptors, held until the store is dropped.

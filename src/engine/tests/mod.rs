@@ -21,12 +21,13 @@ use super::Condition;
 use super::background::INLINE;
 use super::ops::write::{Observed, Tried};
 use super::{DeleteOptions, Engine, PutOptions, Start, Wait, open};
+use crate::clock::SimClock;
 use crate::config::{Ack, OnHostCrash, Options, WalValues};
 use crate::engine::Scan;
 use crate::engine::open::budget::fit_index;
 use crate::id::{Key, Lsn, NamespaceGeneration};
 use crate::io::Disk;
-use crate::io::sim::{PowerCut, SimClock, SimDisk};
+use crate::io::sim::{PowerCut, SimDisk};
 
 struct Store {
     disk: SimDisk,

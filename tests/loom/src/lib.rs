@@ -1,5 +1,8 @@
-//! The small concurrent state machines of the engine, in every interleaving that the memory model allows: events (and with them group commit), single flight, and the seqlock
-//! of the index. Run with `RUSTFLAGS="--cfg loom" cargo test --release --manifest-path tests/loom/Cargo.toml`.
+//! Model checks of the engine's small concurrent state machines, in every interleaving that the
+//! memory model allows. They cover events and the group commit on top of them, single flight, and
+//! the seqlock of the index.
+//!
+//! Run with `RUSTFLAGS="--cfg loom" cargo test --release --manifest-path tests/loom/Cargo.toml`.
 #![cfg(loom)]
 #![allow(dead_code, reason = "only parts of the sources are used here")]
 
@@ -34,7 +37,7 @@ mod models {
         builder.check(model);
     }
 
-    /// Whoever looks, and then waits in this way, is told of what happens in between.
+    /// Checks that no occurrence is missed between the check of a condition and `wait`.
     fn check_that_it_hears(wait: impl Fn(&Event, u64) + Copy + Send + Sync + 'static) {
         check(move || {
             let shared = Arc::new((Event::default(), AtomicBool::new(false)));
@@ -56,23 +59,23 @@ mod models {
     }
 
     #[test]
-    fn a_thread_that_waits_for_an_event_hears_of_it() {
+    fn a_thread_that_waits_for_an_event_is_woken() {
         check_that_it_hears(|event, seen| assert!(event.wait(seen, None)));
     }
 
     #[test]
-    fn a_task_that_waits_for_an_event_hears_of_it() {
+    fn a_task_that_waits_for_an_event_is_woken() {
         check_that_it_hears(|event, seen| loom::future::block_on(event.after(seen)));
     }
 
-    /// The order of `Engine::wait_for` and of the thread that syncs.
+    /// The order of steps in `Engine::wait_for` and in the sync thread.
     #[test]
-    fn whoever_waits_for_a_sync_does_it_or_is_told_of_it() {
+    fn a_waiter_performs_its_sync_or_is_woken_by_another() {
         check_group_commit(false);
     }
 
     #[test]
-    fn whoever_waits_for_a_sync_that_comes_to_nothing_looks_again() {
+    fn a_waiter_for_a_failed_sync_looks_again() {
         check_group_commit(true);
     }
 
@@ -161,7 +164,8 @@ mod models {
         });
     }
 
-    /// A database that changes, and a cache that is told so: the order of `Engine::get_or_fill` and of a delete.
+    /// The source changes and then the cache is told: the order of steps in `Engine::get_or_fill`
+    /// and in a delete.
     #[test]
     fn a_delete_wins_over_a_load_that_began_before_it() {
         const KEY: KeyHash = KeyHash(7);
@@ -193,12 +197,12 @@ mod models {
             }
             loads.join().unwrap();
             let cached = *lock(&both.cached);
-            assert_ne!(cached, Some(1), "what the delete was about is cached");
+            assert_ne!(cached, Some(1), "a deleted value is cached");
         });
     }
 
     #[test]
-    fn of_two_who_miss_one_waits_until_the_other_has_landed() {
+    fn of_two_misses_one_waits_until_the_other_has_landed() {
         const KEY: KeyHash = KeyHash(7);
         check(|| {
             let shared = Arc::new((Fills::default(), AtomicU64::new(0)));
@@ -223,7 +227,7 @@ mod models {
         });
     }
 
-    /// Two words that are equal unless a writer is in.
+    /// Two words that are equal unless a write is in progress.
     #[derive(Default)]
     struct Guarded {
         version: Version,
