@@ -158,6 +158,57 @@ impl Checksum {
     }
 }
 
+/// A kind of header block: its magic and the version of its layout.
+///
+/// Every kind begins with the same fields. A kind adds its own from 32 on.
+///
+/// ```text
+///  0  u32  magic
+///  4  u32  version
+///  8  u32  check       over the block after it; seeded with store, magic, place
+/// 12  u32  number      the kind gives it a meaning
+/// 16  u64  store id
+/// 24  u64  place       a position, number or sequence that no other life of the block has
+/// 32  fields of the kind, zeros to the end of the block
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeaderBlock {
+    magic: u32,
+    version: u32,
+}
+
+impl HeaderBlock {
+    pub(crate) const fn new(magic: [u8; 4], version: u32) -> Self {
+        Self { magic: u32::from_le_bytes(magic), version }
+    }
+
+    /// Fills `block`, a whole block. `fields` are the encoded fields of the kind.
+    pub(crate) fn encode(self, store: StoreId, number: u32, place: u64, fields: &[u8], block: &mut [u8]) {
+        block.fill(0);
+        block[..4].copy_from_slice(&self.magic.to_le_bytes());
+        block[4..8].copy_from_slice(&self.version.to_le_bytes());
+        block[12..16].copy_from_slice(&number.to_le_bytes());
+        block[16..24].copy_from_slice(&store.0.to_le_bytes());
+        block[24..32].copy_from_slice(&place.to_le_bytes());
+        block[32..32 + fields.len()].copy_from_slice(fields);
+        let check = checksum(store, self.magic, place, &[&block[12..]]);
+        block[8..12].copy_from_slice(&check.to_le_bytes());
+    }
+
+    /// The number and the place that `block` states, and a reader of the fields of the kind. `None` if
+    /// the block is of another kind, version or store, or does not verify.
+    pub(crate) fn decode(self, store: StoreId, block: &[u8]) -> Option<(u32, u64, Reader<'_>)> {
+        let mut r = Reader::new(block);
+        if r.u32()? != self.magic || r.u32()? != self.version {
+            return None;
+        }
+        let (check, number) = (r.u32()?, r.u32()?);
+        let (owner, place) = (r.u64()?, r.u64()?);
+        let verifies = owner == store.0 && check == checksum(store, self.magic, place, &[block.get(12..)?]);
+        verifies.then_some((number, place, r))
+    }
+}
+
 /// The next multiple of `to` (a power of two) at or above `n`.
 pub(crate) const fn round_up(n: u64, to: u64) -> u64 {
     (n + to - 1) & !(to - 1)
@@ -197,6 +248,22 @@ mod tests {
         assert_eq!(Reader::new(&[0xff; 10]).varint(), None);
         assert_eq!(Reader::new(&[0x80]).varint(), None);
         assert_eq!(Reader::new(&[0]).varint(), Some(0));
+    }
+
+    #[test]
+    fn a_header_block_is_only_read_by_its_kind_version_and_store() {
+        let kind = HeaderBlock::new(*b"EWxx", 3);
+        let mut block = [1; 64];
+        kind.encode(StoreId(5), 7, 9, &[1, 2], &mut block);
+        let (number, place, mut fields) = kind.decode(StoreId(5), &block).unwrap();
+        assert_eq!((number, place, fields.u16(), fields.remaining()), (7, 9, Some(0x0201), 30));
+        assert!(block[34..].iter().all(|byte| *byte == 0));
+        assert!(HeaderBlock::new(*b"EWxy", 3).decode(StoreId(5), &block).is_none());
+        assert!(HeaderBlock::new(*b"EWxx", 4).decode(StoreId(5), &block).is_none());
+        assert!(kind.decode(StoreId(6), &block).is_none());
+        assert!(kind.decode(StoreId(5), &block[..63]).is_none());
+        block[63] = 1;
+        assert!(kind.decode(StoreId(5), &block).is_none());
     }
 
     #[test]

@@ -5,17 +5,17 @@
 
 use std::ops::Range;
 
-use crate::codec::{self, Put, Reader, varint_len};
+use crate::codec::{self, HeaderBlock, Put, Reader, varint_len};
 use crate::config::KEY_LEN_MAX;
 use crate::id::{Key, KeyHash, Lsn, NamespaceGeneration, Position, SegmentId, StoreId, UNIT};
 use crate::io::{BLOCK, SECTOR};
 
 /// The table above, as `inspect layout` prints it.
 pub(crate) const LAYOUT: &str = include_str!("format.layout.txt");
-const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"EWSH");
-const TRAILER_MAGIC: u32 = u32::from_le_bytes(*b"EWST");
-const RECORD_MAGIC: u32 = u32::from_le_bytes(*b"EWSR");
 pub(crate) const VERSION: u32 = 1;
+const HEADER: HeaderBlock = HeaderBlock::new(*b"EWSH", VERSION);
+const TRAILER: HeaderBlock = HeaderBlock::new(*b"EWST", VERSION);
+const RECORD_MAGIC: u32 = u32::from_le_bytes(*b"EWSR");
 
 const TOMBSTONE: u8 = 1;
 const COMPRESSED: u8 = 2;
@@ -47,57 +47,35 @@ pub(crate) struct Trailer {
     pub(crate) entries: u64,
 }
 
-fn encode_block(store: StoreId, magic: u32, life: &Life, trailer: Option<&Trailer>, block: &mut [u8]) {
-    block.fill(0);
-    let mut out = Vec::with_capacity(64);
-    out.put_u32(life.id.0);
-    out.put_u64(store.0);
-    out.put_u64(life.base.0);
-    out.put_u64(life.base_lsn.0);
-    if let Some(trailer) = trailer {
-        out.put_u32(trailer.footer_blocks);
-        out.put_u32(trailer.data_end);
-        out.put_u64(trailer.entries);
-    }
-    block[..4].copy_from_slice(&magic.to_le_bytes());
-    block[4..8].copy_from_slice(&VERSION.to_le_bytes());
-    block[12..12 + out.len()].copy_from_slice(&out);
-    let check = codec::checksum(store, magic, life.base.0, &[&block[12..]]);
-    block[8..12].copy_from_slice(&check.to_le_bytes());
-}
-
-fn decode_block<'a>(store: StoreId, magic: u32, block: &'a [u8]) -> Option<(Life, Reader<'a>)> {
-    let mut r = Reader::new(block);
-    if r.u32()? != magic || r.u32()? != VERSION {
-        return None;
-    }
-    let check = r.u32()?;
-    let id = SegmentId(r.u32()?);
-    let owner = r.u64()?;
-    let life = Life { id, base: Position(r.u64()?), base_lsn: Lsn(r.u64()?) };
-    let whole = owner == store.0 && check == codec::checksum(store, magic, life.base.0, &[block.get(12..)?]);
-    whole.then_some((life, r))
-}
-
 /// Fills `block` with the header of a segment that begins a life.
 pub(crate) fn encode_header(store: StoreId, life: &Life, block: &mut [u8]) {
-    encode_block(store, HEADER_MAGIC, life, None, block);
+    HEADER.encode(store, life.id.0, life.base.0, &life.base_lsn.0.to_le_bytes(), block);
 }
 
-/// The life a header block states, if it is whole and of this store.
+/// The life that a header block states, if it verifies and is of this store.
 pub(crate) fn decode_header(store: StoreId, block: &[u8]) -> Option<Life> {
-    decode_block(store, HEADER_MAGIC, block).map(|(life, _)| life)
+    decode_life(HEADER, store, block).map(|(life, _)| life)
 }
 
 /// Fills `block` with the trailer of a sealed segment.
 pub(crate) fn encode_trailer(store: StoreId, life: &Life, trailer: &Trailer, block: &mut [u8]) {
-    encode_block(store, TRAILER_MAGIC, life, Some(trailer), block);
+    let mut fields = Vec::with_capacity(24);
+    fields.put_u64(life.base_lsn.0);
+    fields.put_u32(trailer.footer_blocks);
+    fields.put_u32(trailer.data_end);
+    fields.put_u64(trailer.entries);
+    TRAILER.encode(store, life.id.0, life.base.0, &fields, block);
 }
 
-/// What a trailer block states, if it is whole and of this store.
+/// The life and the trailer that a trailer block states, if it verifies and is of this store.
 pub(crate) fn decode_trailer(store: StoreId, block: &[u8]) -> Option<(Life, Trailer)> {
-    let (life, mut r) = decode_block(store, TRAILER_MAGIC, block)?;
+    let (life, mut r) = decode_life(TRAILER, store, block)?;
     Some((life, Trailer { footer_blocks: r.u32()?, data_end: r.u32()?, entries: r.u64()? }))
+}
+
+fn decode_life(kind: HeaderBlock, store: StoreId, block: &[u8]) -> Option<(Life, Reader<'_>)> {
+    let (id, base, mut r) = kind.decode(store, block)?;
+    Some((Life { id: SegmentId(id), base: Position(base), base_lsn: Lsn(r.u64()?) }, r))
 }
 
 /// What takes the place of bytes that could not be read when what surrounds them was written, unit by unit: what they were is not known.

@@ -2,15 +2,14 @@
 //!
 #![doc = concat!("```text\n", include_str!("format.layout.txt"), "```")]
 
-use crate::codec::{self, Checksum, Put, Reader};
+use crate::codec::{self, Checksum, HeaderBlock, Reader};
 use crate::id::{KeyHash, Lsn, Position, StoreId};
-use crate::io::BLOCK;
 
 /// The table above, as `inspect layout` prints it.
 pub(crate) const LAYOUT: &str = include_str!("format.layout.txt");
-const FILE_MAGIC: u32 = u32::from_le_bytes(*b"EWWH");
-const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"EWWF");
 pub(crate) const VERSION: u32 = 1;
+const HEADER: HeaderBlock = HeaderBlock::new(*b"EWWH", VERSION);
+const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"EWWF");
 
 /// Bytes of a frame without a record.
 pub(crate) const FRAME_LEN: usize = 40;
@@ -29,30 +28,12 @@ pub(crate) struct FileHeader {
 
 impl FileHeader {
     pub(crate) fn encode(&self, store: StoreId, block: &mut [u8]) {
-        block.fill(0);
-        let mut out = Vec::with_capacity(32);
-        out.put_u32(0);
-        out.put_u64(store.0);
-        out.put_u64(self.number);
-        out.put_u64(self.payload);
-        block[..4].copy_from_slice(&FILE_MAGIC.to_le_bytes());
-        block[4..8].copy_from_slice(&VERSION.to_le_bytes());
-        block[12..12 + out.len()].copy_from_slice(&out);
-        let check = codec::checksum(store, FILE_MAGIC, self.number, &[&block[12..BLOCK]]);
-        block[8..12].copy_from_slice(&check.to_le_bytes());
+        HEADER.encode(store, 0, self.number, &self.payload.to_le_bytes(), block);
     }
 
     pub(crate) fn decode(store: StoreId, block: &[u8]) -> Option<Self> {
-        let mut r = Reader::new(block);
-        if r.u32()? != FILE_MAGIC || r.u32()? != VERSION {
-            return None;
-        }
-        let check = r.u32()?;
-        r.u32()?;
-        let owner = r.u64()?;
-        let header = Self { number: r.u64()?, payload: r.u64()? };
-        let expected = codec::checksum(store, FILE_MAGIC, header.number, &[block.get(12..BLOCK)?]);
-        (owner == store.0 && check == expected).then_some(header)
+        let (_, number, mut r) = HEADER.decode(store, block)?;
+        Some(Self { number, payload: r.u64()? })
     }
 }
 
@@ -149,6 +130,7 @@ pub(crate) fn decode_frame(store: StoreId, at: u64, bytes: &[u8]) -> Option<(Fra
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::BLOCK;
     use proptest::prelude::*;
 
     const STORE: StoreId = StoreId(11);
