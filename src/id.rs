@@ -103,7 +103,7 @@ impl KeyHash {
 }
 
 /// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection that maps 0 to 0.
-const fn mix(mut n: u64) -> u64 {
+pub(crate) const fn mix(mut n: u64) -> u64 {
     n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     n ^ (n >> 31)
