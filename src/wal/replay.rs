@@ -9,7 +9,7 @@ use super::writer::FILE_PREFIX;
 use crate::codec::{round_down, round_up};
 use crate::id::{Lsn, Position, StoreId};
 use crate::io::aligned::AlignedBuf;
-use crate::io::{BLOCK, Disk, File, Mapping, SECTOR, numbered};
+use crate::io::{BLOCK, Disk, File, Mapping, SECTOR, numbered, read_twice};
 
 const WINDOW: usize = 256 << 10;
 
@@ -88,11 +88,6 @@ pub(crate) struct Hole {
     pub(crate) repaired: bool,
 }
 
-/// Reads, and if that fails once more: much hangs on it, and errors pass.
-fn read(file: &dyn File, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-    file.read_at(offset, buf).or_else(|_| file.read_at(offset, buf))
-}
-
 /// Reads the WAL that begins at `start`.
 #[derive(Debug)]
 pub(crate) struct Replay {
@@ -128,7 +123,7 @@ impl Replay {
                 continue;
             }
             let file = disk.open(&name)?;
-            if read(file.as_ref(), 0, &mut block).is_err() {
+            if read_twice(|| file.read_at(0, &mut block)).is_err() {
                 // Spare or not: replay finds out whether its frames are missed.
                 headers_unread = true;
                 headless.push(file);
@@ -387,7 +382,7 @@ impl Replay {
         }
         let mut front = AlignedBuf::zeroed(round_up(2 * FRAME_LEN_MAX as u64, SECTOR as u64) as usize);
         let holds_it = |file: &Arc<dyn File>| {
-            read(file.as_ref(), BLOCK as u64, &mut front).is_ok()
+            read_twice(|| file.read_at(BLOCK as u64, &mut front)).is_ok()
                 && (0..FRAME_LEN_MAX).step_by(8).any(|offset| {
                     let at = number * self.payload + offset as u64;
                     let frame = format::frame_len(&front[offset..]).and_then(|len| front.get(offset..offset + len));
@@ -410,11 +405,11 @@ impl Replay {
             let end = round_up((start + WINDOW as u64).min(file.len()), BLOCK as u64);
             let len = (end - start) as usize;
             self.held = None;
-            if read(file.as_ref(), start, &mut self.window[..len]).is_err() {
+            if read_twice(|| file.read_at(start, &mut self.window[..len])).is_err() {
                 // What cannot be read is as if the frames were damaged: the ring may have them, or they are a hole.
                 for (block, buf) in self.window[..len].chunks_mut(BLOCK).enumerate() {
                     let at = start + (block * BLOCK) as u64;
-                    if read(file.as_ref(), at, buf).is_err() {
+                    if read_twice(|| file.read_at(at, buf)).is_err() {
                         buf.fill(0);
                         self.unread.insert((number, at));
                     }
