@@ -5,7 +5,7 @@
 use crate::codec::{self, Checksum, HeaderBlock, Reader};
 use crate::id::{KeyHash, Lsn, Position, StoreId};
 
-/// The table above, as `inspect layout` prints it.
+/// The table above, which `inspect layout` prints.
 pub(crate) const LAYOUT: &str = include_str!("format.layout.txt");
 pub(crate) const VERSION: u32 = 1;
 const HEADER: HeaderBlock = HeaderBlock::new(*b"EWWH", VERSION);
@@ -13,38 +13,43 @@ const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"EWWF");
 
 /// Bytes of a frame without a record.
 pub(crate) const FRAME_LEN: usize = 40;
-/// Most bytes a frame can have.
+/// Bytes of the longest frame.
 pub(crate) const FRAME_LEN_MAX: usize = FRAME_LEN + crate::config::INLINE_LEN_MAX;
 
 const INLINE: u8 = 1;
 const SUPERSEDES: u8 = 2;
 
-/// What a WAL file's header states.
+/// The header of a WAL file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FileHeader {
+    /// The file holds the stream from position `number * payload` on.
     pub(crate) number: u64,
+    /// Bytes of stream in each file.
     pub(crate) payload: u64,
 }
 
 impl FileHeader {
+    /// Fills `block` with the header.
     pub(crate) fn encode(&self, store: StoreId, block: &mut [u8]) {
         HEADER.encode(store, 0, self.number, &self.payload.to_le_bytes(), block);
     }
 
+    /// The header in `block`, if it verifies and is of this store.
     pub(crate) fn decode(store: StoreId, block: &[u8]) -> Option<Self> {
         let (_, number, mut r) = HEADER.decode(store, block)?;
         Some(Self { number, payload: r.u64()? })
     }
 }
 
-/// What a frame says.
+/// The contents of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Frame {
-    /// A record of a new version was appended to the segment stream.
+    /// A record with a new LSN was appended to the segment stream.
     Mutation(Mutation),
-    /// A record of an old version was appended again: it has another place, and the same LSN as before.
+    /// A record was appended again under its old LSN, at another position.
     Move(Mutation),
-    /// Everything up to `durable` is synced; store time was `time_ms`, and `appended` was the newest mutation.
+    /// Everything up to `durable` is synced. When the mark was appended, the store time was
+    /// `time_ms` and `appended` was the newest mutation.
     Mark { durable: Lsn, time_ms: u64, appended: Lsn },
 }
 
@@ -53,13 +58,16 @@ pub(crate) enum Frame {
 pub(crate) struct Mutation {
     pub(crate) lsn: Lsn,
     pub(crate) hash: KeyHash,
+    /// A delete, or a catalog change.
     pub(crate) tombstone: bool,
+    /// The index had an entry with the same fingerprint.
     pub(crate) supersedes: bool,
+    /// Position of the record.
     pub(crate) record: Position,
     pub(crate) record_len: u32,
 }
 
-/// A frame's first bytes, to be followed by `record` (the record's bytes, or nothing).
+/// The first bytes of a frame. The bytes of `record` follow them, if the frame holds the record.
 pub(crate) fn encode_frame(store: StoreId, at: u64, frame: &Frame, record: &[&[u8]]) -> [u8; FRAME_LEN] {
     let inline: usize = record.iter().map(|p| p.len()).sum();
     let len = (FRAME_LEN + inline).next_multiple_of(8) as u32;
@@ -93,13 +101,13 @@ pub(crate) fn encode_frame(store: StoreId, at: u64, frame: &Frame, record: &[&[u
     out
 }
 
-/// The length that the frame at the front of `bytes` claims, if it is one that a frame can have.
+/// The length that the frame at the front of `bytes` claims, if a frame can have that length.
 pub(crate) fn frame_len(bytes: &[u8]) -> Option<usize> {
     let len = Reader::new(bytes.get(4..)?).u32()? as usize;
     ((FRAME_LEN..=FRAME_LEN_MAX).contains(&len) && len.is_multiple_of(8)).then_some(len)
 }
 
-/// Decodes and verifies the frame that `bytes` are, and the record's bytes if it has them (with padding).
+/// Decodes and verifies the frame in `bytes`. The slice holds the record, or is empty without one.
 pub(crate) fn decode_frame(store: StoreId, at: u64, bytes: &[u8]) -> Option<(Frame, &[u8])> {
     let mut r = Reader::new(bytes);
     if r.u32()? != codec::checksum(store, FRAME_MAGIC, at, &[bytes.get(4..)?]) || r.u32()? as usize != bytes.len() {
