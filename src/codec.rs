@@ -1,8 +1,10 @@
-//! Bounded little-endian reading and writing over byte slices, and the seeded checksum. No I/O.
+//! Bounded little-endian reading and writing over byte slices, seeded checksums and header blocks.
+//! No I/O.
 
 use crate::id::StoreId;
 
-/// Reads fields from the front of a slice. Every method returns `None` instead of reading past the end.
+/// Reads fields from the front of a slice. Every method returns `None` at the end instead of
+/// reading past it.
 #[derive(Clone, Debug)]
 pub(crate) struct Reader<'a> {
     rest: &'a [u8],
@@ -47,7 +49,8 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
-    /// Canonical LEB128 of at most 10 bytes: an encoding longer than needed is refused.
+    /// A canonical LEB128 varint of at most 10 bytes. `None` for an encoding that is longer than
+    /// needed.
     pub(crate) fn varint(&mut self) -> Option<u64> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
@@ -65,7 +68,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Appends fields to a vector.
+/// Appends fields to a buffer.
 pub(crate) trait Put {
     fn put(&mut self, bytes: &[u8]);
 
@@ -93,12 +96,12 @@ impl Put for Vec<u8> {
     }
 }
 
-/// Bytes that [`Put::put_varint`] needs for `v`.
+/// Bytes that [`Put::put_varint`] writes for `v`.
 pub(crate) const fn varint_len(v: u64) -> usize {
     (64 - (v | 1).leading_zeros() as usize).div_ceil(7)
 }
 
-/// Maps small magnitudes of either sign to small numbers.
+/// Maps numbers of small magnitude and either sign to small numbers.
 pub(crate) const fn zigzag(v: i64) -> u64 {
     ((v << 1) ^ (v >> 63)) as u64
 }
@@ -113,7 +116,8 @@ thread_local! {
     static UNCHECKED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// Runs `with` on this thread with every checksum being 0, so that what lies behind the checks can be reached with bytes that nobody wrote.
+/// Runs `with` on this thread, with every checksum being 0. Fuzzed bytes then reach the code behind
+/// the checks.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn unchecked<R>(with: impl FnOnce() -> R) -> R {
     UNCHECKED.set(true);
@@ -122,16 +126,18 @@ pub(crate) fn unchecked<R>(with: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Checksum of `parts` seeded with what they are, whose they are and where they belong, so that recycled, misplaced or foreign bytes do not verify (CRC-32/ISO-HDLC).
+/// CRC-32/ISO-HDLC of `parts`, seeded with their store, kind and place, so that recycled, misplaced
+/// or foreign bytes do not verify.
 ///
-/// `kind` is the magic of the structure; `place` a position, generation or sequence number that no other life of these bytes has.
+/// `kind` is the magic of the structure. `place` is a position, number or sequence that no other
+/// life of these bytes has.
 pub(crate) fn checksum(store: StoreId, kind: u32, place: u64, parts: &[&[u8]]) -> u32 {
     let mut checksum = Checksum::new(store, kind, place);
     parts.iter().for_each(|part| checksum.update(part));
     checksum.finish()
 }
 
-/// As [`checksum`], of parts that come one after the other.
+/// Computes a [`checksum`] of parts that arrive one after the other.
 pub(crate) struct Checksum(crc32fast::Hasher);
 
 impl Checksum {
@@ -155,6 +161,57 @@ impl Checksum {
             return 0;
         }
         self.0.finalize()
+    }
+}
+
+/// A kind of header block: its magic and the version of its layout.
+///
+/// Every kind begins with the same fields. A kind adds its own from 32 on.
+///
+/// ```text
+///  0  u32  magic
+///  4  u32  version
+///  8  u32  check       over the block after it; seeded with store, magic, place
+/// 12  u32  number      the kind gives it a meaning
+/// 16  u64  store id
+/// 24  u64  place       a position, number or sequence that no other life of the block has
+/// 32  fields of the kind, zeros to the end of the block
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeaderBlock {
+    magic: u32,
+    version: u32,
+}
+
+impl HeaderBlock {
+    pub(crate) const fn new(magic: [u8; 4], version: u32) -> Self {
+        Self { magic: u32::from_le_bytes(magic), version }
+    }
+
+    /// Fills `block`, a whole block. `fields` are the encoded fields of the kind.
+    pub(crate) fn encode(self, store: StoreId, number: u32, place: u64, fields: &[u8], block: &mut [u8]) {
+        block.fill(0);
+        block[..4].copy_from_slice(&self.magic.to_le_bytes());
+        block[4..8].copy_from_slice(&self.version.to_le_bytes());
+        block[12..16].copy_from_slice(&number.to_le_bytes());
+        block[16..24].copy_from_slice(&store.0.to_le_bytes());
+        block[24..32].copy_from_slice(&place.to_le_bytes());
+        block[32..32 + fields.len()].copy_from_slice(fields);
+        let check = checksum(store, self.magic, place, &[&block[12..]]);
+        block[8..12].copy_from_slice(&check.to_le_bytes());
+    }
+
+    /// The number and the place that `block` states, and a reader of the fields of the kind. `None`
+    /// if the block is of another kind, version or store, or does not verify.
+    pub(crate) fn decode(self, store: StoreId, block: &[u8]) -> Option<(u32, u64, Reader<'_>)> {
+        let mut r = Reader::new(block);
+        if r.u32()? != self.magic || r.u32()? != self.version {
+            return None;
+        }
+        let (check, number) = (r.u32()?, r.u32()?);
+        let (owner, place) = (r.u64()?, r.u64()?);
+        let verifies = owner == store.0 && check == checksum(store, self.magic, place, &[block.get(12..)?]);
+        verifies.then_some((number, place, r))
     }
 }
 
@@ -197,6 +254,22 @@ mod tests {
         assert_eq!(Reader::new(&[0xff; 10]).varint(), None);
         assert_eq!(Reader::new(&[0x80]).varint(), None);
         assert_eq!(Reader::new(&[0]).varint(), Some(0));
+    }
+
+    #[test]
+    fn a_header_block_is_only_read_by_its_kind_version_and_store() {
+        let kind = HeaderBlock::new(*b"EWxx", 3);
+        let mut block = [1; 64];
+        kind.encode(StoreId(5), 7, 9, &[1, 2], &mut block);
+        let (number, place, mut fields) = kind.decode(StoreId(5), &block).unwrap();
+        assert_eq!((number, place, fields.u16(), fields.remaining()), (7, 9, Some(0x0201), 30));
+        assert!(block[34..].iter().all(|byte| *byte == 0));
+        assert!(HeaderBlock::new(*b"EWxy", 3).decode(StoreId(5), &block).is_none());
+        assert!(HeaderBlock::new(*b"EWxx", 4).decode(StoreId(5), &block).is_none());
+        assert!(kind.decode(StoreId(6), &block).is_none());
+        assert!(kind.decode(StoreId(5), &block[..63]).is_none());
+        block[63] = 1;
+        assert!(kind.decode(StoreId(5), &block).is_none());
     }
 
     #[test]

@@ -1,23 +1,23 @@
-//! Typed errors. A variant exists where a caller would act differently.
+//! Typed errors. A variant exists where a caller acts differently.
 
 use std::io;
 use std::path::PathBuf;
 
-/// What [`crate::Cache`] operations return.
+/// Result of a [`crate::Cache`] operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why an operation did not happen.
+/// Reason why an operation failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused or failed an operation on a store file.
     #[error("cannot {action} {path}")]
     Io {
-        /// What was attempted, as a verb.
+        /// The attempted operation, beginning with a verb.
         action: &'static str,
-        /// The file or directory concerned.
+        /// The file or directory.
         path: PathBuf,
-        /// The system's reason.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// Another live process, or another cache in this process, has the directory open.
@@ -25,98 +25,104 @@ pub enum Error {
     Locked {
         /// The store's directory.
         path: PathBuf,
-        /// The holder's process id, 0 if it could not be read.
+        /// Id of the process that holds the store, 0 if it is unknown.
         pid: u32,
     },
-    /// The directory holds no store, and the caller asked for an existing one.
-    #[error("{path} holds no everwarm store")]
+    /// The directory holds no store, and the options do not allow creating one.
+    #[error("{path} holds no everwarm store; check the path")]
     NotFound {
-        /// The directory that was looked at.
+        /// The given directory.
         path: PathBuf,
     },
-    /// The directory holds files that are not a store's, so nothing was created in it.
+    /// The directory holds files that do not belong to a store, so none was created in it.
     #[error("{path} is not empty and holds no everwarm store ({found}); give an empty or new directory")]
     NotAStore {
-        /// The directory that was looked at.
+        /// The given directory.
         path: PathBuf,
-        /// The name of one unexpected file.
+        /// Name of one unexpected file.
         found: String,
     },
     /// A file was written by a newer version of everwarm.
     #[error("{path} has format version {found}, this program reads up to {supported}; use a newer everwarm")]
     NewerVersion {
-        /// The file concerned.
+        /// The newer file.
         path: PathBuf,
-        /// The version it states.
+        /// Format version of the file.
         found: u32,
-        /// The newest version understood here.
+        /// The newest format version that this version of everwarm reads.
         supported: u32,
     },
-    /// What governs the whole store is damaged in every copy.
+    /// The store has no usable manifest, or recovery found damage under
+    /// [`crate::RecoveryMode::Refuse`].
     #[error("{path} is damaged: {what}")]
     Corrupt {
-        /// The file concerned.
+        /// The damaged file, or the store's directory.
         path: PathBuf,
-        /// What did not hold.
+        /// Description of the damage.
         what: String,
     },
     /// An option is out of its range or contradicts another one.
     #[error("option {name}: {reason}")]
     InvalidOption {
-        /// The option's name as in [`crate::Options`].
+        /// Name of the option in [`crate::Options`].
         name: &'static str,
-        /// What was expected.
+        /// The values that are allowed.
         reason: String,
     },
-    /// Options in TOML cannot be read.
-    #[error("the options cannot be read: {reason}")]
+    /// Options in TOML cannot be parsed.
+    #[error("the TOML options cannot be parsed: {reason}")]
     InvalidToml {
-        /// The line, and what is wrong there.
+        /// The line and its error.
         reason: String,
     },
-    /// The store has other sizes than the options, or more entries than `memory` can index, and [`crate::Options::resize`] says that it is to stay as it is.
-    #[error("the store would have to be resized: option {name}: {reason}")]
+    /// The store needs a resize to fit the options, and [`crate::Options::resize`] forbids it: it
+    /// has other sizes than the options, or more entries than `memory` can index.
+    #[error("the store needs a resize: option {name}: {reason}")]
     NeedsResize {
-        /// The option's name as in [`crate::Options`].
+        /// Name of the option in [`crate::Options`].
         name: &'static str,
-        /// What was given, and what the store has.
+        /// The given value, and the value of the store.
         reason: String,
     },
-    /// A namespace or resume token has a name that is too long, or would be one too many.
+    /// The name of a namespace or resume token is too long, or the store has the maximum number of
+    /// them.
     #[error("the name of a namespace or resume token is refused: {reason}")]
     InvalidName {
-        /// What was expected.
+        /// The limit that applies.
         reason: String,
     },
-    /// A key has no bytes.
-    #[error("a key has at least one byte")]
+    /// A key is empty.
+    #[error("the key is empty; give at least one byte")]
     EmptyKey,
-    /// A key is longer than [`crate::KEY_LEN_MAX`], or fits no segment (or the write buffer) of this store.
+    /// A key is longer than [`crate::KEY_LEN_MAX`], or too long for the segments or the write
+    /// buffer of this store.
     #[error("the key has {len} bytes, the limit is {max}")]
     KeyTooLarge {
-        /// Bytes given.
+        /// Length of the key in bytes.
         len: usize,
-        /// Bytes allowed.
+        /// The limit in bytes.
         max: usize,
     },
-    /// A value does not fit one segment (or the write buffer) of this store.
+    /// A value is too long for the segments or the write buffer of this store, or a resume token
+    /// for the manifest.
     #[error("the value has {len} bytes, the limit of this store is {max}; raise segment_size or memory")]
     ValueTooLarge {
-        /// Bytes given.
+        /// Length of the value in bytes.
         len: usize,
-        /// Bytes allowed with this key.
+        /// The limit in bytes for a value with this key.
         max: usize,
     },
-    /// There is no room right now and the caller chose not to wait.
-    #[error("the write buffer is full; try again, or wait")]
+    /// The write buffer is full, and the caller chose not to wait.
+    #[error("the write buffer is full; try again, or wait for room")]
     WouldBlock,
-    /// There was no room before the caller's deadline.
-    #[error("the deadline passed before there was room")]
+    /// The write buffer had no room before the caller's deadline.
+    #[error("the deadline passed before the write buffer had room")]
     TimedOut,
-    /// A write or a sync failed earlier. Mutations are refused until the store is opened again; reads go on.
-    #[error("the store stopped accepting mutations: {reason}")]
+    /// A write or a sync failed earlier. Mutations are refused until the store is opened again;
+    /// reads go on.
+    #[error("the store stopped accepting mutations: {reason}; open it again")]
     Failed {
-        /// The first failure.
+        /// Description of the first failure.
         reason: String,
     },
     /// The cache was closed.
@@ -125,7 +131,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Wraps a system error with what was attempted and where.
+    /// Wraps an error of the operating system with the attempted operation and its path.
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { action, path, source }

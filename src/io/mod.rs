@@ -126,6 +126,13 @@ pub(crate) fn numbered(name: &str, prefix: &str) -> Option<u32> {
     digits.parse().ok().filter(|number: &u32| number.to_string() == digits)
 }
 
+/// Calls `read`, and once more if it fails: the error of one read may be gone at the next.
+///
+/// Recovery reads so, because one failed read could cost it acknowledged data.
+pub(crate) fn read_twice<T>(mut read: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    read().or_else(|_| read())
+}
+
 /// Why a directory could not be locked.
 #[derive(Debug)]
 pub(crate) enum LockError {

@@ -1,4 +1,5 @@
-//! What governs more than one entry: namespaces and resume tokens. Small, so the manifest holds all of it, and notes in the log change it.
+//! The catalog: namespaces and resume tokens, which concern more than one entry. It is small, so
+//! the manifest holds all of it. Catalog changes are records in the log.
 //!
 #![doc = concat!("```text\n", include_str!("catalog.layout.txt"), "```")]
 
@@ -7,38 +8,40 @@ use std::collections::{BTreeMap, HashSet};
 use crate::codec::{Put, Reader};
 use crate::id::{Lsn, NamespaceGeneration};
 
-/// The table above, as `inspect layout` prints it.
+/// The table above, which `inspect layout` prints.
 pub(crate) const LAYOUT: &str = include_str!("catalog.layout.txt");
 
-/// Longest name of a namespace or a token, in bytes.
+/// Longest name of a namespace or resume token, in bytes.
 pub(crate) const NAME_LEN_MAX: usize = 255;
 /// Longest resume token, in bytes.
 pub(crate) const TOKEN_LEN_MAX: usize = 1024;
-/// Most namespaces a store may have besides the default one.
+/// Maximum number of namespaces of a store, without the default one.
 pub(crate) const NAMESPACES_MAX: usize = 1024;
-/// Most resume tokens a store may have.
+/// Maximum number of resume tokens of a store.
 pub(crate) const TOKENS_MAX: usize = 64;
-/// Longest encoding.
+/// Length of the longest encoded catalog, in bytes.
 pub(crate) const LEN_MAX: usize = 12 + (NAMESPACES_MAX + 1) * (2 + NAME_LEN_MAX + 8) + TOKENS_MAX * (4 + NAME_LEN_MAX + TOKEN_LEN_MAX);
 
-/// See the module.
+/// The namespaces and resume tokens of a store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Catalog {
-    /// The life that each namespace is in. The default one has no name, and is listed once it was dropped.
+    /// The generation of each namespace. The default namespace has the empty name, and is listed
+    /// only after its first drop.
     pub(crate) namespaces: BTreeMap<String, NamespaceGeneration>,
+    /// The value of each resume token.
     pub(crate) tokens: BTreeMap<String, Vec<u8>>,
-    /// The newest note in it.
+    /// LSN of the newest applied change.
     pub(crate) lsn: Lsn,
 }
 
 /// A change of the catalog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CatalogChange<'a> {
-    /// A namespace begins a life: it is new, or what it held is dropped.
+    /// A namespace begins a generation: it is new, or its entries are dropped.
     Namespace(&'a str),
-    /// Every namespace begins another life.
+    /// Every namespace begins a new generation.
     AllNamespaces,
-    /// A resume token has this value; an empty one removes it.
+    /// A resume token gets this value. An empty value removes the token.
     Token(&'a str, &'a [u8]),
 }
 
@@ -77,13 +80,13 @@ fn name<'a>(r: &mut Reader<'a>) -> Option<&'a str> {
 }
 
 impl Catalog {
-    /// Applies a note that has this LSN, unless it is in here already.
-    pub(crate) fn apply(&mut self, lsn: Lsn, note: &CatalogChange<'_>) {
+    /// Applies the change with this LSN, unless the catalog includes it already.
+    pub(crate) fn apply(&mut self, lsn: Lsn, change: &CatalogChange<'_>) {
         if lsn <= self.lsn {
             return;
         }
         self.lsn = lsn;
-        match *note {
+        match *change {
             CatalogChange::Namespace(name) => drop(self.namespaces.insert(name.to_owned(), NamespaceGeneration(lsn.0))),
             CatalogChange::AllNamespaces => {
                 self.namespaces.entry(String::new()).or_default();
@@ -94,19 +97,20 @@ impl Catalog {
         }
     }
 
-    /// The life that the namespace with this name is in, if it exists. The default one always does.
+    /// The generation of the namespace with this name, if it exists. The default namespace always
+    /// does.
     pub(crate) fn generation(&self, name: &str) -> Option<NamespaceGeneration> {
         self.namespaces.get(name).copied().or_else(|| name.is_empty().then_some(NamespaceGeneration::FIRST))
     }
 
-    /// Every life that a namespace is in.
+    /// The generations of all namespaces.
     pub(crate) fn generations(&self) -> HashSet<NamespaceGeneration> {
         self.namespaces.values().copied().chain(self.generation("")).collect()
     }
 
-    /// At least as many bytes as the encoding has.
+    /// Upper bound of the encoded length, in bytes.
     pub(crate) fn len_at_most(&self) -> usize {
-        // Lengths within their limits take two bytes.
+        // The varint of a length within its limit takes at most two bytes.
         let namespaces: usize = self.namespaces.keys().map(|name| 2 + name.len() + 8).sum();
         let tokens: usize = self.tokens.iter().map(|(name, value)| 2 + name.len() + 2 + value.len()).sum();
         8 + 2 + namespaces + 2 + tokens
@@ -153,9 +157,9 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn notes_and_catalog_round_trip() {
+    fn changes_and_catalog_round_trip() {
         let mut catalog = Catalog::default();
-        for (lsn, note) in [
+        for (lsn, change) in [
             CatalogChange::Namespace("users"),
             CatalogChange::Token("stream", b"17"),
             CatalogChange::AllNamespaces,
@@ -164,9 +168,9 @@ mod tests {
         .iter()
         .enumerate()
         {
-            let bytes = note.encode();
-            assert_eq!(CatalogChange::decode(&bytes), Some(*note));
-            catalog.apply(Lsn(lsn as u64 + 1), note);
+            let bytes = change.encode();
+            assert_eq!(CatalogChange::decode(&bytes), Some(*change));
+            catalog.apply(Lsn(lsn as u64 + 1), change);
         }
         assert_eq!(Catalog::decode(&catalog.encode()), Some(catalog.clone()));
         assert!(catalog.len_at_most() >= catalog.encode().len());

@@ -6,29 +6,30 @@ use super::catalog::{self, Catalog};
 use crate::codec::{self, Put, Reader};
 use crate::id::{Lsn, Position, StoreId};
 
-/// The table above, as `inspect layout` prints it.
+/// The table above, which `inspect layout` prints.
 pub(crate) const LAYOUT: &str = include_str!("format.layout.txt");
 pub(crate) const MAGIC: u32 = u32::from_le_bytes(*b"EWMF");
 pub(crate) const VERSION: u32 = 1;
 const HEAD_LEN: usize = 184;
 const SEGMENT_LEN: usize = 32;
-/// Longest file that can be a manifest.
+/// Length of the longest manifest file, in bytes.
 pub(crate) const LEN_MAX: u64 =
     (2 * (HEAD_LEN + SEGMENT_LEN * 2 * crate::config::SEGMENTS_MAX as usize + catalog::LEN_MAX) as u64).next_power_of_two();
 
-/// A segment's state as far as recovery must know it.
+/// The state of a segment, as far as recovery needs it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum SegmentState {
-    /// Holds nothing.
+    /// Holds no records.
     #[default]
     Free,
     /// May hold records that only the WAL describes.
     Open,
-    /// Its footer describes it, durably.
+    /// A durable footer describes its records.
     Sealed,
-    /// A write to it failed; it is not used again.
+    /// Its file failed and holds no entries that are needed. The next opening removes the file.
     Quarantined,
-    /// As open, but a write to it, or a sync, failed: its file is not written again.
+    /// A write or sync of its file failed while it was open. Only the WAL describes its records,
+    /// and its file is not written again.
     Failed,
 }
 
@@ -36,21 +37,24 @@ pub(crate) enum SegmentState {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Segment {
     pub(crate) state: SegmentState,
+    /// Bytes of its file, a power of two.
     pub(crate) size: u64,
+    /// Position of its first byte in this life. 0 before the first life.
     pub(crate) base: Position,
     pub(crate) base_lsn: Lsn,
+    /// The newest LSN in it. 0 until it is sealed.
     pub(crate) last_lsn: Lsn,
 }
 
-/// The checkpoint that counts.
+/// The checkpoint that recovery loads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Checkpoint {
     pub(crate) sequence: u64,
-    /// Everything below this position is in it.
+    /// The checkpoint includes every record below this position.
     pub(crate) start: Position,
 }
 
-/// See the module.
+/// The decoded manifest. The table of the module describes its fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Manifest {
     pub(crate) store: StoreId,
@@ -76,15 +80,17 @@ pub(crate) struct Manifest {
     pub(crate) catalog: Catalog,
 }
 
-/// Why bytes are not a manifest.
+/// The reason why bytes cannot be decoded as a manifest.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Damage {
+    /// The bytes do not verify or are not plausible.
     Broken,
+    /// The bytes verify, but their format version is this newer one.
     Newer(u32),
 }
 
 impl Manifest {
-    /// Bytes that it takes with a catalog of `catalog_len` bytes.
+    /// Encoded length in bytes, with a catalog of `catalog_len` bytes.
     pub(crate) fn len_with(&self, catalog_len: usize) -> usize {
         HEAD_LEN + self.segments.len() * SEGMENT_LEN + catalog_len
     }
@@ -182,14 +188,14 @@ impl Manifest {
         manifest.plausible().then_some(manifest)
     }
 
-    /// Whether numbers that are used as lengths are ones that a store can have.
+    /// Whether the fields that serve as lengths have values that a store can have.
     fn plausible(&self) -> bool {
         let ring = |n: u64| n.is_power_of_two() && (1 << 12..=1 << 30).contains(&n);
         ring(self.wal_ring) && ring(self.segment_ring) && ring(self.wal_payload) && self.segment_size.is_power_of_two()
     }
 }
 
-/// The part that every version has, verified.
+/// The fields that are the same in every format version, verified.
 struct Head {
     version: u32,
     len: usize,

@@ -1,4 +1,8 @@
-//! What a store is: identity, geometry, segment table, watermarks. In two copies.
+//! The manifest states the identity, geometry, segment table and watermarks of a store, in two
+//! copies.
+//!
+//! A new manifest is written to one copy and synced, then to the other and synced. So one copy is
+//! always whole, and [`load`] takes the newest whole copy.
 
 pub(crate) mod catalog;
 pub(crate) mod format;
@@ -16,33 +20,38 @@ pub(crate) use format::{Checkpoint, Manifest, Segment, SegmentState};
 
 /// Names of the two copies.
 pub(crate) const FILES: [&str; 2] = ["manifest.0", "manifest.1"];
-/// A third copy, which counts only while an opening writes the other two, and is zeros otherwise. What it read of them may not be durable: their last sync may have failed.
+/// A third copy, for the time in which an opening writes the other two. Otherwise it begins with
+/// zeros.
+///
+/// The copies that the opening read may not be durable, because their last sync may have failed. So
+/// it must not overwrite either of them before another copy is durable.
 const SPARE: &str = "manifest.2";
 
-/// What is wrong if the copies are of different stores.
-pub(crate) const TWO_STORES: &str = "its copies are of two stores; remove the one that does not belong here";
+/// Error text for copies that belong to different stores.
+pub(crate) const TWO_STORES: &str = "the copies of the manifest belong to two stores; remove the copies of the other store";
 
-/// Whether a file with this name is a copy.
+/// Whether a file with this name is a copy of the manifest.
 pub(crate) fn is_manifest_file(name: &str) -> bool {
     name == SPARE || FILES.contains(&name)
 }
 
-/// Why no manifest could be loaded.
+/// The reason why no manifest could be loaded.
 #[derive(Debug)]
 pub(crate) enum LoadError {
-    /// There is none: the directory holds no store.
+    /// No copy exists: the directory holds no store.
     Missing,
-    /// The newest copy is of a newer format.
+    /// A copy has a newer format version.
     Newer { found: u32 },
-    /// Neither copy is whole.
+    /// No copy is whole.
     Corrupt,
-    /// The copies are of different stores.
+    /// The copies belong to different stores.
     TwoStores,
     /// A copy could not be read.
     Io(io::Error),
 }
 
-/// Loads the newer of the copies that are whole, and says whether the other one was not.
+/// Loads the newest whole copy. Also returns whether `manifest.0` or `manifest.1` is missing,
+/// damaged or unreadable.
 pub(crate) fn load(disk: &dyn Disk) -> Result<(Manifest, bool), LoadError> {
     let (mut best, mut newer, mut missing, mut broken, mut failure) = (None::<Manifest>, None, 0, 0, None);
     let mut stores = BTreeSet::new();
@@ -73,7 +82,8 @@ pub(crate) fn load(disk: &dyn Disk) -> Result<(Manifest, bool), LoadError> {
     }
 }
 
-/// Whether the copies that are there, none of them whole, may be what an interrupted creation left: nothing yet, zeros, or the beginning of a manifest.
+/// Whether copies of which none is whole may be the remains of an interrupted creation. These are
+/// empty files, zeros, or the beginning of a manifest.
 pub(crate) fn may_be_interrupted_creation(disk: &dyn Disk) -> io::Result<bool> {
     for name in FILES.into_iter().chain([SPARE]) {
         let file = match disk.open(name) {
@@ -104,20 +114,22 @@ fn read(disk: &dyn Disk, name: &str) -> io::Result<Result<Manifest, Damage>> {
     Ok(Manifest::decode(&bytes))
 }
 
-/// The manifest of an open store and its files, which stay open: as long as they are long enough, writing it takes neither room on the disk nor a descriptor.
+/// The manifest of an open store, and its open files. While these are long enough, a write takes
+/// neither disk space nor a descriptor.
 #[derive(Debug)]
 pub(crate) struct ManifestStore {
     manifest: Manifest,
     disk: Arc<dyn Disk>,
     files: [Arc<dyn File>; 2],
-    /// Bytes that every copy can take.
+    /// Length of the shortest copy, in bytes.
     len: u64,
-    /// A copy could not be written: neither is written again.
+    /// A write or sync of a copy failed, so neither copy is written again.
     has_failed: bool,
 }
 
 impl ManifestStore {
-    /// Writes the first manifest of an opening, when neither copy can be relied on to be durable before a third one is.
+    /// Writes the first manifest of an opening. The third copy comes first, because the other two
+    /// may not be durable.
     pub(crate) fn begin(disk: Arc<dyn Disk>, mut manifest: Manifest) -> io::Result<Self> {
         manifest.sequence += 1;
         let bytes = blocks(&manifest);
@@ -125,7 +137,7 @@ impl ManifestStore {
             Ok(file) if file.len() >= bytes.len() as u64 => Ok(file),
             _ => create(disk.as_ref(), name, bytes.len() as u64),
         };
-        // All of them before the first is written: there may be no room.
+        // Creates all files before the first write: a full disk then changes no copy.
         let (spare, files) = (find(SPARE)?, [find(FILES[0])?, find(FILES[1])?]);
         for file in [&spare].into_iter().chain(&files) {
             write(file.as_ref(), &bytes)?;
@@ -135,11 +147,14 @@ impl ManifestStore {
         Ok(Self { manifest, disk, files, len, has_failed: false })
     }
 
-    /// Writes the next manifest, durably, over both copies, one after the other. A crash between them leaves the newer one whole, or the older one that nobody has gone
-    /// beyond yet; afterwards either copy alone says everything. Bytes written.
+    /// Writes and syncs the next manifest over one copy and then the other. Returns the number of
+    /// bytes written.
+    ///
+    /// A crash in between leaves a whole copy: the new manifest, or the earlier one, beyond which
+    /// nothing has happened yet. Afterwards either copy alone is enough.
     pub(crate) fn store(&mut self) -> io::Result<u64> {
         if self.has_failed {
-            return Err(io::Error::other("it could not be written before"));
+            return Err(io::Error::other("an earlier write of the manifest failed; open the store again"));
         }
         self.manifest.sequence += 1;
         let bytes = blocks(&self.manifest);
@@ -149,16 +164,17 @@ impl ManifestStore {
         Ok((bytes.len() * self.files.len()) as u64)
     }
 
-    /// Bytes that every copy can take.
+    /// Length of the longest manifest that fits every copy, in bytes.
     pub(crate) fn len(&self) -> u64 {
         self.len
     }
 
-    /// Makes every copy long enough for a manifest of `len` bytes, durably, and leaves what it says. An error that is a shortage did no harm.
+    /// Makes every copy long enough for a manifest of `len` bytes, durably. Contents stay. After an
+    /// error that is a shortage the store can go on.
     pub(crate) fn grow(&mut self, len: u64) -> io::Result<()> {
         let grow = |name: &str| -> io::Result<Arc<dyn File>> {
             let file = create(self.disk.as_ref(), name, len)?;
-            // Whatever the reason, what a failed sync left behind is not known.
+            // The state after a failed sync is unknown, so no sync error counts as a shortage.
             file.sync().map_err(io::Error::other)?;
             Ok(file)
         };
@@ -183,14 +199,15 @@ impl DerefMut for ManifestStore {
     }
 }
 
-/// A copy's file, at least twice as long as needed, so that a full disk is no reason not to write a manifest that has grown.
+/// Creates the file of a copy at twice the needed length or more, so that a manifest that has grown
+/// can be written to a full disk.
 fn create(disk: &dyn Disk, name: &str, len: u64) -> io::Result<Arc<dyn File>> {
     let file = disk.create(name, (2 * len).next_power_of_two().min(format::LEN_MAX))?;
     disk.sync_dir()?;
     Ok(file)
 }
 
-/// What a copy begins with.
+/// The encoded manifest, padded to whole blocks.
 fn blocks(manifest: &Manifest) -> AlignedBuf {
     let encoded = manifest.encode();
     let mut bytes = AlignedBuf::zeroed(round_up(encoded.len() as u64, BLOCK as u64) as usize);

@@ -1,20 +1,22 @@
-//! The footer: what a segment holds, without its values. Written when the segment is sealed; it lets the index be rebuilt, and serves as the incremental checkpoint.
+//! The footer lists the records of a segment without their values. It is written when the segment
+//! is sealed. Recovery rebuilds the index from footers, and applies newer footers to a checkpoint.
 //!
 #![doc = concat!("```text\n", include_str!("footer.layout.txt"), "```")]
-//! The records of one block lie one after the other, so an entry's offset is the sum of the lengths before it. Each block stands alone: a damaged one costs the entries it describes.
+//! The records of one block follow each other, so the lengths of earlier entries give the offset of
+//! an entry. Each block can be decoded alone: damage to one loses only its own entries.
 
 use crate::codec::{self, Put, Reader, unzigzag, varint_len, zigzag};
 use crate::id::{KeyHash, Lsn, Position, StoreId, UNIT};
 use crate::io::BLOCK;
 
-/// The table above, as `inspect layout` prints it.
+/// The table above, which `inspect layout` prints.
 pub(crate) const LAYOUT: &str = include_str!("footer.layout.txt");
 const FOOTER_MAGIC: u32 = u32::from_le_bytes(*b"EWSF");
 const HEAD_LEN: usize = 24;
-/// Two varints and a hash.
+/// Length of the shortest entry: two varints of one byte and a hash.
 pub(crate) const ENTRY_LEN_MIN: usize = 10;
 
-/// One record as the footer describes it.
+/// One record as the footer lists it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FooterEntry {
     pub(crate) hash: KeyHash,
@@ -27,18 +29,19 @@ pub(crate) struct FooterEntry {
 /// Collects entries into blocks while a segment is filled.
 #[derive(Debug, Default)]
 pub(crate) struct Builder {
-    /// Whole blocks, but for their checks, which depend on where they will lie.
+    /// Whole blocks without their checks, which depend on the position of the footer.
     blocks: Vec<u8>,
     /// Bytes used of the last block.
     used: usize,
+    /// LSN of the last entry.
     previous: Lsn,
-    /// Where the next record lies if it follows the one before.
+    /// Offset of a record that follows the last one directly.
     next_offset: u32,
     entries: u64,
 }
 
 impl Builder {
-    /// Bytes of footer once one more entry was added, at most.
+    /// Upper bound of the footer's length in bytes after one more entry.
     pub(crate) fn len_with_one_more(&self) -> usize {
         self.blocks.len() + BLOCK
     }
@@ -51,12 +54,12 @@ impl Builder {
         (self.blocks.len() / BLOCK) as u32
     }
 
-    /// Bytes of DRAM held.
+    /// Bytes of allocated memory.
     pub(crate) fn allocated(&self) -> usize {
         self.blocks.capacity()
     }
 
-    /// Adds a record that lies after those added before.
+    /// Adds a record that lies behind all earlier ones.
     pub(crate) fn push(&mut self, entry: &FooterEntry) {
         let length = u64::from(entry.len) / UNIT as u64 * 2 + u64::from(entry.tombstone);
         let delta = |previous: Lsn| zigzag(entry.lsn.0.wrapping_sub(previous.0) as i64);
@@ -89,7 +92,7 @@ impl Builder {
         self.previous = first.lsn;
     }
 
-    /// The finished blocks, to be written so that the first lies where `place` says, given their length.
+    /// The finished blocks. `place` maps their length to the position of the first block.
     pub(crate) fn finish(&self, store: StoreId, place: impl FnOnce(usize) -> Position) -> Vec<u8> {
         let at = place(self.blocks.len());
         let mut blocks = self.blocks.clone();
@@ -100,13 +103,13 @@ impl Builder {
         blocks
     }
 
-    /// What was added so far.
+    /// The entries added so far.
     pub(crate) fn entries_so_far(&self) -> Vec<FooterEntry> {
         self.blocks.chunks_exact(BLOCK).filter_map(entries_of).flatten().collect()
     }
 }
 
-/// The entries of one footer block that lies at `at`, or `None` if it does not verify.
+/// The entries of the footer block at position `at`, or `None` if it does not verify.
 pub(crate) fn decode_block(store: StoreId, at: Position, block: &[u8]) -> Option<Vec<FooterEntry>> {
     if Reader::new(block).u32()? != codec::checksum(store, FOOTER_MAGIC, at.0, &[block.get(4..)?]) {
         return None;
@@ -114,7 +117,7 @@ pub(crate) fn decode_block(store: StoreId, at: Position, block: &[u8]) -> Option
     entries_of(block)
 }
 
-/// The entries of a footer block whose check does not matter.
+/// The entries of a footer block. Does not verify the block.
 fn entries_of(block: &[u8]) -> Option<Vec<FooterEntry>> {
     let mut r = Reader::new(block.get(4..)?);
     let (count, used) = (r.u16()?, r.u16()?);

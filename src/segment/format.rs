@@ -1,37 +1,37 @@
 //! The bytes of a segment file. `docs/FORMAT.md` explains them.
 //!
 #![doc = concat!("```text\n", include_str!("format.layout.txt"), "```")]
-//! A tombstone has no key; its value is the 8-byte key hash. A note has none either.
+//! A tombstone has no key; its value is the 8-byte key hash. A catalog change has no key either.
 
 use std::ops::Range;
 
-use crate::codec::{self, Put, Reader, varint_len};
+use crate::codec::{self, HeaderBlock, Put, Reader, varint_len};
 use crate::config::KEY_LEN_MAX;
 use crate::id::{Key, KeyHash, Lsn, NamespaceGeneration, Position, SegmentId, StoreId, UNIT};
 use crate::io::{BLOCK, SECTOR};
 
-/// The table above, as `inspect layout` prints it.
+/// The table above, which `inspect layout` prints.
 pub(crate) const LAYOUT: &str = include_str!("format.layout.txt");
-const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"EWSH");
-const TRAILER_MAGIC: u32 = u32::from_le_bytes(*b"EWST");
-const RECORD_MAGIC: u32 = u32::from_le_bytes(*b"EWSR");
 pub(crate) const VERSION: u32 = 1;
+const HEADER: HeaderBlock = HeaderBlock::new(*b"EWSH", VERSION);
+const TRAILER: HeaderBlock = HeaderBlock::new(*b"EWST", VERSION);
+const RECORD_MAGIC: u32 = u32::from_le_bytes(*b"EWSR");
 
 const TOMBSTONE: u8 = 1;
 const COMPRESSED: u8 = 2;
 const EXPIRES: u8 = 4;
 const IN_NAMESPACE: u8 = 8;
-const NOTE: u8 = 16;
+const CATALOG_CHANGE: u8 = 16;
 const FAR: u8 = 32;
-const KNOWN_FLAGS: u8 = TOMBSTONE | COMPRESSED | EXPIRES | IN_NAMESPACE | NOTE | FAR;
+const KNOWN_FLAGS: u8 = TOMBSTONE | COMPRESSED | EXPIRES | IN_NAMESPACE | CATALOG_CHANGE | FAR;
 
-/// Bytes before the flags: the check and the relative LSN, both known only when the record gets its place.
+/// Bytes before the flags: the check and the relative LSN. Both depend on the record's position.
 pub(crate) const PREFIX_LEN: usize = 8;
 
 /// Offset of the first record.
 pub(crate) const DATA_START: u32 = BLOCK as u32;
 
-/// What a header or trailer says of a segment's life.
+/// One life of a segment, as its header and trailer state it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Life {
     pub(crate) id: SegmentId,
@@ -39,79 +39,61 @@ pub(crate) struct Life {
     pub(crate) base_lsn: Lsn,
 }
 
-/// What the trailer adds once the segment is sealed.
+/// The fields of a sealed segment's trailer, beside its [`Life`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Trailer {
     pub(crate) footer_blocks: u32,
+    /// Offset at which the last record ends.
     pub(crate) data_end: u32,
+    /// Number of entries in the footer.
     pub(crate) entries: u64,
-}
-
-fn encode_block(store: StoreId, magic: u32, life: &Life, trailer: Option<&Trailer>, block: &mut [u8]) {
-    block.fill(0);
-    let mut out = Vec::with_capacity(64);
-    out.put_u32(life.id.0);
-    out.put_u64(store.0);
-    out.put_u64(life.base.0);
-    out.put_u64(life.base_lsn.0);
-    if let Some(trailer) = trailer {
-        out.put_u32(trailer.footer_blocks);
-        out.put_u32(trailer.data_end);
-        out.put_u64(trailer.entries);
-    }
-    block[..4].copy_from_slice(&magic.to_le_bytes());
-    block[4..8].copy_from_slice(&VERSION.to_le_bytes());
-    block[12..12 + out.len()].copy_from_slice(&out);
-    let check = codec::checksum(store, magic, life.base.0, &[&block[12..]]);
-    block[8..12].copy_from_slice(&check.to_le_bytes());
-}
-
-fn decode_block<'a>(store: StoreId, magic: u32, block: &'a [u8]) -> Option<(Life, Reader<'a>)> {
-    let mut r = Reader::new(block);
-    if r.u32()? != magic || r.u32()? != VERSION {
-        return None;
-    }
-    let check = r.u32()?;
-    let id = SegmentId(r.u32()?);
-    let owner = r.u64()?;
-    let life = Life { id, base: Position(r.u64()?), base_lsn: Lsn(r.u64()?) };
-    let whole = owner == store.0 && check == codec::checksum(store, magic, life.base.0, &[block.get(12..)?]);
-    whole.then_some((life, r))
 }
 
 /// Fills `block` with the header of a segment that begins a life.
 pub(crate) fn encode_header(store: StoreId, life: &Life, block: &mut [u8]) {
-    encode_block(store, HEADER_MAGIC, life, None, block);
+    HEADER.encode(store, life.id.0, life.base.0, &life.base_lsn.0.to_le_bytes(), block);
 }
 
-/// The life a header block states, if it is whole and of this store.
+/// The life that a header block states, if it verifies and is of this store.
 pub(crate) fn decode_header(store: StoreId, block: &[u8]) -> Option<Life> {
-    decode_block(store, HEADER_MAGIC, block).map(|(life, _)| life)
+    decode_life(HEADER, store, block).map(|(life, _)| life)
 }
 
 /// Fills `block` with the trailer of a sealed segment.
 pub(crate) fn encode_trailer(store: StoreId, life: &Life, trailer: &Trailer, block: &mut [u8]) {
-    encode_block(store, TRAILER_MAGIC, life, Some(trailer), block);
+    let mut fields = Vec::with_capacity(24);
+    fields.put_u64(life.base_lsn.0);
+    fields.put_u32(trailer.footer_blocks);
+    fields.put_u32(trailer.data_end);
+    fields.put_u64(trailer.entries);
+    TRAILER.encode(store, life.id.0, life.base.0, &fields, block);
 }
 
-/// What a trailer block states, if it is whole and of this store.
+/// The life and the trailer that a trailer block states, if it verifies and is of this store.
 pub(crate) fn decode_trailer(store: StoreId, block: &[u8]) -> Option<(Life, Trailer)> {
-    let (life, mut r) = decode_block(store, TRAILER_MAGIC, block)?;
+    let (life, mut r) = decode_life(TRAILER, store, block)?;
     Some((life, Trailer { footer_blocks: r.u32()?, data_end: r.u32()?, entries: r.u64()? }))
 }
 
-/// What takes the place of bytes that could not be read when what surrounds them was written, unit by unit: what they were is not known.
+fn decode_life(kind: HeaderBlock, store: StoreId, block: &[u8]) -> Option<(Life, Reader<'_>)> {
+    let (id, base, mut r) = kind.decode(store, block)?;
+    Some((Life { id: SegmentId(id), base: Position(base), base_lsn: Lsn(r.u64()?) }, r))
+}
+
+/// Marks a [`UNIT`] that could not be read when the bytes around it were rewritten. Its contents
+/// are unknown.
 pub(crate) const UNREAD: [u8; UNIT] = *b"EWunread";
 
-/// Whether bytes that were a record's may have become unreadable.
+/// Whether `bytes`, which belong to a record, hold the mark of an unreadable unit.
 pub(crate) fn was_unread(bytes: &[u8]) -> bool {
     bytes.as_chunks().0.contains(&UNREAD)
 }
 
-/// Longest [`Draft`] head: flags, three lengths, expiry, namespace, LSN.
+/// Length of the longest [`Draft`] head: flags, three lengths, expiry, namespace, LSN.
 const HEAD_LEN_MAX: usize = 1 + 3 + 5 + 5 + 8 + 10 + 8;
 
-/// A record without its place: everything after the LSN, and the CRC-32 of it, computed outside every lock.
+/// A record that has no position yet: its flags, lengths, key and value, and their CRC-32. It is
+/// built outside every lock.
 #[derive(Debug)]
 pub(crate) struct Draft<'a> {
     head: [u8; HEAD_LEN_MAX],
@@ -124,14 +106,14 @@ pub(crate) struct Draft<'a> {
 /// A value on its way to flash.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Content<'a> {
-    /// The value as the user gave it.
+    /// The value as the caller gave it.
     Plain(&'a [u8]),
-    /// The value compressed with zstd, and its length before.
+    /// The value compressed with zstd, and its length before compression.
     Zstd(&'a [u8], usize),
 }
 
 impl<'a> Draft<'a> {
-    /// A put.
+    /// The record of a put.
     pub(crate) fn put(key: Key<'a>, content: Content<'a>, expires_ms: Option<u64>) -> Self {
         let (value, raw_len) = match content {
             Content::Plain(bytes) => (bytes, None),
@@ -156,16 +138,16 @@ impl<'a> Draft<'a> {
         Self::finish(head, key.bytes, value)
     }
 
-    /// Something that governs more than one entry, as the catalog encodes it.
-    pub(crate) fn catalog_change(note: &'a [u8]) -> Self {
+    /// The record of an encoded catalog change.
+    pub(crate) fn catalog_change(change: &'a [u8]) -> Self {
         let mut head = ArrayWriter::default();
-        head.put_u8(NOTE);
+        head.put_u8(CATALOG_CHANGE);
         head.put_varint(0);
-        head.put_varint(note.len() as u64);
-        Self::finish(head, &[], note)
+        head.put_varint(change.len() as u64);
+        Self::finish(head, &[], change)
     }
 
-    /// A delete.
+    /// The record of a delete.
     pub(crate) fn tombstone(hash: KeyHash) -> Self {
         let mut head = ArrayWriter::default();
         head.put_u8(TOMBSTONE);
@@ -183,18 +165,19 @@ impl<'a> Draft<'a> {
         Self { head: head.bytes, head_len: head.len, key, value, crc: crc.finalize() }
     }
 
-    /// Bytes the record will take, a multiple of [`UNIT`].
+    /// Length of the record in bytes, a multiple of [`UNIT`].
     pub(crate) fn len(&self) -> usize {
         (PREFIX_LEN + self.head_len + self.key.len() + self.value.len()).next_multiple_of(UNIT)
     }
 
-    /// The first eight bytes once the place is known. `None` if the LSN is too far from the segment's base.
+    /// The first eight bytes of the record at position `at`. `None` if the LSN is too far from the
+    /// segment's base LSN.
     pub(crate) fn prefix(&self, store: StoreId, at: Position, lsn: Lsn, base_lsn: Lsn) -> Option<[u8; PREFIX_LEN]> {
         let base_lsn = if self.head[0] & FAR == 0 { base_lsn } else { lsn };
         prefix(store, at, lsn, base_lsn, self.crc)
     }
 
-    /// What follows the prefix, to be padded with zeros.
+    /// The bytes after the prefix, without the zeros that pad the record.
     pub(crate) fn parts(&self) -> [&[u8]; 3] {
         [&self.head[..self.head_len], self.key, self.value]
     }
@@ -235,14 +218,14 @@ fn record_check(store: StoreId, at: Position, lsn: Lsn, crc: u32) -> u32 {
 pub(crate) struct Record {
     pub(crate) lsn: Lsn,
     pub(crate) kind: Kind,
-    /// Bytes on flash, a multiple of [`UNIT`].
+    /// Length on flash in bytes, a multiple of [`UNIT`].
     pub(crate) len: usize,
 }
 
-/// What a record says.
+/// The contents of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// A key has this value.
+    /// The key has this value.
     Put {
         namespace: NamespaceGeneration,
         key: Range<usize>,
@@ -251,13 +234,13 @@ pub(crate) enum Kind {
         raw_len: Option<usize>,
         expires_ms: Option<u64>,
     },
-    /// The keys with this hash have no value.
+    /// Keys with this hash have no value.
     Tombstone(KeyHash),
-    /// The catalog changes.
+    /// An encoded catalog change.
     CatalogChange(Range<usize>),
 }
 
-/// What comes before a record's key, not verified. Ranges may lie beyond the bytes that there are.
+/// The fields before a record's key, not verified. Ranges may exceed the bytes that are present.
 struct Head {
     check: u32,
     flags: u8,
@@ -308,12 +291,14 @@ impl Head {
     }
 }
 
-/// How long the record at the front of `bytes` says that it is, if it says so in them. Not verified.
+/// The length that the record at the front of `bytes` states, if its head is complete. Not
+/// verified.
 pub(crate) fn stated_len(bytes: &[u8]) -> Option<usize> {
     Head::decode(Lsn(1 << 32), bytes).map(|head| head.record_len())
 }
 
-/// Decodes and verifies the record at the front of `bytes`. `None` if it is not whole, or not the record of this place in this store.
+/// Decodes and verifies the record at the front of `bytes`. `None` if it is incomplete, or does not
+/// belong to position `at` of this store.
 pub(crate) fn decode_record(store: StoreId, at: Position, base_lsn: Lsn, bytes: &[u8]) -> Option<Record> {
     let head = Head::decode(base_lsn, bytes)?;
     let payload = bytes.get(PREFIX_LEN..head.value.end)?;
@@ -322,33 +307,35 @@ pub(crate) fn decode_record(store: StoreId, at: Position, base_lsn: Lsn, bytes: 
     }
     let len = head.record_len();
     let Head { flags, lsn, namespace, key, value, raw_len, expires_ms, .. } = head;
-    let kind = match flags & (TOMBSTONE | NOTE) {
+    let kind = match flags & (TOMBSTONE | CATALOG_CHANGE) {
         0 => Kind::Put { namespace, key, value, raw_len, expires_ms },
         TOMBSTONE => Kind::Tombstone(KeyHash(Reader::new(&bytes[value]).u64()?)),
-        NOTE => Kind::CatalogChange(value),
+        CATALOG_CHANGE => Kind::CatalogChange(value),
         _ => return None,
     };
     Some(Record { lsn, kind, len })
 }
 
 impl Record {
-    /// What the index knows of the record, whose bytes these are: its hash, and whether it removes rather than sets.
+    /// The hash under which footers and the index list the record, and whether they list it as a
+    /// tombstone. `bytes` are the bytes of the record.
     pub(crate) fn effect(&self, hash_seed: u64, bytes: &[u8]) -> (KeyHash, bool) {
         match &self.kind {
             Kind::Put { namespace, key, .. } => (KeyHash::of(hash_seed, Key { namespace: *namespace, bytes: &bytes[key.clone()] }), false),
             Kind::Tombstone(hash) => (*hash, true),
-            Kind::CatalogChange(note) => (catalog_change_hash(hash_seed, &bytes[note.clone()]), true),
+            Kind::CatalogChange(change) => (catalog_change_hash(hash_seed, &bytes[change.clone()]), true),
         }
     }
 }
 
-/// The hash under which a note is listed. No key has it but by chance.
-pub(crate) fn catalog_change_hash(hash_seed: u64, note: &[u8]) -> KeyHash {
-    KeyHash::of(hash_seed, Key { namespace: NamespaceGeneration::CATALOG, bytes: note })
+/// The hash under which footers and frames list a catalog change. A key has it only by chance.
+pub(crate) fn catalog_change_hash(hash_seed: u64, change: &[u8]) -> KeyHash {
+    KeyHash::of(hash_seed, Key { namespace: NamespaceGeneration::CATALOG, bytes: change })
 }
 
 impl<'a> Draft<'a> {
-    /// The draft that a verified record was written from, to give it another place. `is_far` says that its LSN is to be stated in full.
+    /// The draft of a verified put, for a move to another position. With `is_far` the record states
+    /// its LSN in full.
     pub(crate) fn of_record(bytes: &'a [u8], record: &Record, is_far: bool) -> Option<Self> {
         let Kind::Put { key, value, .. } = &record.kind else { return None };
         let mut head = ArrayWriter::default();
@@ -361,7 +348,7 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// Longest record for which a put of `key_len` and `value_len` bytes may need: upper bound of [`Draft::len`].
+/// Upper bound of [`Draft::len`] for a put of `key_len` and `value_len` bytes.
 pub(crate) fn record_len_max(key_len: usize, value_len: usize) -> usize {
     let head = 1 + varint_len(key_len as u64) + 2 * varint_len(value_len as u64) + 8 + 10;
     (PREFIX_LEN + head + key_len + value_len).next_multiple_of(UNIT)
@@ -459,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moved_record_verifies_at_its_new_place_with_its_old_version() {
+    fn a_moved_record_verifies_at_its_new_position_with_its_old_lsn() {
         let draft = Draft::put(b"key".into(), Content::Plain(b"value"), Some(9));
         let bytes = bytes_of(&draft, Position(64), Lsn(10), Lsn(9));
         let record = decode_record(STORE, Position(64), Lsn(9), &bytes).unwrap();
@@ -473,7 +460,7 @@ mod tests {
         let found = decode_record(STORE, Position(1 << 30), Lsn(1 << 40), &far).unwrap();
         assert_eq!(found.lsn, Lsn(10));
         let again = Draft::of_record(&far, &found, true).unwrap();
-        assert_eq!(again.len(), far.len(), "it is not stated twice");
+        assert_eq!(again.len(), far.len(), "the LSN is not stated twice");
         let again = bytes_of(&again, Position(0), Lsn(10), Lsn(1 << 41));
         assert_eq!(decode_record(STORE, Position(0), Lsn(1 << 41), &again), Some(found));
     }

@@ -1,4 +1,4 @@
-//! Append-only regions on flash: their bytes, their life cycle, and the one that is being filled.
+//! Append-only regions on flash: their bytes, their life cycle, and the segment that takes records.
 
 pub(crate) mod extent;
 pub(crate) mod failed;

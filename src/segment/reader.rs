@@ -1,4 +1,5 @@
-//! What a sealed segment holds: from its footer, and where that is damaged from the records themselves.
+//! Lists the records of a sealed segment: from its footer, or from the records themselves where the
+//! footer is damaged.
 
 use std::io;
 
@@ -10,22 +11,24 @@ use crate::id::StoreId;
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, File, SECTOR};
 
-/// Bytes that are read at once while a segment is read from front to back: in a hurry, and so that reads of others have to wait for little.
+/// Bytes per read of a [`SegmentView`] that is to be fast.
 pub(crate) const WINDOW: usize = 1 << 20;
+/// Bytes per read of a [`SegmentView`] in the background: other reads wait less for a short one.
 pub(crate) const SMALL_WINDOW: usize = 64 << 10;
 
-/// What a sealed segment holds.
+/// The contents of a sealed segment.
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
-    /// In the order of their positions.
+    /// All known records, in the order of their positions.
     pub(crate) entries: Vec<FooterEntry>,
-    /// Stretches of which neither the footer block nor the records verify.
+    /// Number of stretches for which neither the footer block nor the records verify.
     pub(crate) lost: u64,
-    /// Where the last of them ends.
+    /// Offset at which the last lost stretch ends.
     pub(crate) lost_to: u32,
 }
 
-/// Everything that can be known of a sealed segment. Blocks that cannot be read are as bad as blocks that do not verify.
+/// Lists the records of a sealed segment. A block that cannot be read counts as one that does not
+/// verify.
 pub(crate) fn entries(store: StoreId, row: &Row, hash_seed: u64, file: &dyn File) -> Contents {
     let block = BLOCK as u64;
     let trailer_at = row.size - block;
@@ -43,7 +46,7 @@ pub(crate) fn entries(store: StoreId, row: &Row, hash_seed: u64, file: &dyn File
     }
     let mut contents = Contents { entries: Vec::with_capacity(bytes.len() / footer::ENTRY_LEN_MIN), ..Contents::default() };
     let mut known_to = DATA_START;
-    // Blocks before the ones that were found may be missing if the trailer does not say how many there are.
+    // Without a trailer the number of footer blocks is unknown: blocks may be missing at the front.
     let mut gap = stated.is_none();
     for (i, chunk) in bytes[..(trailer_at - footer_at) as usize].chunks_exact(BLOCK).enumerate() {
         let at = row.life.base.plus(footer_at + (i * BLOCK) as u64);
@@ -64,7 +67,8 @@ pub(crate) fn entries(store: StoreId, row: &Row, hash_seed: u64, file: &dyn File
     contents
 }
 
-/// Reads, block by block if it must be; a block that cannot be read is left as it is.
+/// Fills `buf`, block by block if one read of it all fails. A block that cannot be read becomes
+/// zeros.
 fn read_or_zero(file: &dyn File, offset: u64, buf: &mut [u8]) {
     if file.read_at(offset, buf).is_err() {
         for (i, block) in buf.chunks_mut(BLOCK).enumerate() {
@@ -76,7 +80,8 @@ fn read_or_zero(file: &dyn File, offset: u64, buf: &mut [u8]) {
     }
 }
 
-/// Where the footer begins, found without a trailer: before the last block, as far as blocks verify.
+/// Offset of the first footer block, found without a trailer. Steps back from the trailer block as
+/// long as blocks verify.
 fn first_footer_block(store: StoreId, row: &Row, file: &dyn File) -> u64 {
     let mut at = row.size - BLOCK as u64;
     let mut block = AlignedBuf::zeroed(BLOCK);
@@ -90,7 +95,8 @@ fn first_footer_block(store: StoreId, row: &Row, file: &dyn File) -> u64 {
     at
 }
 
-/// Adds the records in `range`, one after the other. One that does not verify ends the scan: the rest of the range is lost.
+/// Adds the records in `range`, one after the other. A record that does not verify ends the scan,
+/// and the rest of the range is lost.
 fn scan(store: StoreId, row: &Row, hash_seed: u64, file: &dyn File, range: std::ops::Range<u32>, contents: &mut Contents) {
     if range.is_empty() {
         return;
@@ -119,17 +125,17 @@ pub(crate) struct SegmentView<'a> {
     file: &'a dyn File,
     size: u64,
     buf: AlignedBuf,
-    /// Offsets in the file that `buf` holds.
+    /// Range of the file that `buf` holds.
     held: std::ops::Range<u64>,
 }
 
 impl<'a> SegmentView<'a> {
-    /// Of a file of `size` bytes, so many of them `at_once`.
+    /// A view of a file of `size` bytes that reads `at_once` bytes at a time.
     pub(crate) fn new(file: &'a dyn File, size: u64, at_once: usize) -> Self {
         Self { file, size, buf: AlignedBuf::zeroed(at_once.min(size as usize)), held: 0..0 }
     }
 
-    /// `len` bytes at `offset`.
+    /// The `len` bytes at `offset`.
     pub(crate) fn bytes(&mut self, offset: u32, len: u32) -> io::Result<&[u8]> {
         let (start, end) = (u64::from(offset), u64::from(offset) + u64::from(len));
         if start < self.held.start || end > self.held.end {
@@ -149,7 +155,8 @@ impl<'a> SegmentView<'a> {
             let whole = self.file.read_at(from + kept as u64, &mut self.buf[kept..(to - from) as usize]);
             self.held = match whole {
                 Ok(()) => from..to,
-                // Something in the window cannot be read: perhaps it is not this record.
+                // Part of the window cannot be read. These bytes may still be readable on their
+                // own.
                 Err(_) => {
                     self.file.read_at(from, &mut self.buf[..need])?;
                     from..from + need as u64
@@ -168,7 +175,7 @@ mod tests {
     use crate::io::sim::SimDisk;
 
     #[test]
-    fn a_window_shows_what_is_in_the_file_wherever_it_is_moved() {
+    fn a_view_shows_the_contents_of_the_file_wherever_it_moves() {
         const SIZE: usize = 64 * BLOCK;
         let disk = SimDisk::new(1);
         let file = disk.create("file", SIZE as u64).unwrap();

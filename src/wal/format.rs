@@ -2,68 +2,54 @@
 //!
 #![doc = concat!("```text\n", include_str!("format.layout.txt"), "```")]
 
-use crate::codec::{self, Checksum, Put, Reader};
+use crate::codec::{self, Checksum, HeaderBlock, Reader};
 use crate::id::{KeyHash, Lsn, Position, StoreId};
-use crate::io::BLOCK;
 
-/// The table above, as `inspect layout` prints it.
+/// The table above, which `inspect layout` prints.
 pub(crate) const LAYOUT: &str = include_str!("format.layout.txt");
-const FILE_MAGIC: u32 = u32::from_le_bytes(*b"EWWH");
-const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"EWWF");
 pub(crate) const VERSION: u32 = 1;
+const HEADER: HeaderBlock = HeaderBlock::new(*b"EWWH", VERSION);
+const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"EWWF");
 
 /// Bytes of a frame without a record.
 pub(crate) const FRAME_LEN: usize = 40;
-/// Most bytes a frame can have.
+/// Bytes of the longest frame.
 pub(crate) const FRAME_LEN_MAX: usize = FRAME_LEN + crate::config::INLINE_LEN_MAX;
 
 const INLINE: u8 = 1;
 const SUPERSEDES: u8 = 2;
 
-/// What a WAL file's header states.
+/// The header of a WAL file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FileHeader {
+    /// The file holds the stream from position `number * payload` on.
     pub(crate) number: u64,
+    /// Bytes of stream in each file.
     pub(crate) payload: u64,
 }
 
 impl FileHeader {
+    /// Fills `block` with the header.
     pub(crate) fn encode(&self, store: StoreId, block: &mut [u8]) {
-        block.fill(0);
-        let mut out = Vec::with_capacity(32);
-        out.put_u32(0);
-        out.put_u64(store.0);
-        out.put_u64(self.number);
-        out.put_u64(self.payload);
-        block[..4].copy_from_slice(&FILE_MAGIC.to_le_bytes());
-        block[4..8].copy_from_slice(&VERSION.to_le_bytes());
-        block[12..12 + out.len()].copy_from_slice(&out);
-        let check = codec::checksum(store, FILE_MAGIC, self.number, &[&block[12..BLOCK]]);
-        block[8..12].copy_from_slice(&check.to_le_bytes());
+        HEADER.encode(store, 0, self.number, &self.payload.to_le_bytes(), block);
     }
 
+    /// The header in `block`, if it verifies and is of this store.
     pub(crate) fn decode(store: StoreId, block: &[u8]) -> Option<Self> {
-        let mut r = Reader::new(block);
-        if r.u32()? != FILE_MAGIC || r.u32()? != VERSION {
-            return None;
-        }
-        let check = r.u32()?;
-        r.u32()?;
-        let owner = r.u64()?;
-        let header = Self { number: r.u64()?, payload: r.u64()? };
-        let expected = codec::checksum(store, FILE_MAGIC, header.number, &[block.get(12..BLOCK)?]);
-        (owner == store.0 && check == expected).then_some(header)
+        let (_, number, mut r) = HEADER.decode(store, block)?;
+        Some(Self { number, payload: r.u64()? })
     }
 }
 
-/// What a frame says.
+/// The contents of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Frame {
-    /// A record of a new version was appended to the segment stream.
+    /// A record with a new LSN was appended to the segment stream.
     Mutation(Mutation),
-    /// A record of an old version was appended again: it has another place, and the same LSN as before.
+    /// A record was appended again under its old LSN, at another position.
     Move(Mutation),
-    /// Everything up to `durable` is synced; store time was `time_ms`, and `appended` was the newest mutation.
+    /// Everything up to `durable` is synced. When the mark was appended, the store time was
+    /// `time_ms` and `appended` was the newest mutation.
     Mark { durable: Lsn, time_ms: u64, appended: Lsn },
 }
 
@@ -72,13 +58,16 @@ pub(crate) enum Frame {
 pub(crate) struct Mutation {
     pub(crate) lsn: Lsn,
     pub(crate) hash: KeyHash,
+    /// A delete, or a catalog change.
     pub(crate) tombstone: bool,
+    /// The index had an entry with the same fingerprint.
     pub(crate) supersedes: bool,
+    /// Position of the record.
     pub(crate) record: Position,
     pub(crate) record_len: u32,
 }
 
-/// A frame's first bytes, to be followed by `record` (the record's bytes, or nothing).
+/// The first bytes of a frame. The bytes of `record` follow them, if the frame holds the record.
 pub(crate) fn encode_frame(store: StoreId, at: u64, frame: &Frame, record: &[&[u8]]) -> [u8; FRAME_LEN] {
     let inline: usize = record.iter().map(|p| p.len()).sum();
     let len = (FRAME_LEN + inline).next_multiple_of(8) as u32;
@@ -112,13 +101,13 @@ pub(crate) fn encode_frame(store: StoreId, at: u64, frame: &Frame, record: &[&[u
     out
 }
 
-/// The length that the frame at the front of `bytes` claims, if it is one that a frame can have.
+/// The length that the frame at the front of `bytes` claims, if a frame can have that length.
 pub(crate) fn frame_len(bytes: &[u8]) -> Option<usize> {
     let len = Reader::new(bytes.get(4..)?).u32()? as usize;
     ((FRAME_LEN..=FRAME_LEN_MAX).contains(&len) && len.is_multiple_of(8)).then_some(len)
 }
 
-/// Decodes and verifies the frame that `bytes` are, and the record's bytes if it has them (with padding).
+/// Decodes and verifies the frame in `bytes`. The slice holds the record, or is empty without one.
 pub(crate) fn decode_frame(store: StoreId, at: u64, bytes: &[u8]) -> Option<(Frame, &[u8])> {
     let mut r = Reader::new(bytes);
     if r.u32()? != codec::checksum(store, FRAME_MAGIC, at, &[bytes.get(4..)?]) || r.u32()? as usize != bytes.len() {
@@ -149,6 +138,7 @@ pub(crate) fn decode_frame(store: StoreId, at: u64, bytes: &[u8]) -> Option<(Fra
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::BLOCK;
     use proptest::prelude::*;
 
     const STORE: StoreId = StoreId(11);

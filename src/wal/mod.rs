@@ -1,4 +1,4 @@
-//! The write-ahead log: the order of what sealed segments do not yet describe.
+//! The write-ahead log: in order, every mutation that no durable segment footer describes yet.
 
 pub(crate) mod format;
 pub(crate) mod replay;

@@ -1,4 +1,39 @@
-//! Frames in order, from what the files and the ring of a dead process hold. Tells torn from rot.
+//! Replays the WAL of an earlier process and tells a torn end from corruption.
+//!
+//! Replay begins at the `WAL start` of the manifest and visits one frame after the other. It takes
+//! each frame from a WAL file. If the file has no valid frame at that position, it takes the frame
+//! from the ring. The checksum of a frame is seeded with its position, so a frame is valid at one
+//! position only. A mutation must also have a higher LSN than the mutation before it.
+//!
+//! A position without a valid frame begins a gap. Frames follow each other directly, so an intact
+//! log has no gap before its end. Replay searches for the next valid frame in steps of 8 bytes, up
+//! to the highest position that the earlier process can have used. Three facts then classify the
+//! gap:
+//!
+//! - whether a valid frame follows;
+//! - whether the host crashed: the page cache survives a process crash, so a process crash tears
+//!   nothing;
+//! - whether the first lost LSN is durable. The durable LSN is the highest one that the manifest or
+//!   any mark states, before the gap or after it.
+//!
+//! | A frame follows | The host crashed | First lost LSN | Verdict |
+//! |---|---|---|---|
+//! | yes | yes | above the durable LSN | torn: the log ends at the gap |
+//! | yes | yes | durable | corrupt: a hole |
+//! | yes | no | any | corrupt: a hole |
+//! | no | either | above the durable LSN | the end of the log |
+//! | no | either | durable | corrupt: a hole without an end |
+//!
+//! A torn gap is ordinary: the power cut kept a later sector and lost an earlier one. A block that
+//! cannot be read may hide a mark, and so a higher durable LSN. A gap with a later unreadable block
+//! is therefore never torn, and an unreadable block in place of the next frame makes a hole without
+//! an end. Lost contents of the ring, or of a header that would identify a file, count as
+//! unreadable.
+//!
+//! A hole has a second copy: the records lie in the segment stream in the order of their frames.
+//! The [`Visitor`] repairs the hole from them. If it cannot, every record below the `floor` of the
+//! hole may be superseded and must not be served. At the end of the log the visitor looks for
+//! further records in the same way, because the last frames may be lost without a trace in the WAL.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -9,53 +44,60 @@ use super::writer::FILE_PREFIX;
 use crate::codec::{round_down, round_up};
 use crate::id::{Lsn, Position, StoreId};
 use crate::io::aligned::AlignedBuf;
-use crate::io::{BLOCK, Disk, File, Mapping, SECTOR, numbered};
+use crate::io::{BLOCK, Disk, File, Mapping, SECTOR, numbered, read_twice};
 
+/// Bytes per read of a WAL file.
 const WINDOW: usize = 256 << 10;
 
-/// What a replay found.
+/// The findings of a replay.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Summary {
+    /// Number of frames visited.
     pub(crate) frames: u64,
+    /// LSN of the newest mutation: visited, restored or known to be lost.
     pub(crate) last: Lsn,
-    /// Where the last frame ends.
+    /// Position at which the last frame ends.
     pub(crate) end: u64,
-    /// The newest statement of what was synced.
+    /// The highest durable LSN that the caller or a visited mark states.
     pub(crate) durable: Lsn,
-    /// The newest store time that was recorded.
+    /// The newest store time of a visited mark, in ms.
     pub(crate) time_ms: u64,
-    /// Bytes above the durable watermark that were cut.
+    /// Length of the torn gap at which the log was cut, in bytes. 0 without one.
     pub(crate) torn_bytes: u64,
-    /// Holes below it.
+    /// Corrupt stretches, oldest first.
     pub(crate) holes: Vec<Hole>,
 }
 
-/// Who is told what the WAL says.
+/// Receives the contents of the WAL, and supplies lost contents from the records.
 pub(crate) trait Visitor {
-    /// A record was appended, with a new version or, if it was `moved`, with its old one. `record` are its bytes if the WAL holds them.
+    /// A record was appended: with a new LSN, or with its old one if it was `moved`.
+    ///
+    /// `record` holds the bytes of the record if the WAL has them, and is empty otherwise.
     fn visit(&mut self, mutation: &Mutation, moved: bool, record: &[u8]) -> io::Result<()>;
 
-    /// Brings from elsewhere what a hole held, as far as that can be. Says whether it is known that no mutation is missing.
+    /// Restores the mutations of a hole from their records, as far as possible. Returns whether it
+    /// is certain that no mutation is missing.
     fn repair(&mut self, hole: &Hole) -> io::Result<bool>;
 
-    /// Brings from elsewhere what comes after `last`, the newest mutation of a log of which nothing more is to be found.
+    /// Restores the mutations after `last`, the newest one that the log has, from their records.
     fn resume_past_end(&mut self, last: Lsn) -> io::Result<PastEnd>;
 }
 
-/// What was found elsewhere beyond the end of the log.
+/// Records found past the end of the log.
 pub(crate) struct PastEnd {
-    /// The newest mutation then.
+    /// LSN of the newest mutation, these records included.
     pub(crate) last: Lsn,
-    /// How many records were taken for what their frames said.
+    /// Number of records that stood in for their frames.
     pub(crate) records: u64,
-    /// There is a newer record behind others that are lost.
+    /// Whether a newer record lies behind lost ones.
     pub(crate) is_torn: bool,
 }
 
-/// A process may die between a record and its frame: so many records may have none without anything being damaged.
+/// Records without a frame that an intact log may have: a process may die between the store of a
+/// record and the store of its frame.
 const RECORDS_AHEAD: u64 = 1;
 
-/// Whoever wants to know the end only.
+/// A [`Visitor`] that does nothing, for a caller that needs only the [`Summary`].
 pub(crate) struct IgnoreAll;
 
 impl Visitor for IgnoreAll {
@@ -72,50 +114,49 @@ impl Visitor for IgnoreAll {
     }
 }
 
-/// A damaged stretch of the WAL with frames after it. Whoever has the records in their order has a second copy of what it said.
+/// A corrupt stretch of the WAL. The records of its mutations are a second copy of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Hole {
+    /// Position of its first byte in the WAL stream.
     pub(crate) from: u64,
+    /// Position of the next frame, or a bound of the stream if no frame follows.
     pub(crate) to: u64,
-    /// Mutations after `after` and before `before` are lost.
+    /// LSN of the last mutation before the hole. Mutations between `after` and `before` are lost.
     pub(crate) after: Lsn,
+    /// A mutation with this LSN or a higher one is not known to be lost.
     pub(crate) before: Lsn,
-    /// Whether it is known that it held nothing newer than `before`.
+    /// Whether it is certain that no mutation at or above `before` is lost.
     pub(crate) bounded: bool,
-    /// Every record below this position may have been superseded by what the hole held.
+    /// A mutation in the hole may have superseded any record below this position.
     pub(crate) floor: Position,
-    /// Whether what it held was brought from elsewhere, or was nothing.
+    /// Whether every mutation in the hole was restored, or it held none.
     pub(crate) repaired: bool,
 }
 
-/// Reads, and if that fails once more: much hangs on it, and errors pass.
-fn read(file: &dyn File, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-    file.read_at(offset, buf).or_else(|_| file.read_at(offset, buf))
-}
-
-/// Reads the WAL that begins at `start`.
+/// One replay of the WAL of an earlier process.
 #[derive(Debug)]
 pub(crate) struct Replay {
     store: StoreId,
     files: BTreeMap<u64, Arc<dyn File>>,
-    /// Files that do not say which part of the WAL they hold, since their header does not verify or cannot be read: their frames may.
+    /// Files whose header does not verify or cannot be read. Their frames may identify them.
     headless: Vec<Arc<dyn File>>,
-    /// Whether the header of one cannot be read.
+    /// Whether the header of a `headless` file cannot be read.
     headers_unread: bool,
-    /// Whether the ring has lost what no file held.
+    /// Whether the ring lost bytes that no file holds.
     end_lost: bool,
-    /// Parts of the WAL that no file holds.
+    /// Numbers of files that were looked for among `headless`.
     absent: BTreeSet<u64>,
     /// File number and offset of every block that could not be read.
     unread: BTreeSet<(u64, u64)>,
-    /// The highest durable LSN that a mark after the first gap states, once that was looked for.
+    /// The highest durable LSN of a mark after the first gap. `None` before the search for it.
     stated: Option<Lsn>,
+    /// Bytes of stream in each file.
     payload: u64,
     ring: Arc<dyn Mapping>,
     window: AlignedBuf,
-    /// File number, offset and length of what `window` holds.
+    /// File number, offset and length of the bytes in `window`.
     held: Option<(u64, u64, usize)>,
-    /// No frame begins here or later, whatever the files and the ring hold: with this a replay of any bytes ends.
+    /// Replay accepts no frame from this position on. The bound ends a replay of arbitrary bytes.
     bound: u64,
 }
 
@@ -128,8 +169,8 @@ impl Replay {
                 continue;
             }
             let file = disk.open(&name)?;
-            if read(file.as_ref(), 0, &mut block).is_err() {
-                // Spare or not: replay finds out whether its frames are missed.
+            if read_twice(|| file.read_at(0, &mut block)).is_err() {
+                // It may be a spare file: replay finds out whether frames are missing.
                 headers_unread = true;
                 headless.push(file);
                 continue;
@@ -157,19 +198,22 @@ impl Replay {
         })
     }
 
-    /// The ring does not hold what it held: nobody knows where the log ended.
+    /// States that the ring lost its contents, so that the end of the log is unknown.
     pub(crate) fn mark_end_unknown(&mut self) {
         self.end_lost = true;
     }
 
-    /// A position above every one that may have been used, given that replay went as far as `end`.
+    /// A position above every one that the earlier process can have used, if replay reached `end`.
     pub(crate) fn limit(&self, end: u64) -> u64 {
         let in_files = self.files.last_key_value().map_or(0, |(number, _)| (number + 1) * self.payload);
         in_files.max(round_up(end, BLOCK as u64) + self.ring_size())
     }
 
-    /// Visits every mutation from `start` on, where the first one has LSN `first` or a later one. `page_cache_whole` says that nothing above the durable watermark can
-    /// be missing either, since the host did not crash; `durable` is what is known of it elsewhere.
+    /// Visits every mutation from position `start` on. The first one has LSN `first` or a higher
+    /// one.
+    ///
+    /// `durable` is the durable LSN that the manifest states. `page_cache_whole` says that the host
+    /// did not crash, so that unsynced bytes cannot be missing either.
     pub(crate) fn run(
         &mut self,
         (start, first): (u64, Lsn),
@@ -189,7 +233,7 @@ impl Replay {
                     break;
                 };
                 let lost = summary.last.next();
-                // In this order: what is looked for may be what cannot be read.
+                // `stated_after` comes before `is_unread_from`: its reads find unreadable blocks.
                 if !page_cache_whole
                     && lost > summary.durable.max(self.stated_after(next, summary.last)?)
                     && !self.is_unread_from(summary.end)
@@ -226,13 +270,17 @@ impl Replay {
         Ok(summary)
     }
 
-    /// Whether something at `at` or later could not be read: nobody knows what it said, nor what it said was durable.
+    /// Whether bytes at `at` or later could not be read. They may have held frames, and a mark with
+    /// a higher durable LSN.
     fn is_unread_from(&self, at: u64) -> bool {
         let unread = self.unread.last().is_some_and(|last| *last >= self.block(at));
         self.end_lost || unread || self.is_headless(at)
     }
 
-    /// Whether a frame at `at` could not be read. Frames follow each other, so if none is there, none follows, whatever else cannot be read.
+    /// Whether the bytes of a frame at `at` could not be read.
+    ///
+    /// Unreadable bytes further on do not matter here. Frames follow each other directly, so
+    /// without a frame at `at` none follows.
     fn is_unread_at(&mut self, at: u64) -> io::Result<bool> {
         let mut head = [0; 8];
         let len = if self.copy(false, at, &mut head)? { format::frame_len(&head).unwrap_or(head.len()) } else { head.len() };
@@ -241,23 +289,24 @@ impl Replay {
         Ok(self.end_lost || unread || self.is_headless(at) || self.is_headless(end))
     }
 
-    /// The block that holds a place: its file's number, and its offset there.
+    /// The block that holds position `at`: the number of its file, and its offset there.
     fn block(&self, at: u64) -> (u64, u64) {
         (at / self.payload, round_down(BLOCK as u64 + at % self.payload, BLOCK as u64))
     }
 
-    /// Whether the file that holds a place may be one whose header cannot be read.
+    /// Whether position `at` may lie in a file whose header cannot be read.
     fn is_headless(&self, at: u64) -> bool {
         self.headers_unread && !self.files.contains_key(&(at / self.payload))
     }
 
-    /// Nothing follows `summary.end`. Either nothing ever did, or what did and was synced is lost: a hole without an end.
+    /// No frame follows `summary.end`. This is the end of the log, unless a later mutation is
+    /// durable or the bytes here cannot be read: then it is a hole without an end.
     fn end_at(&mut self, summary: &mut Summary, page_cache_whole: bool, visitor: &mut impl Visitor) -> io::Result<()> {
         let unread = self.is_unread_at(summary.end)?;
         if summary.last >= summary.durable && !unread {
             return self.look_beyond(summary, page_cache_whole, visitor);
         }
-        // What could not be read may have said that more was synced.
+        // An unreadable mark may have stated a higher durable LSN.
         let before = summary.last.max(summary.durable).next();
         let (from, to) = (summary.end, self.limit(summary.end));
         let mut hole = Hole { from, to, after: summary.last, before, bounded: !unread, floor: Position(u64::MAX), repaired: false };
@@ -267,7 +316,11 @@ impl Replay {
         if hole.repaired { self.look_beyond(summary, page_cache_whole, visitor) } else { Ok(()) }
     }
 
-    /// What was damaged, or is missing, may be the end of the log: then there are records whose frames are lost. After a power cut records may also simply have come further.
+    /// Continues with records past the last frame: the frames at the end of the log may be lost.
+    ///
+    /// After a process crash more than [`RECORDS_AHEAD`] such records are damage, and so is a lost
+    /// record before a newer one. After a host crash neither is: records may have been written out
+    /// before their frames were.
     fn look_beyond(&mut self, summary: &mut Summary, page_cache_whole: bool, visitor: &mut impl Visitor) -> io::Result<()> {
         let after = summary.last;
         let PastEnd { last, records, is_torn } = visitor.resume_past_end(after)?;
@@ -284,8 +337,9 @@ impl Replay {
     fn describe_hole(&mut self, summary: &Summary, next: u64) -> io::Result<Hole> {
         let mut bytes = Vec::new();
         let mut at = next;
-        // What the hole held ends before the first mutation after it, or with the newest one that a mark after it knows. Moves say nothing of it: if nothing else
-        // follows, a mutation may be lost.
+        // The lost mutations end before the first mutation after the hole, or with the newest
+        // mutation that a mark after the hole states. A move states neither: if only moves follow,
+        // further mutations may be lost.
         let floor_of_all = Position(u64::MAX);
         let (mut before, mut floor, mut bounded) = (summary.last.next(), floor_of_all, false);
         while self.frame_at(at, summary.last, &mut bytes)? {
@@ -302,7 +356,8 @@ impl Replay {
         Ok(Hole { from: summary.end, to: next, after: summary.last, before, bounded, floor, repaired: false })
     }
 
-    /// Puts the frame at `at` into `bytes`. False if none is there, neither in a file nor in the ring, that could follow `last`.
+    /// Puts the frame at `at` into `bytes`. Returns false if neither a file nor the ring has a
+    /// valid frame there that can follow mutation `last`.
     fn frame_at(&mut self, at: u64, last: Lsn, bytes: &mut Vec<u8>) -> io::Result<bool> {
         if at >= self.bound {
             return Ok(false);
@@ -326,7 +381,7 @@ impl Replay {
         Ok(false)
     }
 
-    /// The first frame after a place where none is.
+    /// Position of the first frame after `at`, where no frame is.
     fn frame_after(&mut self, at: u64, last: Lsn, bytes: &mut Vec<u8>) -> io::Result<Option<u64>> {
         let limit = self.limit(at);
         let mut at = at + 8;
@@ -339,7 +394,10 @@ impl Replay {
         Ok(None)
     }
 
-    /// The highest durable LSN that a mark states at `at` or anywhere after it, which is the end of the first gap or follows it: the lost bytes may have been synced.
+    /// The highest durable LSN of all marks at `at` or later, where `at` is the end of the first
+    /// gap. Such a mark may state that the lost bytes were synced.
+    ///
+    /// The first call determines the answer of later ones.
     fn stated_after(&mut self, at: u64, last: Lsn) -> io::Result<Lsn> {
         if let Some(stated) = self.stated {
             return Ok(stated);
@@ -352,7 +410,7 @@ impl Replay {
                 }
                 at += bytes.len() as u64;
             }
-            // Other gaps may lie before it.
+            // The next frame may lie behind further gaps.
             next = self.frame_after(at, last, &mut bytes)?;
         }
         self.stated = Some(durable);
@@ -363,6 +421,8 @@ impl Replay {
         self.ring.words().len() as u64 * 8
     }
 
+    /// Fills `buf` with the bytes at `at`, from the ring or the files. Returns false if a file is
+    /// missing.
     fn copy(&mut self, from_ring: bool, at: u64, buf: &mut [u8]) -> io::Result<bool> {
         if from_ring {
             crate::io::ring::copy(self.ring.words(), at, buf);
@@ -380,14 +440,15 @@ impl Replay {
         Ok(true)
     }
 
-    /// The file that holds this part of the WAL although it does not say so: a frame near its front verifies there, which it would do nowhere else.
+    /// Finds file `number` among those without a usable header. A frame near its front verifies at
+    /// the position that it has in file `number`, and would verify at no other.
     fn adopt(&mut self, number: u64) -> Option<Arc<dyn File>> {
         if self.headless.is_empty() || !self.absent.insert(number) {
             return None;
         }
         let mut front = AlignedBuf::zeroed(round_up(2 * FRAME_LEN_MAX as u64, SECTOR as u64) as usize);
         let holds_it = |file: &Arc<dyn File>| {
-            read(file.as_ref(), BLOCK as u64, &mut front).is_ok()
+            read_twice(|| file.read_at(BLOCK as u64, &mut front)).is_ok()
                 && (0..FRAME_LEN_MAX).step_by(8).any(|offset| {
                     let at = number * self.payload + offset as u64;
                     let frame = format::frame_len(&front[offset..]).and_then(|len| front.get(offset..offset + len));
@@ -400,7 +461,8 @@ impl Replay {
         Some(file)
     }
 
-    /// Bytes of file `number` from `offset` of its payload on, at least one. `None` if there is no such file.
+    /// Bytes of file `number` from `offset` of its payload on, at least one. `None` without such a
+    /// file.
     fn load(&mut self, number: u64, offset: u64) -> io::Result<Option<&[u8]>> {
         let offset = BLOCK as u64 + offset;
         let holds = |(n, start, len): (u64, u64, usize)| n == number && (start..start + len as u64).contains(&offset);
@@ -410,11 +472,12 @@ impl Replay {
             let end = round_up((start + WINDOW as u64).min(file.len()), BLOCK as u64);
             let len = (end - start) as usize;
             self.held = None;
-            if read(file.as_ref(), start, &mut self.window[..len]).is_err() {
-                // What cannot be read is as if the frames were damaged: the ring may have them, or they are a hole.
+            if read_twice(|| file.read_at(start, &mut self.window[..len])).is_err() {
+                // Unreadable frames are like corrupt ones: the ring may have them, or they are a
+                // hole.
                 for (block, buf) in self.window[..len].chunks_mut(BLOCK).enumerate() {
                     let at = start + (block * BLOCK) as u64;
-                    if read(file.as_ref(), at, buf).is_err() {
+                    if read_twice(|| file.read_at(at, buf)).is_err() {
                         buf.fill(0);
                         self.unread.insert((number, at));
                     }

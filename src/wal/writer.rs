@@ -1,4 +1,9 @@
 //! Appends frames to the ring, and writes the ring out to a few recycled files.
+//!
+//! Frames go to the ring first, where they survive a process crash. [`Wal::write_out`] copies whole
+//! blocks of the ring to files, and [`Wal::sync`] makes them durable. Each file holds an equal part
+//! of the stream. Once the durable manifest no longer needs a file, it becomes a spare and gets a
+//! new number.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,9 +17,9 @@ use crate::io::aligned::AlignedBuf;
 use crate::io::ring::Ring;
 use crate::io::{BLOCK, Disk, File, numbered};
 
-/// Names of WAL files begin with this; a number follows that says nothing about their order.
+/// Prefix of the names of WAL files. The number after it says nothing about their order.
 pub(crate) const FILE_PREFIX: &str = "wal.";
-/// Files kept for reuse: their blocks are allocated and written, which makes syncs cheaper.
+/// Files kept for reuse. Their blocks are allocated and written, which makes syncs cheaper.
 const SPARE_MAX: usize = 2;
 
 /// The WAL of an open store.
@@ -29,10 +34,11 @@ pub(crate) struct Wal {
 
 #[derive(Debug, Default)]
 struct Files {
-    /// In the order of their numbers.
+    /// Files that hold a part of the stream, in the order of their numbers.
     active: VecDeque<Active>,
+    /// Files for reuse, with their names.
     spare: Vec<(String, Arc<dyn File>)>,
-    /// Names of what could not be removed.
+    /// Names of files that could not be removed, and must not be used again.
     taken: Vec<String>,
 }
 
@@ -51,11 +57,15 @@ struct Active {
     number: u64,
     name: String,
     file: Arc<dyn File>,
+    /// Written to since the last sync began.
     dirty: bool,
 }
 
 impl Wal {
-    /// A WAL whose stream goes on at the start of `ring`. Files that exist hold nothing that is still needed: those of the right length are reused, others removed.
+    /// A WAL whose stream continues at the start of `ring`.
+    ///
+    /// The contents of existing files are no longer needed. Files of the right length are kept as
+    /// spares, up to a limit, and the others are removed.
     pub(crate) fn new(disk: Arc<dyn Disk>, store: StoreId, ring: Ring, payload: u64) -> io::Result<Self> {
         let mut files = Files::default();
         for (name, len) in disk.list()? {
@@ -66,29 +76,30 @@ impl Wal {
                 let file = disk.open(&name)?;
                 files.spare.push((name, file));
             } else if let Err(error) = disk.remove(&name) {
-                tracing::warn!(name, %error, "a file that the WAL does not need any more cannot be removed");
+                tracing::warn!(name, %error, "cannot remove a WAL file that is no longer needed");
                 files.taken.push(name);
             }
         }
         Ok(Self { disk, store, ring, payload, files: Mutex::new(files) })
     }
 
-    /// Where a frame that is appended at `at` with `record_len` bytes of record would end.
+    /// The end of a frame at position `at` that holds `record_len` bytes of record.
     pub(crate) fn end_of(at: u64, record_len: usize) -> u64 {
         round_up(at + (FRAME_LEN + record_len) as u64, 8)
     }
 
-    /// Whole blocks below this are in the files.
+    /// Whole blocks below this position are in the files.
     pub(crate) fn written(&self) -> u64 {
         self.ring.written()
     }
 
-    /// Whether frames up to `end` may be appended now.
+    /// Whether the ring has room for frames up to position `end`.
     pub(crate) fn has_room(&self, end: u64) -> bool {
         self.ring.has_room(end)
     }
 
-    /// Appends a frame at `at`, the end of the one before. Where it ends. One caller at a time.
+    /// Appends a frame at `at`, the end of the frame before it, and returns its end. Only one
+    /// caller at a time.
     pub(crate) fn append(&self, at: u64, frame: &Frame, record: &[&[u8]]) -> u64 {
         let head = format::encode_frame(self.store, at, frame, record);
         match record {
@@ -99,7 +110,7 @@ impl Wal {
         Self::end_of(at, record.iter().map(|p| p.len()).sum())
     }
 
-    /// Writes everything below `to` to the files.
+    /// Writes everything below `to` to the files. Returns the number of bytes written.
     pub(crate) fn write_out(&self, to: u64) -> io::Result<u64> {
         let mut bytes_written = 0;
         self.ring.write_out(to, |mut at, mut bytes| {
@@ -116,7 +127,7 @@ impl Wal {
         Ok(bytes_written)
     }
 
-    /// Makes durable what was written out.
+    /// Syncs every file that was written to since the last call.
     pub(crate) fn sync(&self) -> io::Result<()> {
         let dirty: Vec<_> = {
             let mut files = lock(&self.files);
@@ -126,7 +137,8 @@ impl Wal {
         dirty.iter().try_for_each(|(_, file)| file.sync())
     }
 
-    /// The file with this number, to be written to: recycled or created if there is none yet.
+    /// The file with this number, marked as dirty. A new one is a spare or is created, and gets a
+    /// header.
     fn file(&self, number: u64) -> io::Result<Arc<dyn File>> {
         let mut files = lock(&self.files);
         if let Some(active) = files.active.iter_mut().rev().find(|f| f.number == number) {
@@ -149,7 +161,7 @@ impl Wal {
         Ok(file)
     }
 
-    /// Gives up everything below `start`, which the durable manifest no longer needs.
+    /// Gives up the files that lie below `start`, the `WAL start` of the durable manifest.
     pub(crate) fn trim(&self, start: u64) {
         let mut files = lock(&self.files);
         let is_there = |name: &String| self.disk.remove(name).is_err_and(|error| error.kind() != io::ErrorKind::NotFound);
@@ -159,7 +171,7 @@ impl Wal {
             if files.spare.len() < SPARE_MAX {
                 files.spare.push((old.name, old.file));
             } else if let Err(error) = self.disk.remove(&old.name) {
-                tracing::warn!(old.name, %error, "a file that the WAL does not need any more cannot be removed");
+                tracing::warn!(old.name, %error, "cannot remove a WAL file that is no longer needed");
                 files.taken.push(old.name);
             }
         }

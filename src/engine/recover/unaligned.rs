@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::codec::{round_down, round_up};
 use crate::io::aligned::AlignedBuf;
-use crate::io::{BLOCK, File, SECTOR};
+use crate::io::{BLOCK, File, SECTOR, read_twice};
 use crate::segment::format::UNREAD;
 
 const _: () = assert!(BLOCK.is_multiple_of(SECTOR), "a block can be read");
@@ -67,7 +67,7 @@ impl UnalignedWriter {
 
 /// Reads a block, again if need be. One that cannot be read becomes one that says so. Whether it could be.
 fn read_or_mark(file: &dyn File, offset: u64, block: &mut [u8]) -> bool {
-    let read = file.read_at(offset, block).or_else(|_| file.read_at(offset, block));
+    let read = read_twice(|| file.read_at(offset, block));
     if read.is_err() {
         block.as_chunks_mut().0.fill(UNREAD);
     }
