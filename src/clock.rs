@@ -67,7 +67,7 @@ impl StoreTime {
 }
 
 #[cfg(any(test, fuzzing))]
-pub(crate) use sim::{SPLITMIX_GAMMA, SimClock, splitmix};
+pub(crate) use sim::{SPLITMIX_GAMMA, SimClock};
 
 #[cfg(any(test, fuzzing))]
 #[cfg_attr(not(test), allow(dead_code, reason = "the tests use more of it"))]
@@ -76,16 +76,10 @@ mod sim {
     use std::time::Duration;
 
     use super::Clock;
+    use crate::id::mix;
 
     /// Step of the state of SplitMix64 (Steele, Lea and Flood, 2014).
     pub(crate) const SPLITMIX_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
-
-    /// Output of SplitMix64 for one state.
-    pub(crate) fn splitmix(state: u64) -> u64 {
-        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
 
     /// Time that moves only when a test moves it, and seeded entropy.
     #[derive(Debug)]
@@ -128,7 +122,7 @@ mod sim {
 
         fn entropy(&self) -> u64 {
             let before = self.entropy.fetch_add(SPLITMIX_GAMMA, Ordering::Relaxed);
-            splitmix(before.wrapping_add(SPLITMIX_GAMMA))
+            mix(before.wrapping_add(SPLITMIX_GAMMA))
         }
     }
 }

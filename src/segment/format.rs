@@ -8,7 +8,7 @@ use std::ops::Range;
 use crate::codec::{self, HeaderBlock, Put, Reader, varint_len};
 use crate::config::KEY_LEN_MAX;
 use crate::id::{Key, KeyHash, Lsn, NamespaceGeneration, Position, SegmentId, StoreId, UNIT};
-use crate::io::{BLOCK, SECTOR};
+use crate::io::BLOCK;
 
 /// The table above, which `inspect layout` prints.
 pub(crate) const LAYOUT: &str = include_str!("format.layout.txt");
@@ -352,13 +352,6 @@ impl<'a> Draft<'a> {
 pub(crate) fn record_len_max(key_len: usize, value_len: usize) -> usize {
     let head = 1 + varint_len(key_len as u64) + 2 * varint_len(value_len as u64) + 8 + 10;
     (PREFIX_LEN + head + key_len + value_len).next_multiple_of(UNIT)
-}
-
-/// The sectors that hold `len` bytes at `offset`.
-pub(crate) const fn sectors(offset: u32, len: usize) -> Range<u64> {
-    let start = codec::round_down(offset as u64, SECTOR as u64);
-    let end = codec::round_up(offset as u64 + len as u64, SECTOR as u64);
-    start..end
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use crate::manifest::catalog::Catalog;
 use crate::manifest::{Manifest, ManifestStore, Segment, SegmentState};
 use crate::segment::footer;
 use crate::segment::table::{self, Row, Stage};
-use crate::wal::replay::{IgnoreAll, Replay};
+use crate::wal::replay::{IgnoreAll, Replay, Summary};
 
 /// LSNs that are skipped after a host crash, or if the end of the log is lost: more than can have been assigned and then lost, so that none is used twice.
 const LSN_GAP: u64 = 1 << 24;
@@ -119,7 +119,26 @@ struct Interrupted {
     report: RecoveryReport,
 }
 
-/// One attempt.
+/// How the store was stopped.
+fn classify_stop(manifest: &Manifest, disk: &dyn Disk) -> Start {
+    match manifest.clean {
+        true => Start::Clean,
+        false if manifest.boot_id == disk.boot_id() => Start::Process,
+        false => Start::Host,
+    }
+}
+
+/// Bytes of DRAM for changes that wait to be merged into an index of `entries`, besides the room
+/// that the entries themselves will take.
+fn room_for_changes(settings: &Settings, entries: u64) -> u64 {
+    match entries {
+        // Without a checkpoint the size of the index is unknown.
+        0 => 0,
+        known => (settings.index_bytes_max.saturating_sub(known.saturating_mul(SLOT_BYTES)) / CHANGES_SHARE).min(CHANGES_BYTES_MAX),
+    }
+}
+
+/// One attempt to recover. Ends early if it found files that must be replaced first.
 fn attempt(
     disk: &dyn Disk,
     clock: &dyn Clock,
@@ -127,15 +146,11 @@ fn attempt(
     mut manifest: Manifest,
     manifest_damaged: bool,
 ) -> io::Result<Result<Recovered, Interrupted>> {
-    let kind = match manifest.clean {
-        true => Start::Clean,
-        false if manifest.boot_id == disk.boot_id() => Start::Process,
-        false => Start::Host,
-    };
+    let kind = classify_stop(&manifest, disk);
     let mut report = RecoveryReport { kind, alive_until_ms: manifest.time_ms, ..RecoveryReport::default() };
     report.manifest_repaired = manifest_damaged;
-    let cold = kind == Start::Host && settings.on_host_crash == OnHostCrash::Cold;
-    if cold {
+    let is_cold = kind == Start::Host && settings.on_host_crash == OnHostCrash::Cold;
+    if is_cold {
         forget_all(&mut manifest);
         report.maybe_lost_after = Some(Lsn::ZERO);
     }
@@ -144,13 +159,8 @@ fn attempt(
     manifest.segments.resize(count, fresh);
     let geometry = geometry(&manifest, settings);
     let header = checkpoint_header(disk, &manifest);
-    let entries = header.as_ref().map_or(0, |header| header.entries);
-    let room = match entries {
-        // Without a checkpoint nothing says how much the index will take.
-        0 => 0,
-        known => (settings.index_bytes_max.saturating_sub(known.saturating_mul(SLOT_BYTES)) / CHANGES_SHARE).min(CHANGES_BYTES_MAX),
-    };
-    tracing::debug!(?kind, entries, "recovering");
+    let room = room_for_changes(settings, header.as_ref().map_or(0, |header| header.entries));
+    tracing::debug!(?kind, room, "recovering");
     let mut recovery = Recovery {
         disk,
         store: manifest.store,
@@ -166,7 +176,7 @@ fn attempt(
         trusts_nothing: settings.recovery == RecoveryMode::Refuse,
     };
     if settings.recovery == RecoveryMode::Rebuild {
-        // For good: it may be what made the caller ask.
+        // For good: the checkpoint may be the reason for which the caller asked.
         recovery.report.rebuilt = manifest.checkpoint.take().is_some();
     }
     let mut lap = lap(clock);
@@ -182,33 +192,23 @@ fn attempt(
     );
     let mut wal_limit = manifest.wal_start;
     if kind != Start::Clean {
-        let (wal_ring, wal_lost) = disk.view(&file_names::wal_ring(manifest.wal_ring), manifest.wal_ring)?;
-        let segment_ring = disk.view(&file_names::segment_ring(manifest.segment_ring), manifest.segment_ring)?;
-        let mut replay = Replay::open(disk, manifest.store, wal_ring, manifest.wal_payload)?;
-        if kind == Start::Process && wal_lost {
-            // It held what the files do not hold yet.
-            replay.mark_end_unknown();
-        }
-        wal_limit = replay.limit(manifest.wal_start);
-        let summary = match cold {
-            // For the newest LSN and time alone.
-            true => replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, false, &mut IgnoreAll)?,
-            false => unsealed::replay(&mut recovery, &mut replay, &manifest, kind, &segment_ring)?,
-        };
+        wal_limit = recovery.replay_unsealed(&mut manifest, kind, is_cold)?;
         if !recovery.failed.is_empty() {
             return Ok(Err(Interrupted { failed: recovery.failed, report: recovery.report }));
         }
-        manifest.next_lsn = manifest.next_lsn.max(summary.last.next());
-        if kind == Start::Host || summary.holes.iter().any(|hole| !hole.repaired) {
-            manifest.next_lsn = Lsn(manifest.next_lsn.0 + LSN_GAP);
-        }
-        manifest.time_ms = manifest.time_ms.max(summary.time_ms);
-        // A file that is lost may have been followed by what only the ring held.
-        wal_limit = wal_limit.max(replay.limit(summary.end) + manifest.wal_payload);
         recovery.report.replay_took = lap();
-        tracing::debug!(frames = summary.frames, torn = summary.torn_bytes, holes = summary.holes.len(), "the WAL is replayed");
     }
     Ok(Ok(recovery.finish(manifest, wal_limit)))
+}
+
+/// Makes the manifest's next LSN and time those after the replayed WAL. Skips LSNs that may have been
+/// assigned and lost.
+fn settle(manifest: &mut Manifest, kind: Start, summary: &Summary) {
+    manifest.next_lsn = manifest.next_lsn.max(summary.last.next());
+    if kind == Start::Host || summary.holes.iter().any(|hole| !hole.repaired) {
+        manifest.next_lsn = Lsn(manifest.next_lsn.0 + LSN_GAP);
+    }
+    manifest.time_ms = manifest.time_ms.max(summary.time_ms);
 }
 
 /// How long it has been since the last call, or the beginning.
@@ -238,6 +238,30 @@ pub(in crate::engine) fn geometry(manifest: &Manifest, settings: &Settings) -> G
 }
 
 impl Recovery<'_> {
+    /// Replays the WAL and restores the unsealed segments; for a cold start only the newest LSN and
+    /// time are read. Returns a position that no WAL position in use reaches.
+    fn replay_unsealed(&mut self, manifest: &mut Manifest, kind: Start, is_cold: bool) -> io::Result<u64> {
+        let (wal_ring, is_wal_ring_lost) = self.disk.view(&file_names::wal_ring(manifest.wal_ring), manifest.wal_ring)?;
+        let segment_ring = self.disk.view(&file_names::segment_ring(manifest.segment_ring), manifest.segment_ring)?;
+        let mut replay = Replay::open(self.disk, manifest.store, wal_ring, manifest.wal_payload)?;
+        if kind == Start::Process && is_wal_ring_lost {
+            // It held frames that the files do not hold yet.
+            replay.mark_end_unknown();
+        }
+        let unused = replay.limit(manifest.wal_start);
+        let summary = match is_cold {
+            true => replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, false, &mut IgnoreAll)?,
+            false => unsealed::replay(self, &mut replay, manifest, kind, &segment_ring)?,
+        };
+        if !self.failed.is_empty() {
+            return Ok(unused);
+        }
+        settle(manifest, kind, &summary);
+        tracing::debug!(frames = summary.frames, torn = summary.torn_bytes, holes = summary.holes.len(), "the WAL is replayed");
+        // A file that is lost may have been followed by frames that only the ring held.
+        Ok(unused.max(replay.limit(summary.end) + manifest.wal_payload))
+    }
+
     fn file(&mut self, id: SegmentId) -> io::Result<Arc<dyn File>> {
         if let Some(file) = self.files.get(&id) {
             return Ok(Arc::clone(file));

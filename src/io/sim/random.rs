@@ -1,6 +1,7 @@
 //! Seeded randomness.
 
-use crate::clock::{SPLITMIX_GAMMA, splitmix};
+use crate::clock::SPLITMIX_GAMMA;
+use crate::id::mix;
 
 /// A number that depends on every part of `of`.
 pub(super) fn draw(of: &[u64]) -> u64 {
@@ -14,7 +15,7 @@ pub(super) struct Random(pub(super) u64);
 impl Random {
     pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(SPLITMIX_GAMMA);
-        splitmix(self.0)
+        mix(self.0)
     }
 
     pub(super) fn below(&mut self, n: u64) -> u64 {
