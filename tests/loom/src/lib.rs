@@ -1,5 +1,11 @@
-//! The small concurrent state machines of the engine, in every interleaving that the memory model allows: events (and with them group commit), single flight, and the seqlock
-//! of the index. Run with `RUSTFLAGS="--cfg loom" cargo test --release --manifest-path tests/loom/Cargo.toml`.
+//! The engine's small concurrent state machines, model-checked in the interleavings that the memory
+//! model allows, with up to three preemptions:
+//!
+//! - events, and group commit built on them,
+//! - single flight,
+//! - the seqlock of the index.
+//!
+//! Run with `RUSTFLAGS="--cfg loom" cargo test --release --manifest-path tests/loom/Cargo.toml`.
 #![cfg(loom)]
 #![allow(dead_code, reason = "only parts of the sources are used here")]
 
@@ -34,8 +40,9 @@ mod models {
         builder.check(model);
     }
 
-    /// Whoever looks, and then waits in this way, is told of what happens in between.
-    fn check_that_it_hears(wait: impl Fn(&Event, u64) + Copy + Send + Sync + 'static) {
+    /// Checks that a waiter that reads the count, then the state, and then waits with `wait` misses
+    /// no signal in between.
+    fn check_that_a_signal_wakes(wait: impl Fn(&Event, u64) + Copy + Send + Sync + 'static) {
         check(move || {
             let shared = Arc::new((Event::default(), AtomicBool::new(false)));
             let waiter = {
@@ -56,27 +63,28 @@ mod models {
     }
 
     #[test]
-    fn a_thread_that_waits_for_an_event_hears_of_it() {
-        check_that_it_hears(|event, seen| assert!(event.wait(seen, None)));
+    fn a_signal_wakes_a_waiting_thread() {
+        check_that_a_signal_wakes(|event, seen| assert!(event.wait(seen, None)));
     }
 
     #[test]
-    fn a_task_that_waits_for_an_event_hears_of_it() {
-        check_that_it_hears(|event, seen| loom::future::block_on(event.after(seen)));
+    fn a_signal_wakes_a_waiting_task() {
+        check_that_a_signal_wakes(|event, seen| loom::future::block_on(event.after(seen)));
     }
 
-    /// The order of `Engine::wait_for` and of the thread that syncs.
     #[test]
-    fn whoever_waits_for_a_sync_does_it_or_is_told_of_it() {
+    fn a_waiter_performs_the_sync_or_is_woken_by_it() {
         check_group_commit(false);
     }
 
     #[test]
-    fn whoever_waits_for_a_sync_that_comes_to_nothing_looks_again() {
+    fn a_waiter_looks_again_after_a_sync_that_advances_nothing() {
         check_group_commit(true);
     }
 
-    fn check_group_commit(first_comes_to_nothing: bool) {
+    /// Two puts and the sync thread, in the order of `Engine::wait_for` and of the engine's sync
+    /// thread. If `first_fails`, the first sync does not advance `durable`.
+    fn check_group_commit(first_fails: bool) {
         #[derive(Default)]
         struct Log {
             appended: Mutex<u64>,
@@ -84,7 +92,7 @@ mod models {
             durable: AtomicU64,
             wanted: AtomicBool,
             closing: AtomicBool,
-            comes_to_nothing: AtomicBool,
+            fails: AtomicBool,
             sync: Event,
             turns: SyncWaiters,
         }
@@ -97,7 +105,7 @@ mod models {
                 };
                 if appended > self.durable.load(Ordering::Acquire) {
                     self.turns.begin(Lsn(appended));
-                    if self.comes_to_nothing.swap(false, Ordering::AcqRel) {
+                    if self.fails.swap(false, Ordering::AcqRel) {
                         return self.turns.give_up(Lsn(self.durable.load(Ordering::Acquire)));
                     }
                     self.durable.store(appended, Ordering::Release);
@@ -132,8 +140,8 @@ mod models {
             }
         }
         check(move || {
-            let log = Arc::new(Log { comes_to_nothing: AtomicBool::new(first_comes_to_nothing), ..Log::default() });
-            let syncs = {
+            let log = Arc::new(Log { fails: AtomicBool::new(first_fails), ..Log::default() });
+            let sync_thread = {
                 let log = Arc::clone(&log);
                 thread::spawn(move || {
                     loop {
@@ -157,11 +165,12 @@ mod models {
             other.join().unwrap();
             log.closing.store(true, Ordering::Release);
             log.sync.signal();
-            syncs.join().unwrap();
+            sync_thread.join().unwrap();
         });
     }
 
-    /// A database that changes, and a cache that is told so: the order of `Engine::get_or_fill` and of a delete.
+    /// A source that changes, followed by a delete in the cache: the order of `Engine::get_or_fill`
+    /// and of a delete.
     #[test]
     fn a_delete_wins_over_a_load_that_began_before_it() {
         const KEY: KeyHash = KeyHash(7);
@@ -193,12 +202,12 @@ mod models {
             }
             loads.join().unwrap();
             let cached = *lock(&both.cached);
-            assert_ne!(cached, Some(1), "what the delete was about is cached");
+            assert_ne!(cached, Some(1), "the deleted value is cached");
         });
     }
 
     #[test]
-    fn of_two_who_miss_one_waits_until_the_other_has_landed() {
+    fn of_two_misses_one_waits_until_the_other_has_loaded() {
         const KEY: KeyHash = KeyHash(7);
         check(|| {
             let shared = Arc::new((Fills::default(), AtomicU64::new(0)));
@@ -214,7 +223,7 @@ mod models {
                     if !flight.landed.load(Ordering::SeqCst) {
                         flight.over.wait(seen, None);
                     }
-                    assert!(shared.1.load(Ordering::SeqCst) > 0, "the other has loaded");
+                    assert!(shared.1.load(Ordering::SeqCst) > 0, "the other thread has loaded");
                 }
             };
             let other = thread::spawn(one(Arc::clone(&shared)));
@@ -223,7 +232,7 @@ mod models {
         });
     }
 
-    /// Two words that are equal unless a writer is in.
+    /// Two words behind a seqlock; they are equal unless a writer is between its two stores.
     #[derive(Default)]
     struct Guarded {
         version: Version,
@@ -241,7 +250,7 @@ mod models {
     }
 
     #[test]
-    fn readers_of_a_seqlock_see_whole_states() {
+    fn readers_of_a_seqlock_see_consistent_states() {
         const WRITERS: u64 = 1;
         check(|| {
             let guarded = Arc::new(Guarded::default());
