@@ -31,7 +31,7 @@ pub(crate) struct Settings {
     /// DRAM budget, such as 64MiB [default: as the store needs, at least 256MiB]
     #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes)]
     memory: Option<u64>,
-    /// Flash capacity of a new store, such as 64GiB [default: 4GiB]
+    /// Flash capacity of a new store, such as 64GiB [default: 4GiB; compact: as the old store]
     #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes)]
     flash: Option<u64>,
 }

@@ -82,7 +82,7 @@ pub(crate) struct Args {
     /// Never limits the fill
     #[arg(long, default_value_t = 0)]
     rate: u64,
-    /// Distribution of the requested keys [default: uniform; mixed zipf, with mix D latest]
+    /// Distribution of the requested keys [default: uniform; mixed zipf, or latest for mix D]
     #[arg(long, value_enum)]
     keys: Option<KeyOrder>,
     /// Exponent of zipf and latest; 0 is uniform
