@@ -1,6 +1,7 @@
-//! The pieces that operations are made of, each alone: records, index, WAL, checkpoint, and gets and puts of a whole cache. Every piece checks what it did.
+//! Microbenchmarks of the parts of an operation (records, index, WAL, checkpoint), and of gets and
+//! puts of a whole cache. Each benchmark checks its results.
 #![allow(clippy::disallowed_methods, reason = "real time is measured")]
-#![allow(missing_docs, reason = "of criterion's macros")]
+#![allow(missing_docs, reason = "criterion's macros generate undocumented items")]
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -16,7 +17,7 @@ fn value(len: usize) -> Vec<u8> {
     (0..len as u64).map(|n| (n.wrapping_mul(0x9E37_79B9) >> 7) as u8).collect()
 }
 
-/// Numbers below `below`, in no order, again and again.
+/// An endless stream of pseudo-random numbers less than `below`.
 fn numbers(below: u64) -> impl FnMut() -> u64 {
     let mut n = 0u64;
     move || {
@@ -46,7 +47,7 @@ fn index(c: &mut Criterion) {
         let index = Index::new(entries);
         let mut next = numbers(entries);
         group.bench_function(BenchmarkId::new("lookup", entries), |b| b.iter(|| assert!(index.contains(next()))));
-        // One in 10^5 of those that are not there looks as if it were.
+        // About one in 10^5 absent keys matches by chance, so the result is not asserted.
         group
             .bench_function(BenchmarkId::new("lookup of nothing", entries), |b| b.iter(|| black_box(index.contains(entries + 1 + next()))));
         group.bench_function(BenchmarkId::new("overwrite", entries), |b| b.iter(|| index.insert(next())));
@@ -64,16 +65,17 @@ fn index(c: &mut Criterion) {
 
 fn recovery(c: &mut Criterion) {
     let dir = tempfile::tempdir().expect("a directory");
-    let dir = Dir::new(dir.path()).expect("it is there");
+    let dir = Dir::new(dir.path()).expect("the directory exists");
     let index = Index::new(ENTRIES);
     let mut group = c.benchmark_group("recovery");
     group.sample_size(10);
     group.throughput(Throughput::Elements(ENTRIES));
     group.bench_function("write a checkpoint", |b| b.iter(|| dir.write_checkpoint(&index).expect("room")));
     let checkpoint = dir.write_checkpoint(&index).expect("room");
-    group.bench_function("load a checkpoint", |b| b.iter(|| assert!(checkpoint.load().expect("it is whole") > ENTRIES - 1_000)));
+    group
+        .bench_function("load a checkpoint", |b| b.iter(|| assert!(checkpoint.load().expect("the checkpoint is valid") > ENTRIES - 1_000)));
     let log = dir.write_wal(ENTRIES).expect("room");
-    group.bench_function("replay the WAL", |b| b.iter(|| assert_eq!(log.replay().expect("it is whole"), ENTRIES)));
+    group.bench_function("replay the WAL", |b| b.iter(|| assert_eq!(log.replay().expect("the WAL is valid"), ENTRIES)));
     group.finish();
 }
 
@@ -100,7 +102,7 @@ fn cache(c: &mut Criterion) {
                 let start = Instant::now();
                 std::thread::scope(|scope| {
                     for caller in 0..8 {
-                        // Eight threads share the iterations; what is left over is the first one's.
+                        // Eight threads share the iterations; the first also takes the remainder.
                         let share = iterations / 8 + if caller == 0 { iterations % 8 } else { 0 };
                         scope.spawn(move || {
                             let options = PutOptions::new().ack(Ack::Host);
@@ -116,7 +118,8 @@ fn cache(c: &mut Criterion) {
             cache.put(key, &value).expect("room");
         }
         cache.persist(Ack::Host).expect("room");
-        // Out of the write buffer, and into the memory tier with the second get.
+        // Other puts push the hot entries out of the write buffer; repeated gets then bring them
+        // into the memory tier.
         for n in 0..200_000u64 {
             cache.put((n % 50_000).to_be_bytes(), &value).expect("room");
         }

@@ -1,4 +1,4 @@
-//! What the calls say they do, on a real directory and across restarts.
+//! The documented behaviour of the API, on a real directory and across restarts.
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
@@ -16,7 +16,7 @@ fn get(cache: &Cache, key: &str) -> Option<String> {
 }
 
 #[test]
-fn namespaces_are_apart_and_are_dropped_for_good() {
+fn namespaces_are_isolated_and_stay_dropped_after_a_restart() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let cache = open(&dir);
     let (users, feeds) = (cache.namespace("users").expect("room"), cache.namespace("feeds").expect("room"));
@@ -46,7 +46,7 @@ fn namespaces_are_apart_and_are_dropped_for_good() {
     check(&cache);
     assert_eq!(cache.namespaces(), ["feeds", "users"]);
     cache.namespace("users").expect("it exists").put("key", "again").expect("room");
-    cache.close().expect("in order");
+    cache.close().expect("a clean close");
     let cache = open(&dir);
     assert_eq!(get(&cache.namespace("users").expect("it exists"), "key").as_deref(), Some("again"));
     cache.clear_all().expect("room");
@@ -59,14 +59,14 @@ fn namespaces_are_apart_and_are_dropped_for_good() {
 }
 
 #[test]
-fn a_small_store_is_opened_again_without_saying_how_small() {
+fn a_small_store_opens_again_without_a_given_size_of_flash() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    Cache::open(Options::new(dir.path()).memory(1 << 20).flash(1 << 20)).expect("an empty directory").close().expect("in order");
-    Cache::open(Options::new(dir.path()).memory(1 << 20)).expect("it has the flash it had").close().expect("in order");
+    Cache::open(Options::new(dir.path()).memory(1 << 20).flash(1 << 20)).expect("an empty directory").close().expect("a clean close");
+    Cache::open(Options::new(dir.path()).memory(1 << 20)).expect("the store knows its size of flash").close().expect("a clean close");
     let new = tempfile::tempdir().expect("a temporary directory");
     let refused = Cache::open(Options::new(new.path()).memory(1 << 20));
     assert!(matches!(refused, Err(Error::InvalidOption { name: "memory", .. })), "4 GiB by default need more");
-    Cache::open(Options::new(new.path())).expect("nothing was made of it");
+    Cache::open(Options::new(new.path())).expect("the refused open created no store");
 }
 
 #[test]
@@ -89,10 +89,10 @@ fn the_smallest_store_is_under_a_mebibyte() {
         }
         reclaimed += cache.stats().segments_reclaimed;
         assert_eq!(cache.get("5999").expect("no error").as_deref(), Some(&[19_999u32 as u8; 200][..]), "{round}");
-        cache.close().expect("in order");
+        cache.close().expect("a clean close");
         largest = largest.max(allocated());
     }
-    assert!(reclaimed > 0, "it is full");
+    assert!(reclaimed > 0, "the store is full");
     assert!(largest < 1 << 20, "{largest} B");
 }
 
@@ -107,7 +107,7 @@ fn resume_tokens_come_back_with_the_data() {
     let cache = open(&dir);
     assert_eq!(cache.resume_token("stream").as_deref(), Some(&b"18"[..]));
     cache.set_resume_token("other", "").expect("room");
-    cache.close().expect("in order");
+    cache.close().expect("a clean close");
     let cache = open(&dir);
     assert_eq!(cache.resume_tokens(), ["stream"]);
     assert!(matches!(cache.set_resume_token("t", vec![0; 1025]), Err(Error::ValueTooLarge { max: 1024, .. })));
@@ -118,14 +118,14 @@ fn resume_tokens_come_back_with_the_data() {
 }
 
 #[test]
-fn many_puts_ranges_and_conditional_deletes() {
+fn put_many_get_range_and_conditional_deletes_answer_as_documented() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let cache = open(&dir);
     cache.put("b", "old").expect("room");
     let absent = PutOptions::new().condition(Condition::IfAbsent).ack(Ack::Host);
     let versions = cache.put_many(&[("a", "0123456789"), ("b", "new"), ("c", "3")], &absent).expect("room");
     assert!(versions[0].is_some() && versions[1].is_none() && versions[2].is_some());
-    assert!(cache.stats().durable >= versions[2].expect("it was absent"), "it waited for the last one");
+    assert!(cache.stats().durable >= versions[2].expect("it was absent"), "put_many returns after the sync of its last mutation");
     assert_eq!(get(&cache, "b").as_deref(), Some("old"));
     let range = |range| cache.get_range("a", range).expect("open").map(|bytes| String::from_utf8(bytes.to_vec()).expect("text"));
     assert_eq!(range(2..5).as_deref(), Some("234"));
@@ -139,7 +139,7 @@ fn many_puts_ranges_and_conditional_deletes() {
 }
 
 #[test]
-fn a_hint_says_where_a_value_is_at_first() {
+fn a_hint_decides_the_first_tier_of_a_value() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let cache = open(&dir);
     let tier = |key: &str| cache.peek(key).expect("open").map(|value| value.tier());
@@ -150,16 +150,16 @@ fn a_hint_says_where_a_value_is_at_first() {
         assert_eq!(tier(key), Some(expected), "{key}");
     }
     cache.put("hot", "next").expect("room");
-    assert_eq!(tier("hot"), Some(Tier::Memory), "it takes the place of the version before");
+    assert_eq!(tier("hot"), Some(Tier::Memory), "a new version replaces the old one in the memory tier");
     cache.put_with("hot", "last", &PutOptions::new().hint(Hint::Flash)).expect("room");
     assert_eq!(tier("hot"), Some(Tier::Buffer));
 }
 
 #[test]
-fn the_listener_hears_of_every_entry_that_leaves() {
+fn the_listener_is_called_for_every_entry_that_leaves() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let heard = Arc::new(Mutex::new(HashMap::<Vec<u8>, (u64, Cause)>::new()));
-    let of_listener = Arc::clone(&heard);
+    let left = Arc::new(Mutex::new(HashMap::<Vec<u8>, (u64, Cause)>::new()));
+    let of_listener = Arc::clone(&left);
     let options = Options::new(dir.path()).memory(1 << 20).flash(1 << 20).on_evict(move |evicted| {
         let before = of_listener.lock().expect("no panic").insert(evicted.key.to_vec(), (evicted.version.0, evicted.cause));
         assert!(before.is_none_or(|(version, _)| version < evicted.version.0), "each version leaves once");
@@ -184,24 +184,24 @@ fn the_listener_hears_of_every_entry_that_leaves() {
         }
     }
     let closed = cache.clone();
-    cache.close().expect("in order");
-    let heard = heard.lock().expect("no panic");
-    let of_cause = |cause| heard.values().filter(|(_, c)| *c == cause).count();
+    cache.close().expect("a clean close");
+    let left = left.lock().expect("no panic");
+    let of_cause = |cause| left.values().filter(|(_, c)| *c == cause).count();
     assert_eq!((of_cause(Cause::Dropped), of_cause(Cause::Expired)), (50, 50));
     assert_eq!(of_cause(Cause::Capacity) as u64, closed.stats().evicted);
     drop((closed, dropped));
     let cache = Cache::open(Options::new(dir.path()).memory(1 << 20)).expect("a directory of this test");
-    for (key, (version, _)) in heard.iter() {
+    for (key, (version, _)) in left.iter() {
         assert_eq!(versions[key], *version);
-        assert!(cache.get(key).expect("open").is_none(), "what left is a miss");
+        assert!(cache.get(key).expect("open").is_none(), "an entry that left is a miss");
     }
-    let there = versions.keys().filter(|key| cache.get(key).expect("open").is_some()).count();
-    let missing = versions.len() - heard.len() - there;
-    assert!(missing as u64 <= cache.stats().evicted, "the others are hits, but for what has left since");
+    let hits = versions.keys().filter(|key| cache.get(key).expect("open").is_some()).count();
+    let missing = versions.len() - left.len() - hits;
+    assert!(missing as u64 <= cache.stats().evicted, "the others are hits, except for entries that were evicted after the restart");
 }
 
 #[test]
-fn memory_bounds_the_index_also_when_flash_has_room() {
+fn memory_bounds_the_index_even_if_flash_has_room() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let memory = 2 << 20;
     let open = |memory| Cache::open(Options::new(dir.path()).memory(memory).flash(64 << 20)).expect("a directory of this test");
@@ -221,7 +221,7 @@ fn memory_bounds_the_index_also_when_flash_has_room() {
         assert_eq!(&cache.get(n.to_le_bytes()).expect("open").expect("the newest are there")[..], n.to_le_bytes());
     }
     drop(cache);
-    // A store that was opened with less memory shrinks to it, and goes on.
+    // A store opened with less memory shrinks its index to that, and keeps working.
     let cache = open(memory / 2);
     for n in 0..1_000u32 {
         cache.put(n.to_le_bytes(), b"again").expect("room");
@@ -230,19 +230,19 @@ fn memory_bounds_the_index_also_when_flash_has_room() {
 }
 
 #[test]
-fn a_background_that_panics_is_an_error_and_no_hang() {
+fn a_panic_of_a_background_thread_is_an_error_and_no_hang() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let options = Options::new(dir.path()).flash(8 << 20).activity(|what, begins| {
-        assert!(what != Activity::Sync || !begins, "on purpose");
+    let options = Options::new(dir.path()).flash(8 << 20).activity(|activity, begins| {
+        assert!(activity != Activity::Sync || !begins, "on purpose");
     });
     let cache = Cache::open(options).expect("an empty directory");
     let forever = PutOptions::new().ack(Ack::Host).wait(Wait::UpTo(Duration::MAX));
     assert!(matches!(cache.put_with("key", "value", &forever), Err(Error::Failed { .. })));
-    assert_eq!(get(&cache, "key").as_deref(), Some("value"), "reads go on");
+    assert_eq!(get(&cache, "key").as_deref(), Some("value"), "reads still work");
 }
 
 #[test]
-fn too_many_unsynced_bytes_are_synced_long_before_they_are_old() {
+fn sync_bytes_triggers_a_sync_long_before_sync_interval() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let options = Options::new(dir.path()).flash(64 << 20).sync_bytes(64 << 10).sync_interval(Duration::from_secs(3600));
     let cache = Cache::open(options).expect("an empty directory");
@@ -257,7 +257,7 @@ fn too_many_unsynced_bytes_are_synced_long_before_they_are_old() {
 }
 
 #[test]
-fn values_that_users_keep_are_counted_until_they_let_go() {
+fn values_kept_by_users_are_counted_until_they_are_dropped() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(Options::new(dir.path().join("s")).memory(8 << 20).flash(64 << 20)).unwrap();
     let keys: Vec<String> = (0..2_000).map(|n| format!("key-{n}")).collect();
@@ -265,7 +265,7 @@ fn values_that_users_keep_are_counted_until_they_let_go() {
         cache.put(key, vec![key.len() as u8; 10_000]).unwrap();
     }
     cache.persist(Ack::Host).unwrap();
-    // More than the memory tier holds, and more than may be read together.
+    // More values than the memory tier holds, and more than one batch of reads.
     let kept = cache.get_many(&keys).unwrap();
     assert!(kept.iter().zip(&keys).all(|(value, key)| value.as_ref().is_some_and(|v| v[..] == vec![key.len() as u8; 10_000][..])));
     let stats = cache.stats();
@@ -273,15 +273,16 @@ fn values_that_users_keep_are_counted_until_they_let_go() {
     let at_least = 2_000 * 10_000 - stats.memory_tier_bytes;
     assert!((at_least..21 << 20).contains(&stats.kept_value_bytes), "{stats:?}");
     drop(kept);
-    // Values that the tier evicted go when no reader can look at them any more.
-    let let_go = (0..1_000_000).any(|_| {
+    // Values that the tier evicted are freed when no reader can hold a reference to them.
+    let freed = (0..1_000_000).any(|_| {
         cache.get(&keys[0]).expect("open");
         cache.stats().kept_value_bytes < 1 << 20
     });
-    assert!(let_go, "{:?}", cache.stats());
+    assert!(freed, "{:?}", cache.stats());
 }
 
-/// Values that zstd makes much smaller, a little smaller, and not at all; and some that are too short to try.
+/// Values of four kinds: zstd makes them much smaller, a little smaller or not smaller, or does not
+/// try because they are too short.
 fn mixed_value(n: u64, version: u64) -> Vec<u8> {
     let text = format!("{n}:{version}:");
     let mut random = n.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ version;
@@ -298,16 +299,16 @@ fn mixed_value(n: u64, version: u64) -> Vec<u8> {
 }
 
 #[test]
-fn compressed_values_come_back_as_they_were_and_take_less_flash() {
+fn compressed_values_come_back_unchanged_and_take_less_flash() {
     const KEYS: u64 = 4_000;
     let dir = tempfile::tempdir().expect("a temporary directory");
     let options = || Options::new(dir.path()).memory(2 << 20).flash(16 << 20).segment_size(256 << 10);
     let compressed = || options().compression(Compression::Zstd(3));
     let check = |cache: &Cache, version: u64| {
         let keys: Vec<[u8; 8]> = (0..KEYS).map(u64::to_le_bytes).collect();
-        let together = cache.get_many(&keys).expect("open");
+        let batch = cache.get_many(&keys).expect("open");
         let mut tiers = HashMap::new();
-        for (n, many) in (0..KEYS).zip(together) {
+        for (n, many) in (0..KEYS).zip(batch) {
             let (expected, key) = (mixed_value(n, version), n.to_le_bytes());
             let value = cache.get(key).expect("open").expect("it was put");
             *tiers.entry(value.tier()).or_insert(0) += 1;
@@ -325,7 +326,8 @@ fn compressed_values_come_back_as_they_were_and_take_less_flash() {
     };
     let cache = Cache::open(compressed()).expect("an empty directory");
     let mut plain_bytes = 0;
-    // Three versions, so that segments are emptied and what is live is moved as it is.
+    // Three versions, so that segments are reclaimed and live records are moved without
+    // recompression.
     for (version, n) in (0..3).flat_map(|version| (0..KEYS).map(move |n| (version, n))) {
         let value = mixed_value(n, version);
         plain_bytes += value.len() as u64;
@@ -335,12 +337,12 @@ fn compressed_values_come_back_as_they_were_and_take_less_flash() {
     cache.persist(Ack::Host).expect("room");
     let written = cache.stats().flash_bytes_written;
     assert!(written < plain_bytes * 6 / 10, "{written} bytes for {plain_bytes}");
-    // As a kill would, and then in order; with compression, and without.
+    // First a stop as by a kill, then a clean one; reopened with compression, then without.
     drop(cache);
-    let cache = Cache::open(compressed()).expect("nobody has it");
+    let cache = Cache::open(compressed()).expect("the store is not open");
     check(&cache, 2);
     cache.close().expect("room");
-    let cache = Cache::open(options()).expect("nobody has it");
+    let cache = Cache::open(options()).expect("the store is not open");
     check(&cache, 2);
     for n in 0..KEYS {
         cache.put(n.to_le_bytes(), mixed_value(n, 3)).expect("room");
@@ -349,7 +351,7 @@ fn compressed_values_come_back_as_they_were_and_take_less_flash() {
 }
 
 #[test]
-fn what_the_index_does_not_know_is_not_there() {
+fn may_contain_is_true_for_every_entry_and_rarely_for_absent_keys() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let cache = open(&dir);
     for n in 0..20_000u32 {
@@ -357,5 +359,5 @@ fn what_the_index_does_not_know_is_not_there() {
     }
     assert!((0..20_000u32).all(|n| cache.may_contain(n.to_le_bytes())));
     let wrong = (20_000..120_000u32).filter(|n| cache.may_contain(n.to_le_bytes())).count();
-    assert!(wrong < 10, "{wrong} of 100000 that are not there");
+    assert!(wrong < 10, "may_contain is true for {wrong} of 100000 absent keys");
 }

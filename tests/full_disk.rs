@@ -1,4 +1,7 @@
-//! Small real file systems that fill up. To mount one takes a privilege: where it is missing, these tests say so and check nothing, unless `EVERWARM_MOUNTS` says that it is there.
+//! Small real file systems that fill up.
+//!
+//! Mounting takes a privilege. Without it these tests print that they are skipped and pass; if
+//! `EVERWARM_MOUNTS` is set they fail instead.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +11,7 @@ use everwarm::{Ack, Cache, Error, Options, PutOptions, Wait};
 
 const AT: &str = "mounted";
 
-/// A file system of 12 MiB, gone with this.
+/// A mounted file system of 12 MiB; unmounted when this is dropped.
 struct Mounted {
     root: tempfile::TempDir,
 }
@@ -59,7 +62,8 @@ fn open(dir: &Path) -> Cache {
     Cache::open(Options::new(dir).memory(2 << 20).flash(64 << 20).segment_size(256 << 10)).unwrap()
 }
 
-/// Puts until there is no room, or `most`. The first number that was refused.
+/// Puts the values of `numbers` until one is refused. Returns the first refused number, or the end
+/// of the range.
 fn fill(cache: &Cache, numbers: std::ops::Range<u64>) -> u64 {
     let patient = PutOptions::new().wait(Wait::UpTo(Duration::from_millis(500)));
     numbers
@@ -72,13 +76,14 @@ fn fill(cache: &Cache, numbers: std::ops::Range<u64>) -> u64 {
         .unwrap_or(numbers.end)
 }
 
+/// Asserts that the cache has the values of `numbers`.
 fn check(cache: &Cache, numbers: std::ops::Range<u64>) {
     for n in numbers {
         assert_eq!(cache.get(n.to_le_bytes()).unwrap().as_deref(), Some(&value(n)[..]), "{n}");
     }
 }
 
-fn a_file_system_that_is_full_is_back_pressure(kind: &str) {
+fn full_file_system_is_back_pressure(kind: &str) {
     let Some(mounted) = Mounted::new(kind) else { return };
     let ballast = mounted.at().join("ballast");
     std::fs::write(&ballast, vec![1; 4 << 20]).unwrap();
@@ -87,12 +92,13 @@ fn a_file_system_that_is_full_is_back_pressure(kind: &str) {
     let mut cache = open(&dir);
     for round in 0..3 {
         let end = fill(&cache, put..put + 10_000);
-        println!("{kind}, round {round}: {} more, {} refusals of the disk", end - put, cache.stats().disk_full);
+        println!("{kind}, round {round}: {} puts, {} refusals by the file system", end - put, cache.stats().disk_full);
         assert!(end < put + 10_000 && cache.stats().disk_full > 0, "the file system is full");
         put = end;
         check(&cache, 0..put);
         if round == 1 {
-            // If what is in the write buffer has no segment to go to, the next process finds it there.
+            // The close fails if the write buffer finds no segment; the next open recovers the
+            // buffer.
             assert!(matches!(cache.close(), Ok(()) | Err(Error::Failed { .. })));
         } else {
             drop(cache);
@@ -103,11 +109,11 @@ fn a_file_system_that_is_full_is_back_pressure(kind: &str) {
         let left = (4 << 20) - (round + 1) * (1 << 20);
         std::fs::File::options().write(true).open(&ballast).unwrap().set_len(left).unwrap();
         let end = fill(&cache, put..put + 100);
-        assert_eq!(end, put + 100, "service returns with room, and without a restart");
+        assert_eq!(end, put + 100, "puts succeed again once there is room, without a restart");
         put = end;
     }
     put = fill(&cache, put..put + 10_000);
-    // Waits for room, if what is in the write buffer has no segment to go to.
+    // `persist` waits for room if the write buffer finds no segment.
     std::thread::scope(|scope| {
         let refusals = cache.stats().disk_full;
         let persist = scope.spawn(|| cache.persist(Ack::Host));
@@ -123,10 +129,10 @@ fn a_file_system_that_is_full_is_back_pressure(kind: &str) {
 
 #[test]
 fn a_full_tmpfs_is_back_pressure_and_service_returns_with_room() {
-    a_file_system_that_is_full_is_back_pressure("tmpfs");
+    full_file_system_is_back_pressure("tmpfs");
 }
 
 #[test]
 fn a_full_ext4_is_back_pressure_and_service_returns_with_room() {
-    a_file_system_that_is_full_is_back_pressure("ext4");
+    full_file_system_is_back_pressure("ext4");
 }

@@ -1,4 +1,4 @@
-//! Who may open a store, and when: races of openers, and an opening right after a kill under load.
+//! Exclusive opening of a store: races of openers, and an open right after a kill under load.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use everwarm::{Cache, Error, Options};
 
-/// Says to a process of this test that it is the one to be killed, and where it works.
+/// Set for the child process that is to be killed; the value is the store's directory.
 const VICTIM: &str = "EVERWARM_VICTIM";
 const VALUE_LEN: usize = 64 << 10;
 const KEYS: u64 = 512;
-/// Bytes that are acknowledged before a kill.
+/// Bytes of values that are acknowledged before a kill.
 const LOAD: u64 = 64 << 20;
 
 fn count(name: &str, default: usize) -> usize {
@@ -29,7 +29,7 @@ fn value(key: u64, version: u64) -> Vec<u8> {
 }
 
 #[test]
-fn of_many_who_open_at_once_one_does() {
+fn of_many_concurrent_openers_exactly_one_succeeds() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     const OPENERS: usize = 6;
     for round in 0..count("EVERWARM_RACES", 50) {
@@ -40,7 +40,7 @@ fn of_many_who_open_at_once_one_does() {
                 scope.spawn(|| {
                     start.wait();
                     let cache = Cache::open(options(dir.path()).lock_timeout(Duration::ZERO));
-                    // Nobody lets go before all have tried.
+                    // The cache stays open until all have tried.
                     end.wait();
                     match cache {
                         Ok(cache) => {
@@ -57,11 +57,12 @@ fn of_many_who_open_at_once_one_does() {
     }
 }
 
-/// Not a test of its own: the process that [`a_store_is_whole_right_after_a_kill_under_load`] kills.
+/// Entry of the child process that [`a_store_is_whole_right_after_a_kill_under_load`] kills; passes
+/// at once in any other process.
 #[test]
-fn victim() {
+fn child_process_to_kill() {
     let Some(dir) = std::env::var_os(VICTIM) else { return };
-    let cache = Cache::open(options(dir.as_ref())).expect("the one before is dead");
+    let cache = Cache::open(options(dir.as_ref())).expect("the previous process is dead");
     std::thread::scope(|scope| {
         for thread in 0..4u64 {
             let cache = &cache;
@@ -69,9 +70,9 @@ fn victim() {
                 for n in 1u64.. {
                     let (key, version) = (n * 7919 % (KEYS / 4) * 4 + thread, n % (1 << 32));
                     let lsn = cache.put(key.to_le_bytes(), value(key, version)).expect("room");
-                    let said = [key, version, lsn.0].map(u64::to_le_bytes).concat();
-                    // One write of few bytes is whole.
-                    std::io::stderr().write_all(&said).expect("the parent listens");
+                    let message = [key, version, lsn.0].map(u64::to_le_bytes).concat();
+                    // A write of up to `PIPE_BUF` bytes to a pipe is atomic.
+                    std::io::stderr().write_all(&message).expect("the parent reads the pipe");
                 }
             });
         }
@@ -85,28 +86,28 @@ fn a_store_is_whole_right_after_a_kill_under_load() {
     let mut hits = 0;
     for kill in 0..count("EVERWARM_KILLS", 20) {
         let mut victim = Command::new(std::env::current_exe().expect("this test"))
-            .args(["--exact", "victim", "--nocapture"])
+            .args(["--exact", "child_process_to_kill", "--nocapture"])
             .env(VICTIM, dir.path())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .expect("this test runs");
-        let mut said = victim.stderr.take().expect("piped");
+        let mut messages = victim.stderr.take().expect("piped");
         let mut take = |acked: &mut HashMap<u64, (u64, u64)>| {
             let mut words = [0u8; 24];
-            said.read_exact(&mut words).ok()?;
+            messages.read_exact(&mut words).ok()?;
             let word = |i: usize| u64::from_le_bytes(words[i * 8..][..8].try_into().expect("eight bytes"));
             acked.insert(word(0), (word(1), word(2)));
             Some(())
         };
         for _ in 0..LOAD / VALUE_LEN as u64 {
-            take(&mut acked).expect("it works until it is killed");
+            take(&mut acked).expect("the child puts until it is killed");
         }
-        victim.kill().expect("it lives");
+        victim.kill().expect("the child lives");
         let opened = Cache::open(options(dir.path()));
-        // What it had said before it died.
+        // The acknowledgements that the child wrote before it died.
         while take(&mut acked).is_some() {}
-        victim.wait().expect("it was killed");
+        victim.wait().expect("the child was killed");
         let cache = opened.unwrap_or_else(|e| panic!("kill {kill}: {e}"));
         assert!(cache.recovery().damaged.is_empty(), "kill {kill}: {:?}", cache.recovery());
         let reclaimed = cache.stats().reclaimed.0;
@@ -119,7 +120,7 @@ fn a_store_is_whole_right_after_a_kill_under_load() {
             let word = u64::from_le_bytes(found[..8].try_into().expect("eight bytes"));
             let at = word & 0xffff_ffff;
             assert_eq!(found[..], value(*key, at), "kill {kill}: key {key} is torn");
-            // One more may have happened than was heard of.
+            // One more mutation may have happened than was acknowledged to the parent.
             assert!(found.version().0 >= *lsn, "kill {kill}: key {key} is at {at} after {version}");
             (*version, *lsn) = (at, found.version().0);
         }

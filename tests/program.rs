@@ -1,4 +1,5 @@
-//! The program as a user meets it: what it prints, how it exits, what it refuses. Real processes, real kills.
+//! The program from a user's point of view: its output, its exit codes and its refusals. The tests
+//! start real processes and kill some of them.
 #![cfg(feature = "cli")]
 
 use std::io::BufRead;
@@ -19,15 +20,16 @@ fn store(dir: &tempfile::TempDir) -> String {
     dir.path().join("store").to_string_lossy().into_owned()
 }
 
+/// Asserts that the program failed with exit code 2 and a message that contains `reason`.
 fn refused(output: &Output, reason: &str) {
     let message = text(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{message}");
-    assert!(message.contains(reason), "{message:?} does not say {reason:?}");
+    assert!(message.contains(reason), "{message:?} does not contain {reason:?}");
     assert!(output.stdout.is_empty());
 }
 
 #[test]
-fn a_value_that_is_put_is_got_until_it_is_deleted() {
+fn a_put_value_is_returned_until_it_is_deleted() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(&dir);
     let flash = ["--flash", "1MiB", "--memory", "1MiB"];
@@ -42,7 +44,7 @@ fn a_value_that_is_put_is_got_until_it_is_deleted() {
 }
 
 #[test]
-fn inspect_and_compact_work_on_what_put_left() {
+fn inspect_and_compact_work_on_a_store_made_by_put() {
     let dir = tempfile::tempdir().unwrap();
     let (store, copy) = (store(&dir), dir.path().join("copy").to_string_lossy().into_owned());
     for key in ["a", "b", "c"] {
@@ -69,11 +71,11 @@ fn a_damaged_file_is_reported_by_inspect_and_survived_by_get() {
     }
     assert_eq!(everwarm(&["inspect", &store]).status.code(), Some(1));
     assert_eq!(text(&everwarm(&["get", &store, "key"]).stdout).trim_end(), "value");
-    assert_eq!(everwarm(&["inspect", &store]).status.code(), Some(0), "the next close wrote a whole one");
+    assert_eq!(everwarm(&["inspect", &store]).status.code(), Some(0), "the close by get wrote a valid checkpoint");
 }
 
 #[test]
-fn verify_reads_what_inspect_takes_for_granted() {
+fn verify_finds_damaged_records_that_inspect_does_not_read() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(&dir);
     let cache = Cache::open(Options::new(&store).flash(1 << 20).memory(1 << 20)).unwrap();
@@ -82,7 +84,7 @@ fn verify_reads_what_inspect_takes_for_granted() {
     }
     cache.delete(3u32.to_le_bytes()).unwrap();
     drop(cache);
-    // As after a kill: the WAL says what the last segments hold.
+    // As after a kill: the WAL describes the records of the last segments.
     let found = everwarm::verify(&store).unwrap();
     let verified = found.verified.unwrap();
     assert!(verified.wal_frames > 0 && verified.records > 0 && found.problems.is_empty(), "{found:?}");
@@ -96,7 +98,7 @@ fn verify_reads_what_inspect_takes_for_granted() {
     let mut bytes = std::fs::read(&segment).unwrap();
     bytes[9_000] ^= 1;
     std::fs::write(&segment, bytes).unwrap();
-    assert_eq!(everwarm(&["inspect", &store]).status.code(), Some(0), "it does not read records");
+    assert_eq!(everwarm(&["inspect", &store]).status.code(), Some(0), "inspect does not read records");
     let damaged = everwarm(&["inspect", &store, "--verify"]);
     assert_eq!(damaged.status.code(), Some(1));
     assert!(text(&damaged.stdout).contains("segment 0: 1 records cannot be read"), "{}", text(&damaged.stdout));
@@ -110,7 +112,7 @@ fn wrong_input_is_refused_with_its_reason_and_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(&dir);
     refused(&everwarm(&["get", &store, "key"]), "holds no everwarm store");
-    assert!(!Path::new(&store).exists(), "get creates nothing");
+    assert!(!Path::new(&store).exists(), "get creates no store");
     assert!(everwarm(&["put", &store, "key", "value", "--flash", "1MiB"]).status.success());
     for verb in [&["put", &store, "", "v"][..], &["get", &store, ""], &["delete", &store, ""]] {
         refused(&everwarm(verb), "a key has 1 to 65535 bytes");
@@ -131,14 +133,14 @@ fn wrong_input_is_refused_with_its_reason_and_loses_nothing() {
         std::fs::write(foreign.join(name), "years of work").unwrap();
         refused(&everwarm(&["put", &foreign.to_string_lossy(), "k", "v"]), name);
         assert_eq!(std::fs::read(foreign.join(name)).unwrap(), b"years of work");
-        assert_eq!(std::fs::read_dir(&foreign).unwrap().count(), 1, "nothing is made beside {name}");
+        assert_eq!(std::fs::read_dir(&foreign).unwrap().count(), 1, "no file is created beside {name}");
         std::fs::write(Path::new(&store).join(format!("{name}.notes")), "kept").unwrap();
     }
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
     refused(&everwarm(&["put", &file.to_string_lossy(), "k", "v"]), "file");
     assert_eq!(text(&everwarm(&["get", &store, "key"]).stdout).trim_end(), "value");
-    assert_eq!(std::fs::read(Path::new(&store).join("wal.txt.notes")).unwrap(), b"kept", "opening removes only its own files");
+    assert_eq!(std::fs::read(Path::new(&store).join("wal.txt.notes")).unwrap(), b"kept", "opening a store removes no foreign files");
     for copy in ["manifest.0", "manifest.1"] {
         std::fs::rename(Path::new(&store).join(copy), dir.path().join(copy)).unwrap();
     }
@@ -153,7 +155,7 @@ fn wrong_input_is_refused_with_its_reason_and_loses_nothing() {
 }
 
 #[test]
-fn a_store_keeps_its_size_its_entries_and_its_namespaces_unless_told_otherwise() {
+fn a_store_keeps_its_size_entries_and_namespaces_unless_told_otherwise() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(&dir);
     let cache = Cache::open(Options::new(&store).flash(64 << 20)).unwrap();
@@ -165,12 +167,12 @@ fn a_store_keeps_its_size_its_entries_and_its_namespaces_unless_told_otherwise()
     refused(&everwarm(&["get", &store, "key", "--flash", "1MiB"]), "--resize");
     refused(&everwarm(&["get", &store, "key", "--memory", "16000000G"]), "this machine has");
     refused(&everwarm(&["get", &store, "key", "-n", "typo"]), "no namespace `typo`");
-    assert!(everwarm::inspect(&store).unwrap().clean, "what refuses leaves the store as it was");
+    assert!(everwarm::inspect(&store).unwrap().clean, "a refusal leaves the store unchanged");
     let stats = text(&everwarm(&["stats", &store, "--json"]).stdout);
     assert!(stats.contains("\"entries\":30001"), "{stats}");
     let copy = dir.path().join("copy");
     refused(&everwarm(&["compact", &store, "-o", &copy.to_string_lossy(), "--flash", "512KiB"]), "do not fit");
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing half done is left");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no partial copy is left");
     assert!(everwarm(&["get", &store, "key", "--flash", "128MiB", "--resize"]).status.success());
     assert!(everwarm(&["compact", &store, "-o", &copy.to_string_lossy()]).status.success());
     let copied = everwarm::inspect(&copy).unwrap();
@@ -178,7 +180,7 @@ fn a_store_keeps_its_size_its_entries_and_its_namespaces_unless_told_otherwise()
 }
 
 #[test]
-fn names_like_those_of_a_store_do_not_disturb_it() {
+fn foreign_files_with_the_names_of_store_files_do_no_harm() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(&dir);
     let cache = Cache::open(Options::new(&store).flash(1 << 20).memory(1 << 20)).unwrap();
@@ -201,13 +203,13 @@ fn names_like_those_of_a_store_do_not_disturb_it() {
         cache.persist(everwarm::Ack::Host).unwrap();
         let newest = cache.get(399u32.to_le_bytes()).unwrap();
         assert_eq!(newest.as_deref(), Some(&[round; 2_000][..]));
-        // As good as a kill.
+        // Without a close, as after a kill.
         drop(cache);
     }
 }
 
 #[test]
-fn compact_takes_what_is_not_given_from_the_store_and_refuses_what_it_cannot_name() {
+fn compact_takes_defaults_from_the_store_and_refuses_unusable_outputs() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(&dir);
     assert!(everwarm(&["put", &store, "key", "value", "--flash", "48MiB"]).status.success());
@@ -224,8 +226,8 @@ fn compact_takes_what_is_not_given_from_the_store_and_refuses_what_it_cannot_nam
     std::os::unix::fs::symlink(path("target"), path("link")).unwrap();
     refused(&everwarm(&["compact", &store, "-o", &path("link")]), "link");
     refused(&everwarm(&["compact", &store, "-o", &path("small"), "--memory", "1KiB"]), "memory");
-    assert!(everwarm::inspect(&store).unwrap().clean, "what refuses leaves the store as it was");
-    // The file says that the store may be resized; without it, or an argument, it may not.
+    assert!(everwarm::inspect(&store).unwrap().clean, "a refusal leaves the store unchanged");
+    // A resize needs a permission: `--resize`, or `resize` in the file.
     std::fs::write(&config, "flash = '64MiB'").unwrap();
     refused(&everwarm(&["get", &store, "key", "--config", &config]), "--resize");
     std::fs::write(&config, "flash = '64MiB'\nresize = true").unwrap();
@@ -235,7 +237,7 @@ fn compact_takes_what_is_not_given_from_the_store_and_refuses_what_it_cannot_nam
 }
 
 #[test]
-fn an_interrupted_drill_leaves_nothing() {
+fn an_interrupted_drill_leaves_no_files() {
     let dir = tempfile::tempdir().unwrap();
     let mut drill = Command::new(env!("CARGO_BIN_EXE_everwarm"))
         .args(["drill", "--keys", "1000", "--requests", "10000000"])
@@ -244,16 +246,16 @@ fn an_interrupted_drill_leaves_nothing() {
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    let mut said = String::new();
-    std::io::BufReader::new(drill.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "{said}");
+    let mut line = String::new();
+    std::io::BufReader::new(drill.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "{line}");
     rustix::process::kill_process(rustix::process::Pid::from_child(&drill), rustix::process::Signal::INT).unwrap();
     assert_eq!(drill.wait().unwrap().code(), Some(130));
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 #[test]
-fn nobody_reads_the_output() {
+fn output_that_cannot_be_written_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(&dir);
     assert!(everwarm(&["put", &store, "key", "value", "--flash", "1MiB"]).status.success());
@@ -266,7 +268,7 @@ fn nobody_reads_the_output() {
 }
 
 #[test]
-fn a_process_with_few_descriptors_is_told_so() {
+fn too_few_descriptors_are_refused_and_a_soft_limit_is_raised() {
     let dir = tempfile::tempdir().unwrap();
     let limited = format!("ulimit -n 300; exec {} put {} key value", env!("CARGO_BIN_EXE_everwarm"), store(&dir));
     refused(&Command::new("sh").args(["-c", &limited]).output().unwrap(), "file descriptors");
@@ -275,7 +277,7 @@ fn a_process_with_few_descriptors_is_told_so() {
 }
 
 #[test]
-fn a_second_opener_is_refused_by_pid_and_a_newer_format_by_version() {
+fn a_second_opener_is_refused_with_the_pid_of_the_owner() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(&dir);
     let cache = Cache::open(Options::new(&store).flash(1 << 20).memory(1 << 20)).unwrap();
@@ -293,9 +295,9 @@ fn keys_and_values_beyond_the_limits_are_refused_with_the_limit() {
     let cache = Cache::open(Options::new(store(&dir)).flash(1 << 20).memory(1 << 20)).unwrap();
     assert!(matches!(cache.put("", "v"), Err(Error::EmptyKey)));
     assert!(matches!(cache.put(vec![0; 65_536], "v"), Err(Error::KeyTooLarge { max: 65_535, .. })));
-    let Err(Error::KeyTooLarge { max, .. }) = cache.put(vec![0; 65_535], "v") else { panic!("no segment is so large") };
+    let Err(Error::KeyTooLarge { max, .. }) = cache.put(vec![0; 65_535], "v") else { panic!("a key of 65535 B does not fit a segment") };
     cache.put(vec![0; max], "").unwrap();
-    let Err(Error::ValueTooLarge { max, .. }) = cache.put("k", vec![0; 1 << 20]) else { panic!("too large") };
+    let Err(Error::ValueTooLarge { max, .. }) = cache.put("k", vec![0; 1 << 20]) else { panic!("a value of 1 MiB does not fit a segment") };
     cache.put("k", vec![1; max]).unwrap();
     assert_eq!(cache.get("k").unwrap().unwrap().len(), max);
     assert!(matches!(cache.put("k", vec![0; max + 1]), Err(Error::ValueTooLarge { .. })));
@@ -329,7 +331,7 @@ fn a_drill_with_kills_keeps_every_promise() {
         let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(last).unwrap();
         let documented = include_str!("../docs/DRILL.md");
         for field in object.keys() {
-            assert!(documented.contains(&format!("`{field}`")), "docs/DRILL.md does not know {field}");
+            assert!(documented.contains(&format!("`{field}`")), "docs/DRILL.md does not document {field}");
         }
         for promise in ["\"stale\":0", "\"resurrected\":0", "\"wrong\":0", "\"lost_acked\":0"] {
             assert!(last.contains(promise), "{last}");
@@ -338,7 +340,7 @@ fn a_drill_with_kills_keeps_every_promise() {
 }
 
 #[test]
-fn a_benchmark_does_what_it_is_named_after_and_checks_its_answers() {
+fn each_benchmark_runs_its_workload_and_checks_its_answers() {
     let dir = tempfile::tempdir().unwrap();
     let trace = dir.path().join("trace.csv.gz");
     let rows: String = (0..900).map(|n| format!("{n},get,{},,200,\n", n % 300)).collect();
@@ -370,7 +372,7 @@ fn a_benchmark_does_what_it_is_named_after_and_checks_its_answers() {
         assert!(bench.status.success(), "{args:?}: {out}\n{err}");
         let report: serde_json::Value = serde_json::from_str(&out).unwrap();
         let fields = report.as_object().unwrap().keys().chain(report["phases"][0].as_object().unwrap().keys());
-        fields.for_each(|field| assert!(documented.contains(&format!("`{field}`")), "docs/PERFORMANCE.md does not know {field}"));
+        fields.for_each(|field| assert!(documented.contains(&format!("`{field}`")), "docs/PERFORMANCE.md does not document {field}"));
         let names: Vec<&str> = report["phases"].as_array().unwrap().iter().map(|phase| phase["name"].as_str().unwrap()).collect();
         assert_eq!(names, phases);
         for phase in report["phases"].as_array().unwrap() {
@@ -390,12 +392,13 @@ fn a_benchmark_does_what_it_is_named_after_and_checks_its_answers() {
             "fill" => {
                 assert_eq!(last["writes"]["calls"], 3_000);
                 assert_eq!(last["bytes_put"], report["footprint"]);
-                // Three threads that wait for each put share a sync among three at most.
+                // Three blocking threads need at least 1,000 syncs for 3,000 puts. With tasks more
+                // puts share a sync.
                 assert!(!args.contains(&"--tasks") || last["syncs"].as_u64().is_some_and(|syncs| (1..1_000).contains(&syncs)), "{last}");
             }
             "overwrite" => {
-                let drawn = std::fs::read_to_string(&page).unwrap();
-                assert!(drawn.matches("<svg").count() == 3 && drawn.contains("accounted for"), "{drawn}");
+                let html = std::fs::read_to_string(&page).unwrap();
+                assert!(html.matches("<svg").count() == 3 && html.contains("accounted for"), "{html}");
             }
             "multiget" => assert_eq!(hits, 7 * last["calls"].as_u64().unwrap()),
             _ => {}
@@ -404,7 +407,7 @@ fn a_benchmark_does_what_it_is_named_after_and_checks_its_answers() {
 }
 
 #[test]
-fn a_benchmark_refuses_what_it_cannot_do() {
+fn a_benchmark_refuses_invalid_arguments() {
     refused(&everwarm(&["bench", "fill", "--value-size", "1"]), "16B to 32MiB");
     refused(&everwarm(&["bench", "mixed", "--tasks", "2"]), "--tasks");
     refused(&everwarm(&["bench", "read", "--tasks", "2", "--rate", "5"]), "--rate");

@@ -1,4 +1,4 @@
-//! Real threads on a real directory: what one test process can show of races between writers, readers and the background.
+//! Races between writers, readers and background threads, with real threads on a real directory.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -49,7 +49,7 @@ fn what_does_not_change_is_seen_by_every_iteration() {
             if seen != 500 || cache.stats().evicted > 0 {
                 done.store(1, Ordering::Relaxed);
             }
-            assert_eq!((seen, cache.stats().evicted), (500, 0), "after {} segments were emptied", reclaimed());
+            assert_eq!((seen, cache.stats().evicted), (500, 0), "after {} segments were reclaimed", reclaimed());
         }
         done.store(1, Ordering::Relaxed);
     });
@@ -58,7 +58,8 @@ fn what_does_not_change_is_seen_by_every_iteration() {
 #[test]
 fn readers_never_see_an_older_version_than_was_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
-    // The whole set is rewritten many times over a small flash, so that segments are reused under the readers.
+    // All keys are rewritten many times on a small flash, so that segments are reused while readers
+    // read them.
     let cache = Cache::open(options(&dir).memory(1 << 20).flash(8 << 20).segment_size(64 << 10)).unwrap();
     let acked: Vec<AtomicU64> = (0..WRITERS * KEYS_PER_WRITER).map(|_| AtomicU64::new(0)).collect();
     std::thread::scope(|s| {
@@ -119,7 +120,7 @@ fn nothing_is_lost_between_the_write_buffer_and_flash() {
 }
 
 #[test]
-fn many_gets_at_once_answer_as_single_gets_do_with_either_backend() {
+fn get_many_answers_like_single_gets_with_either_backend() {
     let dir = tempfile::tempdir().unwrap();
     let count = 4_000;
     let small = |backend| options(&dir).memory(1 << 20).flash(64 << 20).segment_size(64 << 10).backend(backend);
@@ -130,7 +131,7 @@ fn many_gets_at_once_answer_as_single_gets_do_with_either_backend() {
     for backend in [Backend::Auto, Backend::Portable] {
         let cache = Cache::open(small(backend)).unwrap();
         assert!(backend == Backend::Auto || !cache.stats().io_uring);
-        // More than fit one ring, absent ones and the same one twice among them.
+        // More keys than one ring has room for, with absent keys and a duplicate.
         for first in (0..count).step_by(300) {
             let keys: Vec<_> = (first..first + 310).chain([first]).map(|k| key(0, k)).collect();
             let found = cache.get_many(&keys).unwrap();
@@ -145,7 +146,7 @@ fn many_gets_at_once_answer_as_single_gets_do_with_either_backend() {
 }
 
 #[test]
-fn of_many_who_miss_one_loads_and_a_delete_meanwhile_wins() {
+fn concurrent_misses_load_once_and_a_mutation_meanwhile_wins() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(options(&dir).memory(1 << 20).flash(1 << 20)).unwrap();
     let loads = AtomicU64::new(0);
@@ -164,7 +165,7 @@ fn of_many_who_miss_one_loads_and_a_delete_meanwhile_wins() {
         load()
     };
     assert_eq!(cache.get_or_fill("other", &PutOptions::new(), deleted_meanwhile).unwrap(), "loaded");
-    assert!(cache.get("other").unwrap().is_none(), "the delete came after the miss, so it wins");
+    assert!(cache.get("other").unwrap().is_none(), "a delete after the miss wins over the load");
     let put_meanwhile = || {
         cache.put("third", "newer").unwrap();
         load()
@@ -184,7 +185,7 @@ fn touch_changes_the_expiry_and_nothing_else() {
     let version = cache.put("key", "value").unwrap();
     let touched = cache.touch("key", Some(Duration::ZERO)).unwrap().unwrap();
     assert!(touched > version);
-    assert!(cache.get("key").unwrap().is_none(), "it expired at once");
+    assert!(cache.get("key").unwrap().is_none(), "the entry expired at once");
     cache.put("key", "value").unwrap();
     cache.touch("key", Some(Duration::from_secs(3600))).unwrap().unwrap();
     assert_eq!(&cache.get("key").unwrap().unwrap()[..], b"value");

@@ -1,4 +1,5 @@
-//! The async form, on runtimes that others wrote: same answers, many reads in flight, futures dropped at any time.
+//! The async API on third-party runtimes: the same answers as the blocking API, with many reads in
+//! flight and futures dropped at any time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,7 +22,7 @@ fn version_of(key: u64, found: &[u8]) -> u64 {
     version
 }
 
-/// A cache whose values are nearly all on flash.
+/// A cache with nearly all values on flash only.
 fn filled(dir: &tempfile::TempDir, backend: Backend) -> AsyncCache {
     let options = Options::new(dir.path()).memory(2 << 20).flash(64 << 20).backend(backend).depth(32);
     let cache = Cache::open(options).expect("an empty directory");
@@ -44,7 +45,7 @@ async fn many_tasks_read_and_write_while_futures_are_dropped() {
                     let key = (task * 7919 + n * 104_729) % KEYS;
                     let get = cache.get(key.to_le_bytes());
                     if n % 3 == 0 {
-                        // Polled once, and dropped if it is not ready by then.
+                        // Polled once, and dropped if it is not ready.
                         tokio::select! {
                             biased;
                             found = get => version_of(key, &found.expect("open").expect("a value")),
@@ -54,7 +55,7 @@ async fn many_tasks_read_and_write_while_futures_are_dropped() {
                         version_of(key, &get.await.expect("open").expect("a value"));
                     }
                     if key % 64 == task {
-                        // One task alone writes this key, so it sees what it wrote.
+                        // Only this task writes this key, so it reads its own write.
                         cache.put(key.to_le_bytes(), value(key, n)).await.expect("room");
                         let found = cache.get(key.to_le_bytes()).await.expect("open").expect("a value");
                         assert_eq!(version_of(key, &found), n);
@@ -72,12 +73,12 @@ async fn many_tasks_read_and_write_while_futures_are_dropped() {
         }
         assert!(cache.blocking().stats().hits_flash > 1_000);
         assert_eq!(cache.blocking().stats().damaged, 0);
-        cache.blocking().clone().close().expect("in order");
+        cache.blocking().clone().close().expect("a clean close");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_task_loads_for_all_and_another_goes_on_if_it_is_dropped() {
+async fn one_task_loads_for_all_and_another_replaces_a_dropped_loader() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let cache = Cache::open(Options::new(dir.path()).flash(8 << 20)).expect("an empty directory").for_tasks();
     let loads = Arc::new(AtomicUsize::new(0));
@@ -128,11 +129,11 @@ fn conditions_and_syncs_work_on_another_runtime() {
         assert!(!cache.contains("key").await.expect("open"));
     });
     let cache = cache.blocking().clone();
-    cache.close().expect("in order");
+    cache.close().expect("a clean close");
 }
 
 #[tokio::test]
-async fn every_mutation_has_a_form_for_tasks() {
+async fn every_mutation_has_an_async_form() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let cache = Cache::open(Options::new(dir.path()).memory(1 << 20).flash(1 << 20)).expect("an empty directory");
     let tasks = cache.namespace("n").expect("room").for_tasks();

@@ -1,7 +1,7 @@
 #![no_main]
-#![allow(dead_code, reason = "only a part of the program is used here")]
+#![allow(dead_code, reason = "the target uses only a part of the module")]
 
-/// As the program has it.
+/// The program's own module.
 #[path = "../../src/bin/everwarm/workload/mod.rs"]
 mod workload;
 

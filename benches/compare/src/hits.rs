@@ -1,4 +1,5 @@
-//! Gets that DRAM answers: zipf keys, nine gets to one put, everything fits.
+//! Gets and puts that DRAM answers: Zipf keys, nine gets to one put, and all entries fit into
+//! memory.
 
 use std::io::Write;
 use std::path::Path;
@@ -14,34 +15,39 @@ use serde::{Deserialize, Serialize};
 use crate::stores::{Engine, Size, Store};
 use crate::work::{key, value};
 
-/// As in YCSB.
+/// Exponent of the Zipf distribution, as in YCSB.
 const ALPHA: f64 = 0.99;
-/// Odd, so that popular keys are not neighbours.
+/// A prime; multiplying a rank by it scatters popular keys over all keys.
 const SPREAD: u64 = 0x9E37_79B1;
-/// Beside keys and values, generously: nothing is to be evicted.
+/// Bytes of DRAM for each entry besides its value. Generous, so that no engine evicts.
 const OVERHEAD: u64 = 512;
+/// Flash capacity in multiples of the entries' bytes.
 const FLASH_TIMES: u64 = 8;
-/// Between two looks at the clock.
+/// Operations between two looks at the clock.
 const STEP: u64 = 256;
 
+/// Results of one measurement.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Hits {
+    /// Operations a second.
     pub per_s: f64,
-    /// Microseconds of processor time for an operation.
+    /// Microseconds of processor time for one operation.
     pub cpu_us: f64,
-    /// Bytes of DRAM for an entry beyond its key and value, by what the process grew by while it was filled.
+    /// Bytes of DRAM for one entry beyond its key and value, from the growth of the process during
+    /// the fill.
     pub overhead: f64,
     /// Gets without a value.
     pub missed: u64,
 }
 
-/// Measures for so long, and says what it found.
+/// Fills a store, measures for `time`, and prints the results.
 pub fn run(engine: Engine, dir: &Path, size: Size, threads: u64, time: Duration) -> Result<()> {
     let before = resident()?;
-    // Flash as a cache has it whose DRAM is a part of the whole, for those that write there what DRAM answers.
+    // For engines that write every entry to flash: as much flash as a cache has in which DRAM is
+    // only a part of the capacity.
     let size = Size { memory: size.entries * (size.value_len as u64 + OVERHEAD) + (64 << 20), flash_times: FLASH_TIMES, ..size };
     let store = engine.open(dir, size)?;
-    // Twice: what is asked for again belongs into DRAM.
+    // Each entry is read twice after the fill, because some engines promote only on a repeated get.
     let mut buf = BytesMut::new();
     for n in 0..size.entries {
         store.put(key(n), value(&mut buf, n, 0, size.value_len))?;
@@ -69,7 +75,7 @@ pub fn run(engine: Engine, dir: &Path, size: Size, threads: u64, time: Duration)
     Ok(())
 }
 
-/// How many operations it did, and how many gets missed.
+/// Calls the store until `end`. Returns the number of operations and of gets that missed.
 fn caller(store: &dyn Store, size: Size, thread: u64, end: Instant) -> Result<(u64, u64)> {
     let mut rng = SmallRng::seed_from_u64(thread);
     let zipf = Zipf::new(size.entries as f64, ALPHA)?;
@@ -83,7 +89,7 @@ fn caller(store: &dyn Store, size: Size, thread: u64, end: Instant) -> Result<(u
             } else {
                 let mut right = true;
                 let found = store.look(key(n), &mut |found| right = found[..8] == n.to_le_bytes() && found.len() == size.value_len)?;
-                ensure!(right, "entry {n} has another's value");
+                ensure!(right, "entry {n} has the value of another entry");
                 missed += u64::from(!found);
             }
         }
@@ -92,12 +98,13 @@ fn caller(store: &dyn Store, size: Size, thread: u64, end: Instant) -> Result<(u
     Ok((calls, missed))
 }
 
+/// Processor time of this process.
 pub fn cpu() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Bytes of this process in DRAM, those of mapped files too.
+/// Resident bytes of this process, mapped files included.
 fn resident() -> Result<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm")?;
     let pages: u64 = statm.split_whitespace().nth(1).unwrap_or_default().parse()?;

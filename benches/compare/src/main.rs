@@ -1,5 +1,6 @@
-//! Everwarm beside its peers. Each engine fills a new store in a process of its own, is killed once it says that flash holds everything, and is
-//! opened again by another process that reads every entry back. Rounds alternate between the engines.
+//! Compares Everwarm with other engines. A child process fills a new store and is killed once it
+//! reports that flash holds all entries. Another child process opens the store and reads every
+//! entry back. Rounds alternate between the engines.
 
 mod hits;
 mod reads;
@@ -25,7 +26,7 @@ use stores::{Engine, Size};
 use work::{Filled, Verified};
 
 #[derive(Parser)]
-#[command(about = "Everwarm and its peers, filled, killed and read back in the same run")]
+#[command(about = "Compares Everwarm with other engines: fills, hits, reads from flash, and restarts after a kill")]
 struct Program {
     #[command(subcommand)]
     verb: Verb,
@@ -33,77 +34,84 @@ struct Program {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Fill, kill, open and read back, each engine in turn.
+    /// Fill each engine, kill it, open it again, and read every entry back.
     Fill {
         #[command(flatten)]
         load: Load,
-        /// Engines, in this order in each round.
+        /// Engines to compare, in this order in each round.
         #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Engine::Everwarm, Engine::EverwarmWal, Engine::FoyerUring, Engine::FoyerPsync, Engine::Fjall, Engine::RocksDb])]
         engines: Vec<Engine>,
+        /// Number of rounds.
         #[arg(long, default_value_t = 1, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
         rounds: usize,
-        /// Read back after the kill in the first round only, or in every round.
+        /// Read the entries back in every round, not only in the first.
         #[arg(long)]
         read_back_always: bool,
-        /// Print one object on standard output instead of a table.
+        /// Print one JSON object instead of a table.
         #[arg(long)]
         json: bool,
     },
-    /// Gets and puts that DRAM answers, each engine in turn in each round.
+    /// Measure gets and puts that DRAM answers, each engine in turn in each round.
     Hits {
         #[command(flatten)]
         load: Load,
+        /// Engines to compare; ratios are relative to the first.
         #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Engine::EverwarmMemory, Engine::Everwarm, Engine::QuickCache, Engine::Moka, Engine::FoyerMemory])]
         engines: Vec<Engine>,
-        /// Numbers of threads that are measured.
+        /// Numbers of calling threads to measure.
         #[arg(long, value_delimiter = ',', default_values_t = [1, 2], value_parser = clap::value_parser!(u64).range(1..))]
         callers: Vec<u64>,
+        /// Number of rounds.
         #[arg(long, default_value_t = 5, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
         rounds: usize,
-        /// How long each engine is measured in each round.
+        /// Seconds for which each engine is measured in each round.
         #[arg(long, default_value_t = 5)]
         seconds: u64,
-        /// Print one object on standard output instead of a table.
+        /// Print one JSON object instead of a table.
         #[arg(long)]
         json: bool,
     },
-    /// Gets from flash, everwarm in several ways and fio, in turn in each round.
+    /// Measure gets from flash, by Everwarm in several ways and by fio, in turn in each round.
     Reads {
         #[command(flatten)]
         load: Load,
-        /// Numbers of reads in flight; only threads read one at a time.
+        /// Numbers of reads in flight; at 1, only fio and blocking threads are measured.
         #[arg(long, value_delimiter = ',', default_values_t = [1, 32, 64, 128], value_parser = clap::value_parser!(u64).range(1..))]
         depths: Vec<u64>,
+        /// Number of rounds.
         #[arg(long, default_value_t = 5, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
         rounds: usize,
-        /// How long each is measured in each round.
+        /// Seconds for which each reader is measured in each round.
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
         seconds: u64,
-        /// Print one object on standard output instead of a table.
+        /// Print one JSON object instead of a table.
         #[arg(long)]
         json: bool,
     },
-    /// Hits over the time around a kill -9.
+    /// Measure the hit ratio over time around a kill -9.
     Restart {
         #[command(flatten)]
         load: Load,
+        /// Engines to compare.
         #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Engine::Everwarm, Engine::FoyerUring, Engine::FoyerPsync, Engine::Memcached, Engine::Redis, Engine::Fjall, Engine::RocksDb])]
         engines: Vec<Engine>,
         /// Gets a second.
         #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..))]
         rate: u64,
-        /// Puts a second while the store is filled: some engines drop what comes faster than they can store it.
+        /// Puts a second while the store is filled; some engines drop puts that arrive faster than
+        /// they can store them.
         #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1..))]
         fill_rate: u64,
-        /// Seconds before the kill, and after it.
+        /// Seconds of gets before the kill.
         #[arg(long, default_value_t = 5)]
         before: u64,
+        /// Seconds of gets after the kill.
         #[arg(long, default_value_t = 20)]
         after: u64,
-        /// Draw all engines into this file.
+        /// Plot the curves of all engines into this file.
         #[arg(long, value_name = "FILE.svg")]
         picture: Option<PathBuf>,
-        /// Print one object on standard output instead of a table.
+        /// Print one JSON object instead of a table.
         #[arg(long)]
         json: bool,
     },
@@ -126,7 +134,7 @@ enum Verb {
         load: Load,
         #[arg(long)]
         reader: Reader,
-        /// Each measurement draws its own keys.
+        /// Seed of the keys; each measurement has another.
         #[arg(long)]
         seed: u64,
         #[arg(long)]
@@ -156,17 +164,19 @@ enum Verb {
 
 #[derive(Args, Clone)]
 struct Load {
-    /// Where stores are made, and removed afterwards.
+    /// Parent directory of the stores, which are removed afterwards.
     #[arg(long)]
     dir: PathBuf,
+    /// Number of entries.
     #[arg(long, default_value_t = 1_000_000)]
     entries: u64,
-    /// Bytes of a value.
+    /// Bytes of a value, at least 16.
     #[arg(long, default_value_t = 1024)]
     value_len: usize,
+    /// Threads that call the engine.
     #[arg(long, default_value_t = 8)]
     threads: u64,
-    /// MiB of DRAM beyond the index.
+    /// MiB of DRAM besides the index.
     #[arg(long, default_value_t = 64)]
     memory_mib: u64,
 }
@@ -181,8 +191,9 @@ impl Load {
 struct Round {
     filled: Filled,
     verified: Option<Verified>,
-    /// Entries a second that were accepted, and that could be read back after the kill.
+    /// Entries a second that were accepted.
     accepted_per_s: f64,
+    /// Entries that could be read back after the kill, for each second of the fill.
     stored_per_s: Option<f64>,
 }
 
@@ -247,20 +258,23 @@ fn compare_restarts(load: &Load, engines: &[Engine], plan: Plan, picture: Option
     Ok(())
 }
 
-/// What the rounds found, by engine and number of callers.
+/// Results of the rounds, by engine and number of callers.
 type HitsOf = BTreeMap<String, BTreeMap<u64, Vec<Hits>>>;
 
 fn compare_hits(load: &Load, engines: &[Engine], callers: &[u64], rounds: usize, seconds: u64, json: bool) -> Result<()> {
-    ensure!(load.value_len >= 16, "values state their entry and version: they take 16 B at least");
+    ensure!(load.value_len >= 16, "--value-len must be at least 16: values state their entry and version");
     let servers = [Engine::Memcached, Engine::Redis];
-    ensure!(engines.iter().all(|engine| !servers.contains(engine)), "what a server of its own takes is not measured here");
+    ensure!(
+        engines.iter().all(|engine| !servers.contains(engine)),
+        "memcached and redis cannot be compared here: their servers are other processes"
+    );
     let mut results = HitsOf::new();
     for round in 0..rounds {
         for (threads, engine) in callers.iter().flat_map(|threads| engines.iter().map(move |engine| (*threads, *engine))) {
             let load = Load { threads, ..load.clone() };
             let dir = fresh(&load.dir, engine)?;
             let mut child = spawn("child-hits", engine, &dir, &load, &["--seconds".into(), seconds.to_string()])?;
-            let hits: Result<Hits> = answer(&mut child).with_context(|| format!("{} was asked", engine.name()));
+            let hits: Result<Hits> = answer(&mut child).with_context(|| format!("measuring hits of {}", engine.name()));
             restart::end(&mut child)?;
             let hits = hits?;
             std::fs::remove_dir_all(&dir)?;
@@ -274,7 +288,7 @@ fn compare_hits(load: &Load, engines: &[Engine], callers: &[u64], rounds: usize,
     }
     println!(
         "{:<16} {:>8} {:>9} {:>24} {:>8} {:>10} {:>8}",
-        "engine", "callers", "M ops/s", "of the first (spread)", "cpu us", "B an entry", "missed"
+        "engine", "callers", "M ops/s", "ratio to first (range)", "cpu us", "B an entry", "missed"
     );
     for (threads, engine) in callers.iter().flat_map(|threads| engines.iter().map(move |engine| (*threads, engine.name()))) {
         let of = |engine: &str| &results[engine][&threads];
@@ -296,14 +310,14 @@ fn compare_hits(load: &Load, engines: &[Engine], callers: &[u64], rounds: usize,
     Ok(())
 }
 
-/// What the rounds found, by depth and reader.
+/// Results of the rounds, by depth and reader.
 type ReadsOf = BTreeMap<u64, BTreeMap<String, Vec<Reads>>>;
 
 fn compare_reads(load: &Load, depths: &[u64], rounds: usize, seconds: u64, json: bool) -> Result<()> {
-    ensure!(load.value_len >= 16, "values state their entry and version: they take 16 B at least");
+    ensure!(load.value_len >= 16, "--value-len must be at least 16: values state their entry and version");
     let dir = fresh(&load.dir, Engine::Everwarm)?;
     let mut child = spawn("child-fill", Engine::Everwarm, &dir, load, &[])?;
-    let filled: Result<Filled> = answer(&mut child).context("everwarm while it was filled");
+    let filled: Result<Filled> = answer(&mut child).context("filling everwarm");
     restart::end(&mut child)?;
     filled?;
     let mut seed = 0;
@@ -313,14 +327,15 @@ fn compare_reads(load: &Load, depths: &[u64], rounds: usize, seconds: u64, json:
         let name = reader.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
         let more = ["--reader".into(), name, "--seed".into(), seed.to_string(), "--seconds".into(), seconds.to_string()];
         let mut child = spawn("child-reads", Engine::Everwarm, &dir, &load, &more)?;
-        let reads = answer(&mut child).with_context(|| format!("{reader:?} read"));
+        let reads = answer(&mut child).with_context(|| format!("measuring reads by {reader:?}"));
         restart::end(&mut child)?;
         reads
     };
     let mut results = ReadsOf::new();
-    // How long a read is, fio is told.
+    // fio reads as many bytes at a time as Everwarm does on average, rounded to whole sectors.
+    // Records have one length, so most reads have this length; the last column of the table shows
+    // the mean.
     let len = ask(Reader::Threads, 1)?.device_bytes;
-    // Of records of one length most reads are as long as this; the column shows if not.
     let len = (len / reads::SECTOR as f64).round() as u64 * reads::SECTOR;
     for (round, depth) in (0..rounds).flat_map(|round| depths.iter().map(move |depth| (round, *depth))) {
         for reader in [Reader::Fio, Reader::Threads, Reader::OneThread, Reader::TwoThreads, Reader::OneList, Reader::TwoLists] {
@@ -331,7 +346,7 @@ fn compare_reads(load: &Load, depths: &[u64], rounds: usize, seconds: u64, json:
                 Reader::Fio => match reads::fio(&load.dir, len, depth, Duration::from_secs(seconds))? {
                     Some(reads) => reads,
                     None => {
-                        eprintln!("there is no fio here: what the device can do is not known");
+                        eprintln!("fio is not installed: the table has no ratios to the device's limit");
                         continue;
                     }
                 },
@@ -343,7 +358,7 @@ fn compare_reads(load: &Load, depths: &[u64], rounds: usize, seconds: u64, json:
     }
     std::fs::remove_dir_all(&dir)?;
     if let Err(error) = std::fs::remove_file(load.dir.join("fio")) {
-        ensure!(error.kind() == std::io::ErrorKind::NotFound, "fio's file stays: {error}");
+        ensure!(error.kind() == std::io::ErrorKind::NotFound, "cannot remove fio's file: {error}");
     }
     if json {
         println!("{}", serde_json::to_string(&results)?);
@@ -351,7 +366,7 @@ fn compare_reads(load: &Load, depths: &[u64], rounds: usize, seconds: u64, json:
     }
     println!(
         "{:>9} {:<12} {:>8} {:>24} {:>9} {:>24} {:>8} {:>9} {:>7}",
-        "in flight", "", "reads/s", "of fio's (spread)", "mean us", "of fio's (spread)", "cpu us", "of fio's", "read B"
+        "in flight", "", "reads/s", "ratio to fio (range)", "mean us", "ratio to fio (range)", "cpu us", "to fio's", "read B"
     );
     for (depth, of_depth) in &results {
         for (reader, own) in of_depth {
@@ -381,7 +396,7 @@ fn compare_reads(load: &Load, depths: &[u64], rounds: usize, seconds: u64, json:
     Ok(())
 }
 
-/// A new directory for an engine.
+/// Creates an empty directory for an engine; removes an older one.
 fn fresh(parent: &Path, engine: Engine) -> Result<PathBuf> {
     let dir = std::path::absolute(parent)?.join(engine.name());
     if dir.exists() {
@@ -394,12 +409,12 @@ fn fresh(parent: &Path, engine: Engine) -> Result<PathBuf> {
 fn one_round(engine: Engine, load: &Load, read_back: bool) -> Result<Round> {
     let dir = fresh(&load.dir, engine)?;
     let mut child = spawn("child-fill", engine, &dir, load, &[])?;
-    let filled: Result<Filled> = answer(&mut child).with_context(|| format!("{} while it was filled", engine.name()));
+    let filled: Result<Filled> = answer(&mut child).with_context(|| format!("filling {}", engine.name()));
     restart::end(&mut child)?;
     let filled = filled?;
     let verified: Option<Verified> = if read_back {
         let mut child = spawn("child-verify", engine, &dir, load, &[])?;
-        let verified = answer(&mut child).with_context(|| format!("{} after the kill", engine.name()));
+        let verified = answer(&mut child).with_context(|| format!("reading {} back after the kill", engine.name()));
         restart::end(&mut child)?;
         Some(verified?)
     } else {
@@ -429,11 +444,11 @@ fn spawn(verb: &str, engine: Engine, dir: &Path, load: &Load, more: &[String]) -
     Ok(restart::leads_a_group(&mut command).args(more).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?)
 }
 
-/// The one line that a child prints.
+/// Parses the one line that a child prints.
 fn answer<T: DeserializeOwned>(child: &mut Child) -> Result<T> {
     let mut line = String::new();
-    BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
-    serde_json::from_str(&line).with_context(|| format!("it said {line:?}"))
+    BufReader::new(child.stdout.take().context("the child has no standard output")?).read_line(&mut line)?;
+    serde_json::from_str(&line).with_context(|| format!("the child printed {line:?}"))
 }
 
 fn median(values: impl Iterator<Item = f64>) -> Option<f64> {

@@ -1,4 +1,4 @@
-//! Gets from flash beside fio: the same device, read length and alignment, as many in flight.
+//! Gets from flash compared with fio: the same device, read length, alignment and queue depth.
 
 use std::cell::RefCell;
 use std::io::Write;
@@ -22,50 +22,58 @@ use crate::hits;
 use crate::stores::{Size, everwarm_options};
 use crate::work::{key, value};
 
-/// What reads.
+/// The program and the API that reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Reader {
     /// fio with io_uring, O_DIRECT.
     Fio,
-    /// A blocking thread for each read in flight.
+    /// Everwarm with a blocking thread for each read in flight.
     Threads,
-    /// Tasks on one thread, and on two threads.
+    /// Everwarm with tasks on one thread.
     OneThread,
+    /// Everwarm with tasks on two threads.
     TwoThreads,
-    /// Long lists of keys on one thread, and on two threads.
+    /// Everwarm with long lists of keys on one thread.
     OneList,
+    /// Everwarm with long lists of keys on two threads.
     TwoLists,
 }
 
-/// How its callers read.
+/// The calls of one thread.
 #[derive(Clone, Copy)]
 enum Way {
+    /// Blocking gets, one at a time.
     Gets,
+    /// Gets in this many concurrent tasks.
     Tasks(u64),
-    /// So many reads of a list are in flight.
+    /// Lists of keys, with this many reads of a list in flight.
     Lists(u32),
 }
 
+/// Results of one measurement.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Reads {
+    /// Reads a second.
     pub per_s: f64,
+    /// Mean duration of a read in microseconds.
     pub mean_us: f64,
-    /// Microseconds of processor time for a read, with the caller's work.
+    /// Microseconds of processor time for one read, the caller's work included.
     pub cpu_us: f64,
-    /// Bytes that the process read from the device for each.
+    /// Bytes that the process read from the device, for one read.
     pub device_bytes: f64,
 }
 
-/// Before the measurement, so that what a start brings with it is over.
+/// Time before the measurement, for the work that follows an open.
 const WARM_UP: Duration = Duration::from_secs(1);
-/// Bytes that fio reads from.
+/// Bytes of the file that fio reads.
 const FIO_FILE: u64 = 4 << 30;
-/// Keys of a list: so many that its last reads, when fewer are in flight, hardly count.
+/// Keys of a list. Large enough that the end of a list, with fewer reads in flight, hardly counts.
 const LIST_LEN: usize = 8192;
-/// What reads are multiples of.
+/// Reads have a multiple of this length, in bytes.
 pub const SECTOR: u64 = 512;
 
-/// Opens what a child has filled, reads for `time` keys drawn by `seed` with `depth` in flight, and says what it found.
+/// Opens the store that a child has filled, and reads keys drawn from `seed` for `time`, with
+/// `depth` reads in flight. Prints the results.
 pub fn run(reader: Reader, dir: &Path, size: Size, depth: u64, seed: u64, time: Duration) -> Result<()> {
     let options = everwarm_options(dir, size, Ack::Process, false);
     let share = depth.div_ceil(2);
@@ -75,7 +83,7 @@ pub fn run(reader: Reader, dir: &Path, size: Size, depth: u64, seed: u64, time: 
         Reader::TwoThreads => (2, Way::Tasks(share), options),
         Reader::OneList => (1, Way::Lists(depth as u32), options.depth(depth as u32)),
         Reader::TwoLists => (2, Way::Lists(share as u32), options.depth(share as u32)),
-        Reader::Fio => unreachable!("it has a process of its own"),
+        Reader::Fio => unreachable!("the parent runs fio itself"),
     };
     let cache = Cache::open(options)?;
     all(&cache, size, threads, way, 2 * seed, WARM_UP)?;
@@ -94,7 +102,8 @@ pub fn run(reader: Reader, dir: &Path, size: Size, depth: u64, seed: u64, time: 
     Ok(())
 }
 
-/// How many gets flash answered, and how long they took together.
+/// Runs the callers for `time`. Returns the number of gets that flash answered, and their total
+/// duration.
 fn all(cache: &Cache, size: Size, threads: u64, way: Way, seed: u64, time: Duration) -> Result<(u64, Duration)> {
     let end = Instant::now() + time;
     let parts: Vec<Result<Caller>> = std::thread::scope(|scope| {
@@ -114,7 +123,7 @@ fn all(cache: &Cache, size: Size, threads: u64, way: Way, seed: u64, time: Durat
     })
 }
 
-/// Draws keys, checks what is found, and counts.
+/// Draws keys, checks the values, and counts the reads of one thread.
 struct Caller {
     random: SmallRng,
     size: Size,
@@ -134,7 +143,7 @@ impl Caller {
 
     fn check(&mut self, n: u64, found: Option<everwarm::Value>, took: Duration) -> Result<()> {
         let Some(found) = found else { return Ok(()) };
-        ensure!(found[..8] == n.to_le_bytes() && found.len() == self.size.value_len, "entry {n} has another's value");
+        ensure!(found[..8] == n.to_le_bytes() && found.len() == self.size.value_len, "entry {n} has the value of another entry");
         if found.tier() == Tier::Flash {
             self.reads += 1;
             self.busy += took;
@@ -181,7 +190,8 @@ fn work_in_tasks(cache: &Cache, size: Size, seed: u64, tasks: u64, end: Instant)
     Ok(caller.into_inner())
 }
 
-/// A list ends when all its reads have: how long a read took follows from how many are in flight (Little, 1961).
+/// Gets lists of keys. A list returns when all its reads have ended, so the duration of one read is
+/// derived from the number of reads in flight (Little, 1961).
 fn work_on_lists(cache: &Cache, size: Size, seed: u64, depth: u32, end: Instant) -> Result<Caller> {
     let mut caller = Caller::new(seed, size);
     while Instant::now() < end {
@@ -198,17 +208,18 @@ fn work_on_lists(cache: &Cache, size: Size, seed: u64, depth: u32, end: Instant)
     Ok(caller)
 }
 
-/// Bytes that this process had read from devices.
+/// Bytes that this process has read from devices.
 fn read_bytes() -> Result<u64> {
     let text = std::fs::read_to_string("/proc/self/io")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("read_bytes: ")).context("/proc/self/io does not say what was read")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("read_bytes: ")).context("/proc/self/io has no line `read_bytes`")?;
     Ok(line.parse()?)
 }
 
-/// fio's reads of `len` bytes, whole sectors, at any sector, or nothing if there is no fio. Its file stays in `dir`.
+/// Measures fio's random reads of `len` bytes, a multiple of a sector, at sector boundaries.
+/// Returns none if fio is not installed. Its file stays in `dir`.
 pub fn fio(dir: &Path, len: u64, depth: u64, time: Duration) -> Result<Option<Reads>> {
     let file = dir.join("fio");
-    let file = file.to_str().context("a directory that is not UTF-8")?;
+    let file = file.to_str().context("the path of --dir is not UTF-8")?;
     let write = ["--rw=write", "--bs=1m", "--iodepth=8"].map(str::to_owned);
     if !Path::new(file).exists() && run_fio(file, &write)?.is_none() {
         return Ok(None);
@@ -224,9 +235,9 @@ pub fn fio(dir: &Path, len: u64, depth: u64, time: Duration) -> Result<Option<Re
         "--norandommap".to_owned(),
         "--randrepeat=0".to_owned(),
     ];
-    let Some(said) = run_fio(file, &read)? else { return Ok(None) };
-    let job = &said["jobs"][0];
-    let number = |of: &Value| of.as_f64().context("fio left out a number");
+    let Some(output) = run_fio(file, &read)? else { return Ok(None) };
+    let job = &output["jobs"][0];
+    let number = |of: &Value| of.as_f64().context("a number is missing in fio's output");
     let per_s = number(&job["read"]["iops"])?;
     let cpu = number(&job["usr_cpu"])? + number(&job["sys_cpu"])?;
     let mean_us = number(&job["read"]["lat_ns"]["mean"])? / 1e3;
@@ -243,7 +254,7 @@ fn run_fio(file: &str, more: &[String]) -> Result<Option<Value>> {
         Err(error) => return Err(error.into()),
     };
     ensure!(done.status.success(), "fio failed: {}", String::from_utf8_lossy(&done.stdout));
-    // Warnings may come before the object.
-    let start = done.stdout.iter().position(|byte| *byte == b'{').context("fio said nothing")?;
+    // fio may print warnings before the JSON object.
+    let start = done.stdout.iter().position(|byte| *byte == b'{').context("fio printed no JSON object")?;
     Ok(Some(serde_json::from_slice(&done.stdout[start..])?))
 }

@@ -1,4 +1,5 @@
-//! Hits over the time around a kill -9. Each engine is filled, then asked at a fixed rate for popular entries; whatever misses is put, as a cache in front of a database would.
+//! The hit ratio over time around a kill -9. Each engine is filled and then gets popular entries at
+//! a fixed rate. A get that misses is followed by a put, as in a cache in front of a database.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -18,46 +19,56 @@ use serde::{Deserialize, Serialize};
 use crate::stores::{Engine, Size, Store};
 use crate::work::{each_of, key, value};
 
+/// Exponent of the Zipf distribution.
 const ALPHA: f64 = 0.9;
+/// A prime; multiplying a rank by it scatters popular keys over all keys.
 const SPREAD: u64 = 0x9E37_79B1;
-/// Hits are counted for so long.
+/// Length of the windows in which hits are counted.
 const WINDOW: Duration = Duration::from_millis(100);
-/// After the fill, so that what it left to be done is done.
+/// Pause after the fill, for the engine's background work.
 const SETTLE: Duration = Duration::from_secs(3);
 
-/// What was counted in one window, or that the store was filled.
+/// Counts of one window. A child prints its first window after the fill.
 #[derive(Serialize, Deserialize)]
 struct Window {
-    /// Milliseconds since 1970 at its end.
+    /// End of the window, in milliseconds since 1970.
     at: u64,
     gets: u64,
     hits: u64,
     wrong: u64,
 }
 
-/// Hits over the time, relative to the kill.
+/// Hits over time, relative to the kill.
 #[derive(Serialize)]
 pub struct Curve {
-    /// Seconds from the kill to the end of a window, and the share of what was to be asked in it that was a hit.
+    /// Seconds from the kill to the end of a window, and the hits in it divided by the gets that
+    /// the rate demands.
     pub points: Vec<(f64, f64)>,
     /// Seconds from the kill to the end of the first window with an answer.
     pub answers_after_s: Option<f64>,
-    /// Hit ratio in the seconds before the kill, and in the first second with answers.
+    /// Hit ratio in the seconds before the kill.
     pub before: f64,
+    /// Hit ratio in the first second with answers after the kill.
     pub first_second: f64,
     pub wrong: u64,
 }
 
-/// How long, and how much is asked.
+/// Rates and durations of a measurement.
 #[derive(Clone, Copy)]
 pub struct Plan {
+    /// Puts a second of the fill.
     pub fill_rate: u64,
+    /// Gets a second.
     pub rate: u64,
+    /// Time of gets before the kill.
     pub before: Duration,
+    /// Time of gets after the kill.
     pub after: Duration,
 }
 
-/// Serves until it is killed. Fills first if it `is_first`, no faster than `fill_rate`: some engines drop what comes faster than they can store it.
+/// Serves gets until the process is killed, and prints a line for each window. If `is_first`, fills
+/// the store first, at `fill_rate` puts a second; some engines drop puts that arrive faster than
+/// they can store them.
 pub fn serve(engine: Engine, dir: &Path, size: Size, threads: u64, (fill_rate, rate): (u64, u64), is_first: bool) -> Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     let store = engine.open(dir, size)?;
@@ -89,7 +100,7 @@ pub fn serve(engine: Engine, dir: &Path, size: Size, threads: u64, (fill_rate, r
             Ok(())
         };
         let reported: Result<()> = report();
-        // Also if nobody listens any more.
+        // Also after a failed report, when the parent has closed the pipe.
         over.store(true, Relaxed);
         callers.into_iter().try_for_each(|caller| caller.join().expect("a caller panicked"))?;
         reported
@@ -133,12 +144,13 @@ fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64)
 }
 
-/// Serves, kills, and serves again. `spawn` starts a child: the first one or the second.
+/// Lets a child serve, kills it, and lets a second child serve the same store. `spawn` starts a
+/// child; its argument is true for the first.
 pub fn measure(plan: Plan, mut spawn: impl FnMut(bool) -> Result<Child>) -> Result<Curve> {
     let (mut first, mut lines) = start(spawn(true)?)?;
     let mut windows = Vec::new();
     let mut begin = || {
-        windows.push(lines.next().context("it ended while it was filled")??);
+        windows.push(lines.next().context("the child ended during the fill")??);
         collect(&mut lines, &mut windows, plan.before)
     };
     let outcome = begin();
@@ -155,7 +167,7 @@ pub fn measure(plan: Plan, mut spawn: impl FnMut(bool) -> Result<Child>) -> Resu
 type Lines = Box<dyn Iterator<Item = Result<Window>>>;
 
 fn start(mut child: Child) -> Result<(Child, Lines)> {
-    let lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+    let lines = BufReader::new(child.stdout.take().context("the child has no standard output")?).lines();
     let parse = |line: std::io::Result<String>| Ok(serde_json::from_str(&line?)?);
     let parsed = <std::io::Lines<BufReader<ChildStdout>> as Iterator>::map(lines, parse);
     Ok((child, Box::new(parsed)))
@@ -164,16 +176,16 @@ fn start(mut child: Child) -> Result<(Child, Lines)> {
 fn collect(lines: &mut Lines, windows: &mut Vec<Window>, time: Duration) -> Result<()> {
     let end = now_ms() + time.as_millis() as u64;
     while windows.last().is_none_or(|window| window.at < end) {
-        windows.push(lines.next().context("it ended by itself")??);
+        windows.push(lines.next().context("the child ended before it was killed")??);
     }
     Ok(())
 }
 
-/// Kills the child and whatever it started.
+/// Kills the process group of the child: the child and the processes that it started.
 pub fn end(child: &mut Child) -> Result<()> {
     let group = rustix::process::Pid::from_child(child);
     match rustix::process::kill_process_group(group, rustix::process::Signal::KILL) {
-        // Nobody of it lives any more.
+        // ESRCH: no process of the group lives any more.
         Ok(()) | Err(rustix::io::Errno::SRCH) => {}
         Err(error) => return Err(error.into()),
     }
@@ -181,7 +193,7 @@ pub fn end(child: &mut Child) -> Result<()> {
     Ok(())
 }
 
-/// A child that leads a group of processes of its own.
+/// Makes the child the leader of its own process group, so that [`end`] can kill the group.
 pub fn leads_a_group(command: &mut std::process::Command) -> &mut std::process::Command {
     command.process_group(0)
 }
@@ -193,7 +205,8 @@ fn curve(plan: Plan, windows: &[Window], killed: u64) -> Curve {
         hits as f64 / (gets as f64).max(1.0)
     };
     let answers = windows.iter().find(|window| window.at > killed && window.gets > 0).map(since);
-    // A window is as long as it is since the last one, or as it should be if that was another process's.
+    // A window begins at the end of the window before it. The first window of a process has the
+    // nominal length.
     let begins = windows.iter().map(|window| Some(since(window)));
     let lens = windows.iter().zip(std::iter::once(None).chain(begins)).map(|(window, begin)| match begin {
         Some(begin) if (begin <= 0.0) == (since(window) <= 0.0) => since(window) - begin,
@@ -214,7 +227,7 @@ fn curve(plan: Plan, windows: &[Window], killed: u64) -> Curve {
     }
 }
 
-/// All curves in one picture.
+/// Plots all curves into one SVG file.
 pub fn draw(path: &PathBuf, curves: &[(String, &Curve)], plan: Plan) -> Result<()> {
     const COLOURS: [RGBColor; 8] = [RED, BLUE, CYAN, GREEN, MAGENTA, BLACK, RGBColor(230, 140, 0), RGBColor(120, 120, 120)];
     let drawn = || -> Result<(), Box<dyn std::error::Error>> {
@@ -226,7 +239,7 @@ pub fn draw(path: &PathBuf, curves: &[(String, &Curve)], plan: Plan) -> Result<(
         chart
             .configure_mesh()
             .x_desc("seconds since kill -9")
-            .y_desc("hits, % of what was asked for")
+            .y_desc("hits, % of intended gets")
             .bold_line_style(BLACK.mix(0.08))
             .light_line_style(WHITE)
             .draw()?;

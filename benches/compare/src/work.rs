@@ -1,4 +1,5 @@
-//! What a child does, and what it says of it.
+//! The work of the child processes that fill a store and that verify it, and the results they
+//! print.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -10,26 +11,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::stores::{Engine, Key, Size};
 
+/// Results of a fill.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Filled {
-    /// Until the last put had returned.
+    /// Seconds until the last put returned.
     pub accepted_s: f64,
-    /// Until flash held everything.
+    /// Seconds until flash held all entries.
     pub settled_s: f64,
 }
 
+/// Results of reading every entry back.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Verified {
-    /// From the call to open until the first get returned.
+    /// Seconds from the call to open until the first get returned.
     pub open_s: f64,
     pub found: u64,
     /// Entries with bytes that were never put under their key.
     pub wrong: u64,
     pub lost: u64,
+    /// Seconds that all gets took.
     pub read_s: f64,
 }
 
-/// The key of entry `n`: distinct, and in no order.
+/// The key of entry `n`. Keys are distinct, and their order is unrelated to `n`.
 pub fn key(n: u64) -> Key {
     let mixed = (n ^ 0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mut key = [0; 16];
@@ -38,9 +42,10 @@ pub fn key(n: u64) -> Key {
     key
 }
 
-/// Bytes that do not compress and that state `n` and `version`.
+/// The value of entry `n`: incompressible bytes that begin with `n` and `version`.
 pub fn value(buf: &mut BytesMut, n: u64, version: u64, len: usize) -> Bytes {
-    // SplitMix64 (Steele, Lea, Flood, 2014): no word waits for the one before, so that what is measured is the engine.
+    // SplitMix64 (Steele, Lea, Flood, 2014). Words do not depend on each other, so that making
+    // values costs little beside the engine's work.
     let mut state = mix(n) ^ version;
     buf.resize(len, 0);
     let (whole, rest) = buf.as_chunks_mut::<8>();
@@ -60,9 +65,9 @@ fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// Fills a new store, says how long it took, and waits to be killed.
+/// Fills a new store, prints the results, and waits to be killed.
 pub fn fill(engine: Engine, dir: &Path, size: Size, threads: u64) -> Result<()> {
-    ensure!(size.value_len >= 16, "values state their entry and version: they take 16 B at least");
+    ensure!(size.value_len >= 16, "--value-len must be at least 16: values state their entry and version");
     let store = engine.open(dir, size)?;
     let start = Instant::now();
     each_of(size.entries, threads, |n, buf| store.put(key(n), value(buf, n, 0, size.value_len)))?;
@@ -75,7 +80,7 @@ pub fn fill(engine: Engine, dir: &Path, size: Size, threads: u64) -> Result<()> 
     Ok(())
 }
 
-/// Opens what a killed child left, and reads everything back.
+/// Opens the store of a killed child, reads every entry back, and prints the results.
 pub fn verify(engine: Engine, dir: &Path, size: Size, threads: u64) -> Result<()> {
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -98,7 +103,7 @@ pub fn verify(engine: Engine, dir: &Path, size: Size, threads: u64) -> Result<()
     Ok(())
 }
 
-/// Calls `work` for every entry, each thread for its share.
+/// Calls `work` once for every entry; the threads share the entries.
 pub fn each_of(entries: u64, threads: u64, work: impl Fn(u64, &mut BytesMut) -> Result<()> + Sync) -> Result<()> {
     std::thread::scope(|scope| {
         let work = &work;

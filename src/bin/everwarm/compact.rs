@@ -1,4 +1,4 @@
-//! `everwarm compact`
+//! `everwarm compact`: copies the live entries, namespaces and resume tokens into a new store.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -13,30 +13,32 @@ use crate::store::Settings;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The new store's directory, which is empty or does not exist.
+    /// Directory of the new store; must be empty or absent.
     #[arg(short, long, value_name = "NEW_DIR")]
     output: PathBuf,
-    /// The store's directory. It keeps everything.
+    /// Directory of the store to copy; its entries stay.
     dir: PathBuf,
-    /// Of the new store; what is not given is as in the old one, but compression, which is none.
+    /// Settings of the new store. Flash and segment size default to those of the old store, memory
+    /// to the size that the index needs, and compression to none.
     #[command(flatten)]
     settings: Settings,
 }
 
-/// Bytes of DRAM for the new store, unless the index needs more.
+/// Default bytes of DRAM for the new store; more if the index needs more.
 const MEMORY_MIN: u64 = 256 << 20;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let found = everwarm::inspect(&args.dir)?;
     let output = &args.output;
-    make_way(output)?;
-    // It has its name once it is whole.
-    let mut name = output.file_name().with_context(|| format!("{} is no name of a new directory", output.display()))?.to_owned();
+    prepare_output(output)?;
+    // The new store is built under another name, and renamed when it is complete.
+    let mut name =
+        output.file_name().with_context(|| format!("{} does not name a directory; give a new directory", output.display()))?.to_owned();
     name.push(".partial");
     let partial = output.with_file_name(name);
-    ensure!(!partial.exists(), "{} is left of an interrupted run; remove it", partial.display());
+    ensure!(!partial.exists(), "{} is left over from an interrupted run; remove it", partial.display());
     let mut options = args.settings.options(Options::new(&partial))?.dir(&partial).create(true);
-    // From here on it is closed, whatever comes of it.
+    // From here on every path closes `from`, also after an error.
     let from = Cache::open(Options::new(&args.dir).create(false))?;
     if options.flash_given().is_none() {
         let segment_size = options.segment_size_given().unwrap_or(found.segment_size);
@@ -70,20 +72,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Makes sure that a new directory can have this name: there is nothing, or an empty directory that can be replaced.
-fn make_way(output: &Path) -> anyhow::Result<()> {
+/// Checks that a new directory can take this name: the name is free, or names an empty directory
+/// that can be replaced.
+fn prepare_output(output: &Path) -> anyhow::Result<()> {
     let context = || format!("cannot use {} as the new store's directory", output.display());
     match std::fs::symlink_metadata(output) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error).with_context(context),
-        Ok(found) => ensure!(found.is_dir(), "{} is not a directory, or a link to one; give a new directory", output.display()),
+        Ok(found) => ensure!(found.is_dir(), "{} is a file or a symbolic link; give a new directory", output.display()),
     }
     ensure!(std::fs::read_dir(output).with_context(context)?.next().is_none(), "{} is not empty; give a new directory", output.display());
-    // One that others are mounted on cannot be replaced.
+    // A mount point cannot be removed, hence cannot be replaced by a rename later.
     std::fs::remove_dir(output).and_then(|()| std::fs::create_dir(output)).with_context(context)
 }
 
-/// Copies what is live, and says how many entries that are.
+/// Copies the live entries and the resume tokens, and returns the number of entries.
 fn copy(from: &Cache, to: &Cache) -> anyhow::Result<u64> {
     let progress = indicatif::ProgressBar::new(from.stats().entries).with_message("entries");
     let mut copied = 0u64;
@@ -91,7 +94,7 @@ fn copy(from: &Cache, to: &Cache) -> anyhow::Result<u64> {
     let spaces: HashMap<String, Cache> = from.namespaces().into_iter().chain([String::new()]).map(named).collect::<Result<_, _>>()?;
     for entry in from.entries_of_all_namespaces() {
         let entry = entry?;
-        // Nobody else has the store open, so it has no others.
+        // Always found: this process alone has the store open, so no namespace appears meanwhile.
         let Some(to) = spaces.get(&*entry.namespace) else { continue };
         let mut options = PutOptions::new();
         if let Some(ms) = entry.expires_in_ms {
@@ -108,7 +111,7 @@ fn copy(from: &Cache, to: &Cache) -> anyhow::Result<u64> {
     Ok(copied)
 }
 
-/// Makes the new name durable.
+/// Syncs the parent directory of `path`, which makes the new name durable.
 fn sync_parent(path: &Path) -> anyhow::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::File::open(parent)?.sync_all().with_context(|| format!("cannot sync {}", parent.display()))

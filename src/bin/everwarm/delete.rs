@@ -1,4 +1,4 @@
-//! `everwarm delete`
+//! `everwarm delete`: removes a key.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! `everwarm get`
+//! `everwarm get`: writes the value of a key to standard output, and exits with 1 on a miss.
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -1,10 +1,10 @@
-//! A page of plots with what they stand for, and a table.
+//! HTML pages for reports: plots with captions, and a block of text.
 
 use std::path::Path;
 
 use anyhow::Context;
 
-/// Writes it: each plot is SVG with a caption in HTML, `text` is shown as it is.
+/// Writes a page to `path`. Each plot is SVG with a caption in HTML; `text` is shown verbatim.
 pub(crate) fn write(path: &Path, title: &str, plots: &[(String, String)], text: &str) -> anyhow::Result<()> {
     let plots: String = plots.iter().map(|(plot, caption)| format!("{plot}\n<p>{caption}</p>\n")).collect();
     let page = format!(

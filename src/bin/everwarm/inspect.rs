@@ -1,4 +1,4 @@
-//! `everwarm inspect`
+//! `everwarm inspect`: prints the decoded files of a store, or the byte layout of every file kind.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use serde_json::json;
 pub(crate) struct Args {
     /// The store's directory, or `layout` for the byte tables of every file kind.
     dir: PathBuf,
-    /// Read records, WAL frames and the checkpoint as well, not only what describes them: takes as long as reading all of flash.
+    /// Also verify every record, WAL frame and checkpoint entry; reads all of flash.
     #[arg(long)]
     verify: bool,
     /// Print one JSON object.
@@ -40,7 +40,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn print(found: &Inspection, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "store {} in {}", found.store_id, found.dir.display())?;
-    let stop = if found.clean { "closed in order" } else { "open, or not closed in order" };
+    let stop = if found.clean { "closed cleanly" } else { "open, or not closed cleanly" };
     writeln!(out, "manifest {}, {stop}; durable {}, reclaimed {}", found.manifest_sequence, found.durable, found.reclaimed)?;
     writeln!(out, "flash {} B in segments of {} B, {} free", found.flash, found.segment_size, found.segments_free)?;
     match found.checkpoint {

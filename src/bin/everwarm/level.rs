@@ -1,14 +1,16 @@
-//! Acknowledgement levels as arguments.
+//! Acknowledgement levels as command-line arguments.
 
 use everwarm::Ack;
 use serde::{Deserialize, Serialize};
 
-/// [`Ack`] as an argument.
+/// [`Ack`] as a command-line argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 pub(crate) enum AckLevel {
-    /// A kill may take the newest mutations away.
+    /// Returns at once; a kill may lose the newest mutations
     Memory,
+    /// Survives a kill; a power cut may lose the newest mutations
     Process,
+    /// Returns after a sync; survives a power cut
     Host,
 }
 

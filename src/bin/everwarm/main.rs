@@ -1,4 +1,4 @@
-//! The `everwarm` program: one file for each verb, on the public API of the crate.
+//! The `everwarm` program: one module for each verb, built on the public API of the crate.
 #![allow(clippy::disallowed_methods, reason = "a program outside the engine measures real time")]
 
 mod bench;
@@ -24,7 +24,7 @@ use clap::{Parser, Subcommand};
 
 /// A persistent tiered cache that comes back warm after a crash, and never comes back wrong.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, after_help = "Exit codes: 0 success; 1 as stated for the command; 2 error, with a message on standard error.")]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -32,23 +32,25 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Measure a cache at work: throughput, latency, hit ratio, device traffic, memory.
+    /// Measure throughput, latency, hit ratio, device traffic and memory; exit 1 if an answer is
+    /// wrong.
     Bench(bench::Args),
-    /// Kill a cache at work again and again, and check what comes back.
+    /// Kill a working cache repeatedly and check every entry that comes back; exit 1 if a promise
+    /// is broken.
     Drill(drill::Args),
     /// Write the value of a key to standard output; exit 1 if there is none.
     Get(store::Keyed),
     /// Store a value under a key.
     Put(put::Args),
-    /// Remove a key, if it is there.
+    /// Remove a key; succeeds if the key is absent.
     Delete(store::Keyed),
     /// Show the counters and sizes of a store.
     Stats(stats::Args),
-    /// Decode a store's files without changing them; exit 1 if something does not verify.
+    /// Decode a store's files without changing them; exit 1 if a file or record fails to verify.
     Inspect(inspect::Args),
-    /// Copy what is live into a new store.
+    /// Copy the live entries into a new store; exit 1 if a record could not be read.
     Compact(compact::Args),
-    /// The process that `drill` kills.
+    /// Run the process that `drill` kills.
     #[command(hide = true)]
     DrillChild { config: PathBuf },
 }
@@ -66,13 +68,13 @@ fn main() -> ExitCode {
         Verb::DrillChild { config } => drill::run_child(&config),
     };
     result.unwrap_or_else(|error| {
-        // Whoever read the output has seen enough.
+        // The reader of the output has closed its end of the pipe: not worth a message.
         let is_pipe = |cause: &(dyn std::error::Error + 'static)| {
             cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
         };
         if !error.chain().any(is_pipe) {
-            // Nobody may be listening there either.
-            let _unheard = writeln!(std::io::stderr(), "everwarm: {error:#}");
+            // Standard error may be closed too, and there is no third place to report to.
+            let _closed = writeln!(std::io::stderr(), "everwarm: {error:#}");
         }
         ExitCode::from(2)
     })

@@ -1,4 +1,4 @@
-//! `everwarm put`
+//! `everwarm put`: stores a value under a key.
 
 use std::ffi::OsString;
 use std::io::Read;
@@ -16,10 +16,10 @@ pub(crate) struct Args {
     keyed: Keyed,
     /// The value, or - for standard input.
     value: OsString,
-    /// Seconds until the entry expires.
+    /// Seconds until the entry expires [default: never]
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
     ttl: Option<u64>,
-    /// Return only once a power cut cannot take the entry away.
+    /// Return only after a sync, so that the entry survives a power cut.
     #[arg(long)]
     host: bool,
 }

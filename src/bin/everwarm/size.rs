@@ -1,8 +1,8 @@
-//! Sizes as people write them.
+//! Sizes in human-readable form, such as `64MiB`.
 
 pub(crate) use everwarm::parse_size as parse_bytes;
 
-/// A size, or a multiple of the bytes that a workload touches.
+/// Flash capacity: a size in bytes, or a multiple of the workload's footprint.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Flash {
     Bytes(u64),
@@ -10,18 +10,18 @@ pub(crate) enum Flash {
 }
 
 impl Flash {
-    /// Parses what [`parse_bytes`] does, and `0.5x`.
+    /// Parses a size as [`parse_bytes`] does, or a multiple such as `0.5x`.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let Some(factor) = text.trim().strip_suffix(['x', 'X']) else {
             return parse_bytes(text).map(Self::Bytes);
         };
         match factor.parse::<f64>() {
             Ok(factor) if factor.is_finite() && factor > 0.0 => Ok(Self::Footprints(factor)),
-            _ => Err(format!("`{text}` is not a multiple such as 0.5x")),
+            _ => Err(format!("`{text}` is not a positive multiple such as 0.5x")),
         }
     }
 
-    /// Bytes, given the footprint.
+    /// The capacity in bytes for a workload with this footprint.
     pub(crate) fn bytes(self, footprint: u64) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes,
@@ -30,7 +30,7 @@ impl Flash {
     }
 }
 
-/// `bytes` in the largest unit that leaves at least one.
+/// Formats `bytes` in the largest unit of which it has at least one.
 pub(crate) fn show_bytes(bytes: u64) -> String {
     const UNITS: [(u32, &str); 4] = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
     match UNITS.iter().find(|(shift, _)| bytes >> shift > 0) {
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size_is_refused() {
+    fn malformed_sizes_are_refused() {
         for text in ["", "M", "-1", "1.5G", "3 parsecs", "99999999999999999999", "17179869184G"] {
             assert!(parse_bytes(text).is_err(), "{text}");
         }

@@ -1,4 +1,4 @@
-//! `everwarm stats`
+//! `everwarm stats`: prints the counters and sizes of a store.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -32,7 +32,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Counters count from this opening of the store; sizes and watermarks are the store's.
+/// Name and value of each statistic. Counters start at zero when the store is opened; sizes and
+/// watermarks describe the store itself.
 fn rows(stats: &Stats) -> Vec<(&'static str, u64)> {
     vec![
         ("entries", stats.entries),

@@ -1,4 +1,4 @@
-//! What the verbs that work on one store have in common.
+//! Arguments and helpers shared by the verbs that open one store.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -9,27 +9,29 @@ use everwarm::{Cache, Options};
 
 use crate::size;
 
+/// An existing or new store, and how to open it.
 #[derive(clap::Args)]
 pub(crate) struct Store {
     /// The store's directory.
     dir: PathBuf,
     #[command(flatten)]
     settings: Settings,
-    /// Bring a store of another size to the size given; a smaller one keeps what fits.
+    /// Resize an existing store to the flash capacity given; shrinking evicts the entries that no
+    /// longer fit.
     #[arg(long)]
     resize: bool,
 }
 
-/// How a store is opened.
+/// The options with which a store is opened.
 #[derive(clap::Args)]
 pub(crate) struct Settings {
-    /// A file of options in TOML. DIR and the options below go before it.
+    /// TOML file with options; DIR and the options below override it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Bytes of DRAM, such as 64MiB [default: what the store needs, at least 256MiB]
+    /// DRAM budget, such as 64MiB [default: as the store needs, at least 256MiB]
     #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes)]
     memory: Option<u64>,
-    /// Bytes of flash of a new store [default: 4GiB]
+    /// Flash capacity of a new store, such as 64GiB [default: 4GiB; compact: as the old store]
     #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes)]
     flash: Option<u64>,
 }
@@ -39,7 +41,7 @@ pub(crate) struct Settings {
 pub(crate) struct Keyed {
     #[command(flatten)]
     pub(crate) store: Store,
-    /// The namespace that the key belongs to [default: the one without a name]
+    /// Namespace of the key [default: the unnamed one]
     #[arg(long, short, value_name = "NAME", default_value = "", hide_default_value = true)]
     namespace: String,
     /// The key; any bytes.
@@ -47,7 +49,7 @@ pub(crate) struct Keyed {
 }
 
 impl Settings {
-    /// `base`, but for what is given here.
+    /// `base`, overridden by the file given with `--config`, then by the other arguments.
     pub(crate) fn options(&self, base: Options) -> anyhow::Result<Options> {
         let mut options = match &self.config {
             None => base,
@@ -67,12 +69,13 @@ impl Settings {
 }
 
 impl Store {
-    /// Opens the store that is there.
+    /// Opens an existing store.
     pub(crate) fn open(&self) -> anyhow::Result<Cache> {
         self.start(self.options()?.create(false))
     }
 
-    /// It keeps its sizes unless it is said here that it shall not.
+    /// The options for this store. It keeps its size unless `--resize` or the TOML file allows a
+    /// change.
     fn options(&self) -> anyhow::Result<Options> {
         let options = self.settings.options(Options::new(&self.dir).resize(false))?.dir(&self.dir);
         Ok(if self.resize { options.resize(true) } else { options })
@@ -81,7 +84,7 @@ impl Store {
     fn start(&self, options: Options) -> anyhow::Result<Cache> {
         Cache::open(options).map_err(|error| match error {
             everwarm::Error::NeedsResize { .. } => {
-                anyhow::Error::new(error).context(format!("cannot open {} as it is (--resize would change it)", self.dir.display()))
+                anyhow::Error::new(error).context(format!("cannot open {} at its present size (--resize changes it)", self.dir.display()))
             }
             other => other.into(),
         })
@@ -89,7 +92,7 @@ impl Store {
 }
 
 impl Keyed {
-    /// Opens the store that is there, seen through the key's namespace, which must be there too.
+    /// Opens an existing store and returns the key's namespace, which must exist too.
     pub(crate) fn open(&self) -> anyhow::Result<Cache> {
         let cache = self.store.open()?;
         let name = &self.namespace;
@@ -102,13 +105,13 @@ impl Keyed {
         }
     }
 
-    /// Opens the store, seen through the key's namespace. Either is made if there is none.
+    /// Opens the store and returns the key's namespace; creates either if it does not exist.
     pub(crate) fn open_or_create(&self) -> anyhow::Result<Cache> {
         let cache = self.store.start(self.store.options()?)?;
         Ok(cache.namespace(&self.namespace)?)
     }
 
-    /// The key, if it can be one.
+    /// The key's bytes, or an error if the length is out of range.
     pub(crate) fn key(&self) -> anyhow::Result<&[u8]> {
         let key = self.key.as_bytes();
         ensure!(

@@ -1,17 +1,18 @@
-//! The directory that a drill or a benchmark works in.
+//! The working directory of a drill or a benchmark.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, ensure};
 
-/// What shells say of a program that SIGINT ended.
+/// Exit code after SIGINT, as shells report it: 128 + 2.
 const INTERRUPTED: i32 = 130;
 
-/// Removed when dropped, unless it is to be kept.
+/// A directory that is removed when this is dropped, unless it is to be kept.
 pub(crate) struct Workspace {
     path: PathBuf,
-    /// Whoever ends the program takes this first, and gives it back only if it goes on.
+    /// Whether to keep the directory. The interrupt handler locks this and exits with the lock
+    /// held.
     keep: Arc<Mutex<bool>>,
 }
 
@@ -20,7 +21,8 @@ fn lock(keep: &Mutex<bool>) -> MutexGuard<'_, bool> {
 }
 
 impl Workspace {
-    /// `dir`, to be kept, or a new temporary directory. `verb` is who works there.
+    /// Uses `dir` and keeps it, or creates a temporary directory. `verb` names the program's verb
+    /// in the directory name and in errors.
     pub(crate) fn create(verb: &str, dir: Option<&Path>) -> anyhow::Result<Self> {
         let path = match dir {
             Some(dir) => dir.to_owned(),
@@ -28,19 +30,22 @@ impl Workspace {
         };
         let context = || format!("cannot create {}", path.display());
         std::fs::create_dir_all(&path).with_context(context)?;
-        // The oracle starts from nothing, so a store that is there already would look wrong to it.
+        // The oracle starts with no known keys, so entries of an older store would look wrong to
+        // it.
         let is_empty = std::fs::read_dir(&path).with_context(context)?.next().is_none();
         ensure!(is_empty, "{} is not empty; a {verb} needs a new or empty directory", path.display());
         Ok(Self { path, keep: Arc::new(Mutex::new(dir.is_some())) })
     }
 
-    /// When the program is told to end from outside, it ends with the directory removed, unless it is to be kept.
+    /// Installs a handler for SIGINT, SIGTERM and SIGHUP that removes the directory, unless it is
+    /// to be kept, and exits with 130.
     pub(crate) fn remove_when_interrupted(&self) -> anyhow::Result<()> {
         let (path, keep) = (self.path.clone(), Arc::clone(&self.keep));
         let end = move || {
-            // Held until the program has ended, so that nobody else reports what is missing.
+            // Held until the exit, so that `drop` in another thread neither removes the directory
+            // nor reports that it is missing.
             let keep = lock(&keep);
-            // The drilled process lives until then, and may make a file in between.
+            // A drilled process lives until the exit and may create a file meanwhile: retry.
             if !*keep && (0..10).all(|_| std::fs::remove_dir_all(&path).is_err()) {
                 eprintln!("everwarm: cannot remove {}", path.display());
             }

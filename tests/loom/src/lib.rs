@@ -1,6 +1,9 @@
-//! Model checks of the engine's small concurrent state machines, in every interleaving that the
-//! memory model allows. They cover events and the group commit on top of them, single flight, and
-//! the seqlock of the index.
+//! The engine's small concurrent state machines, model-checked in the interleavings that the memory
+//! model allows, with up to three preemptions:
+//!
+//! - events, and group commit built on them,
+//! - single flight,
+//! - the seqlock of the index.
 //!
 //! Run with `RUSTFLAGS="--cfg loom" cargo test --release --manifest-path tests/loom/Cargo.toml`.
 #![cfg(loom)]
@@ -37,8 +40,9 @@ mod models {
         builder.check(model);
     }
 
-    /// Checks that no occurrence is missed between the check of a condition and `wait`.
-    fn check_that_it_hears(wait: impl Fn(&Event, u64) + Copy + Send + Sync + 'static) {
+    /// Checks that a waiter that reads the count, then the state, and then waits with `wait` misses
+    /// no signal in between.
+    fn check_that_a_signal_wakes(wait: impl Fn(&Event, u64) + Copy + Send + Sync + 'static) {
         check(move || {
             let shared = Arc::new((Event::default(), AtomicBool::new(false)));
             let waiter = {
@@ -59,27 +63,28 @@ mod models {
     }
 
     #[test]
-    fn a_thread_that_waits_for_an_event_is_woken() {
-        check_that_it_hears(|event, seen| assert!(event.wait(seen, None)));
+    fn a_signal_wakes_a_waiting_thread() {
+        check_that_a_signal_wakes(|event, seen| assert!(event.wait(seen, None)));
     }
 
     #[test]
-    fn a_task_that_waits_for_an_event_is_woken() {
-        check_that_it_hears(|event, seen| loom::future::block_on(event.after(seen)));
+    fn a_signal_wakes_a_waiting_task() {
+        check_that_a_signal_wakes(|event, seen| loom::future::block_on(event.after(seen)));
     }
 
-    /// The order of steps in `Engine::wait_for` and in the sync thread.
     #[test]
-    fn a_waiter_performs_its_sync_or_is_woken_by_another() {
+    fn a_waiter_performs_the_sync_or_is_woken_by_it() {
         check_group_commit(false);
     }
 
     #[test]
-    fn a_waiter_for_a_failed_sync_looks_again() {
+    fn a_waiter_looks_again_after_a_sync_that_advances_nothing() {
         check_group_commit(true);
     }
 
-    fn check_group_commit(first_comes_to_nothing: bool) {
+    /// Two puts and the sync thread, in the order of `Engine::wait_for` and of the engine's sync
+    /// thread. If `first_fails`, the first sync does not advance `durable`.
+    fn check_group_commit(first_fails: bool) {
         #[derive(Default)]
         struct Log {
             appended: Mutex<u64>,
@@ -87,9 +92,9 @@ mod models {
             durable: AtomicU64,
             wanted: AtomicBool,
             closing: AtomicBool,
-            comes_to_nothing: AtomicBool,
+            fails: AtomicBool,
             sync: Event,
-            turns: SyncWaiters,
+            waiters: SyncWaiters,
         }
         impl Log {
             fn sync(&self) {
@@ -99,12 +104,12 @@ mod models {
                     *appended
                 };
                 if appended > self.durable.load(Ordering::Acquire) {
-                    self.turns.begin(Lsn(appended));
-                    if self.comes_to_nothing.swap(false, Ordering::AcqRel) {
-                        return self.turns.give_up(Lsn(self.durable.load(Ordering::Acquire)));
+                    self.waiters.begin(Lsn(appended));
+                    if self.fails.swap(false, Ordering::AcqRel) {
+                        return self.waiters.give_up(Lsn(self.durable.load(Ordering::Acquire)));
                     }
                     self.durable.store(appended, Ordering::Release);
-                    self.turns.end();
+                    self.waiters.end();
                 }
             }
 
@@ -115,7 +120,7 @@ mod models {
                     Lsn(*appended)
                 };
                 loop {
-                    let seen = self.turns.seen();
+                    let seen = self.waiters.seen();
                     if self.durable.load(Ordering::Acquire) >= lsn.0 {
                         return;
                     }
@@ -125,18 +130,18 @@ mod models {
                         self.sync();
                         continue;
                     }
-                    let (turn, has_begun) = self.turns.generation_of(lsn);
+                    let (turn, has_begun) = self.waiters.generation_of(lsn);
                     if !has_begun {
                         self.wanted.store(true, Ordering::Release);
                         self.sync.signal();
                     }
-                    self.turns.event(turn).wait(seen[turn], None);
+                    self.waiters.event(turn).wait(seen[turn], None);
                 }
             }
         }
         check(move || {
-            let log = Arc::new(Log { comes_to_nothing: AtomicBool::new(first_comes_to_nothing), ..Log::default() });
-            let syncs = {
+            let log = Arc::new(Log { fails: AtomicBool::new(first_fails), ..Log::default() });
+            let sync_thread = {
                 let log = Arc::clone(&log);
                 thread::spawn(move || {
                     loop {
@@ -160,12 +165,12 @@ mod models {
             other.join().unwrap();
             log.closing.store(true, Ordering::Release);
             log.sync.signal();
-            syncs.join().unwrap();
+            sync_thread.join().unwrap();
         });
     }
 
-    /// The source changes and then the cache is told: the order of steps in `Engine::get_or_fill`
-    /// and in a delete.
+    /// A source that changes, followed by a delete in the cache: the order of `Engine::get_or_fill`
+    /// and of a delete.
     #[test]
     fn a_delete_wins_over_a_load_that_began_before_it() {
         const KEY: KeyHash = KeyHash(7);
@@ -197,12 +202,12 @@ mod models {
             }
             loads.join().unwrap();
             let cached = *lock(&both.cached);
-            assert_ne!(cached, Some(1), "a deleted value is cached");
+            assert_ne!(cached, Some(1), "the deleted value is cached");
         });
     }
 
     #[test]
-    fn of_two_misses_one_waits_until_the_other_has_landed() {
+    fn of_two_misses_one_waits_until_the_other_has_loaded() {
         const KEY: KeyHash = KeyHash(7);
         check(|| {
             let shared = Arc::new((Fills::default(), AtomicU64::new(0)));
@@ -218,7 +223,7 @@ mod models {
                     if !flight.landed.load(Ordering::SeqCst) {
                         flight.over.wait(seen, None);
                     }
-                    assert!(shared.1.load(Ordering::SeqCst) > 0, "the other has loaded");
+                    assert!(shared.1.load(Ordering::SeqCst) > 0, "the other thread has loaded");
                 }
             };
             let other = thread::spawn(one(Arc::clone(&shared)));
@@ -227,7 +232,7 @@ mod models {
         });
     }
 
-    /// Two words that are equal unless a write is in progress.
+    /// Two words behind a seqlock; they are equal unless a writer is between its two stores.
     #[derive(Default)]
     struct Guarded {
         version: Version,
@@ -245,7 +250,7 @@ mod models {
     }
 
     #[test]
-    fn readers_of_a_seqlock_see_whole_states() {
+    fn readers_of_a_seqlock_see_consistent_states() {
         const WRITERS: u64 = 1;
         check(|| {
             let guarded = Arc::new(Guarded::default());

@@ -6,9 +6,9 @@ use everwarm::{Ack, Cache, Options, Value, WalValues};
 
 use super::{Key, Size, Store};
 
-/// Bytes of the index for an entry, at most.
+/// Upper bound of the index's bytes for one entry.
 const INDEX: u64 = 10;
-/// Header, key and footer entry of a record, generously.
+/// Upper bound of the bytes of a record's header, key and footer entry.
 const RECORD: u64 = 64;
 
 pub fn open(dir: &Path, size: Size, ack: Ack, wal_values: bool) -> Result<Cache> {

@@ -28,7 +28,7 @@ impl Store for Fjall {
         Ok(self.partition.get(key)?.map(|value| Bytes::copy_from_slice(&value)))
     }
 
-    /// Syncs its journal. It does not wait for tables.
+    /// Syncs the journal; does not wait for tables to be written.
     fn settle(&self) -> Result<()> {
         Ok(self.keyspace.persist(PersistMode::SyncAll)?)
     }

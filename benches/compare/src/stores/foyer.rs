@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::{Key, Size, Store};
 
-/// Bytes on flash of an entry, which starts on a page of its own.
+/// Entries on flash are aligned to this many bytes.
 const PAGE: u64 = 4096;
 
 struct Foyer {
@@ -72,7 +72,7 @@ impl Store for Foyer {
         Ok(entry.map(|entry| entry.value().clone()))
     }
 
-    /// Closes it: there is no other way to wait for its flushes.
+    /// Closes the cache, because foyer has no other way to wait for its flushes.
     fn settle(&self) -> Result<()> {
         Ok(self.runtime.block_on(self.cache.close())?)
     }

@@ -1,4 +1,4 @@
-//! Caches of DRAM alone, with values as shared bytes, weighed by their bytes.
+//! Caches in DRAM only. Values are shared bytes; an entry's weight is its length in bytes.
 
 use anyhow::Result;
 use bytes::Bytes;

@@ -1,4 +1,5 @@
-//! One way to talk to every engine. Each store takes what its users would give it: a directory, a budget of DRAM, room on flash.
+//! One interface to every engine. Each engine is opened with a directory, a budget of DRAM and a
+//! capacity of flash.
 
 mod everwarm;
 mod fjall;
@@ -19,29 +20,34 @@ use clap::ValueEnum;
 
 pub type Key = [u8; 16];
 
-/// How much of what a store is given.
+/// The size of the data and the resources of a store.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
     pub entries: u64,
+    /// Bytes of a value.
     pub value_len: usize,
-    /// DRAM beyond the index.
+    /// Bytes of DRAM besides the index.
     pub memory: u64,
-    /// How many times the entries' bytes flash has, beside a small part for what is being filled.
+    /// Flash capacity in multiples of the entries' bytes, without a small reserve for segments that
+    /// are being filled.
     pub flash_times: u64,
 }
 
+/// An open store of some engine.
 pub trait Store: Send + Sync {
     /// Returns once the store has accepted the entry.
     fn put(&self, key: Key, value: Bytes) -> Result<()>;
     fn get(&self, key: Key) -> Result<Option<Bytes>>;
-    /// Calls `seen` with the value, if there is one, by the handle that the engine gives its users. Whether there is one.
+    /// Calls `seen` with the value, if there is one, and returns whether there is one. Uses the
+    /// handle to the value that the engine gives its users.
     fn look(&self, key: Key, seen: &mut dyn FnMut(&[u8])) -> Result<bool> {
         Ok(self.get(key)?.map(|value| seen(&value)).is_some())
     }
-    /// Returns once flash holds what was accepted, as far as the engine has a way to ask for it.
+    /// Returns once flash holds all accepted entries, as far as the engine can wait for that.
     fn settle(&self) -> Result<()>;
 }
 
+/// The engines, with the settings that are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Engine {
     /// Everwarm, values in segments only.
@@ -52,14 +58,14 @@ pub enum Engine {
     FoyerUring,
     /// foyer, O_DIRECT, pread and pwrite, tombstone log.
     FoyerPsync,
-    /// fjall, values apart from keys.
+    /// fjall, values stored separately from keys.
     Fjall,
-    /// RocksDB with BlobDB: values apart from keys.
+    /// RocksDB with BlobDB, values stored separately from keys.
     #[value(name = "rocksdb")]
     RocksDb,
     /// Everwarm, mutations at the level `Memory`.
     EverwarmMemory,
-    /// foyer without its disk.
+    /// foyer without its flash tier.
     FoyerMemory,
     QuickCache,
     /// memcached with extstore.
@@ -84,7 +90,7 @@ impl Engine {
             #[cfg(feature = "rocksdb")]
             Self::RocksDb => Box::new(rocksdb::open(dir, size)?),
             #[cfg(not(feature = "rocksdb"))]
-            Self::RocksDb => anyhow::bail!("this was built without RocksDB"),
+            Self::RocksDb => anyhow::bail!("this program was built without the feature `rocksdb`"),
             Self::EverwarmMemory => Box::new(everwarm::open(dir, size, Ack::Memory, false)?),
             Self::FoyerMemory => Box::new(foyer::open_memory(size)),
             Self::QuickCache => Box::new(memory::quick_cache(size)),

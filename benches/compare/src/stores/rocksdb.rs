@@ -8,7 +8,8 @@ use super::{Key, Size, Store};
 
 struct Rocks(DB);
 
-/// With BlobDB: values apart from keys. Half of the DRAM for blocks, half for memtables.
+/// Opens RocksDB with BlobDB, which stores values separately from keys. Half of the DRAM is for the
+/// block cache, half for memtables.
 pub fn open(dir: &Path, size: Size) -> Result<impl Store + use<>> {
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(&Cache::new_lru_cache(size.memory as usize / 2));
@@ -28,7 +29,7 @@ pub fn open(dir: &Path, size: Size) -> Result<impl Store + use<>> {
 }
 
 impl Store for Rocks {
-    /// Its WAL is in the page cache when this returns, as at our level `Process`.
+    /// Returns when the WAL is in the page cache, as Everwarm does at the level `Process`.
     fn put(&self, key: Key, value: Bytes) -> Result<()> {
         Ok(self.0.put_opt(key, value.as_ref(), &WriteOptions::default())?)
     }

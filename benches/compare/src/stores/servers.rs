@@ -1,4 +1,5 @@
-//! Caches that are processes of their own. Whoever opens one starts it, and shares its fate: they are in one group of processes.
+//! Caches that run as servers. Opening one starts its server in the process group of the caller, so
+//! that both are killed together.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -10,18 +11,19 @@ use bytes::Bytes;
 
 use super::{Key, Size, Store};
 
-/// How long one may take to answer.
+/// How long a server may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Pause between two attempts to connect.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Connections that nobody uses.
+/// A pool of connections to a server.
 struct Pool<C> {
     idle: Mutex<Vec<C>>,
     connect: Box<dyn Fn() -> Result<C> + Send + Sync>,
 }
 
 impl<C> Pool<C> {
-    /// One whose server answers by now.
+    /// Waits until the server answers, at most [`PATIENCE`].
     fn new(connect: impl Fn() -> Result<C> + Send + Sync + 'static) -> Result<Self> {
         let start = Instant::now();
         let first = loop {
@@ -34,6 +36,7 @@ impl<C> Pool<C> {
         Ok(Self { idle: Mutex::new(vec![first]), connect: Box::new(connect) })
     }
 
+    /// Calls `work` with an idle connection, or with a new one.
     fn with<R>(&self, work: impl FnOnce(&mut C) -> Result<R>) -> Result<R> {
         let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = idle().pop();
@@ -57,11 +60,11 @@ fn start(program: &str, arguments: &[String]) -> Result<()> {
 
 /// memcached with extstore: keys and recent values in DRAM, other values in a file.
 pub fn memcached(dir: &Path, size: Size) -> Result<impl Store + use<>> {
-    // A port that nobody has at this moment.
+    // A port that is free at this moment.
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let file = dir.join("extstore").display().to_string();
     let bytes = size.entries * (size.value_len as u64 + 128);
-    // Its hash table and items in DRAM take more for an entry than an index of ours.
+    // memcached's hash table and items in DRAM take more for an entry than Everwarm's index.
     let memory = (size.memory + size.entries * 128) >> 20;
     let file_mib = ((bytes * 2) >> 20).max(256);
     start(
@@ -103,7 +106,7 @@ impl Store for Memcached {
     }
 }
 
-/// Its keys are text.
+/// The key as text, which memcached requires.
 fn name(key: Key) -> String {
     format!("{:032x}", u128::from_be_bytes(key))
 }
@@ -120,7 +123,7 @@ pub fn redis(dir: &Path) -> Result<impl Store + use<>> {
         let mut connection = client.get_connection()?;
         let pong: String = redis::cmd("PING").query(&mut connection)?;
         if pong != "PONG" {
-            bail!("it said {pong:?}");
+            bail!("redis answered {pong:?} to PING");
         }
         Ok(connection)
     })?))

@@ -1,4 +1,4 @@
-//! What the cache does besides answering, by its own account.
+//! Background work of the cache (checkpoints and reclaims), as its activity callback reports it.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
@@ -6,38 +6,41 @@ use std::time::Instant;
 use everwarm::Activity;
 use serde::Serialize;
 
-/// What is told apart: everything, nothing of the following, a checkpoint is written, segments are emptied.
+/// Classes of calls, by the background work that overlapped them: all calls, calls beside no
+/// background work, calls beside a checkpoint, calls beside a reclaim. The last two may overlap.
 pub(crate) const KINDS: [&str; 4] = ["all", "nothing", "checkpoint", "reclaim"];
 
-/// Checkpoints and reclaims.
+/// Records when checkpoints and reclaims run.
 pub(crate) struct Background {
     start: Instant,
     kinds: [Kind; 2],
 }
 
-/// One at a time.
+/// One kind of background work. The cache runs at most one instance of a kind at a time.
 #[derive(Default)]
 struct Kind {
-    /// How many are under way.
+    /// Instances in progress.
     running: AtomicUsize,
-    /// When the last one began and ended, in nanoseconds since the start.
+    /// When the last instance began, in nanoseconds since `Background::start`; 0 for never.
     began: AtomicU64,
+    /// When the last instance ended, in nanoseconds since `Background::start`; 0 for never.
     ended: AtomicU64,
-    /// How many have ended, and nanoseconds that they took.
+    /// Instances that have ended.
     count: AtomicU64,
+    /// Nanoseconds that all ended instances took.
     took: AtomicU64,
 }
 
-/// What has ended of one kind, whatever came of it.
+/// Ended instances of one kind of background work, failed ones included.
 #[derive(Clone, Copy, Serialize)]
 pub(crate) struct Done {
     count: u64,
-    /// How long all of them together took.
+    /// Milliseconds that all of them took together.
     ms: f64,
 }
 
 impl Done {
-    /// Of this, what came after `earlier`.
+    /// The instances that ended after `earlier` was read.
     pub(crate) fn since(self, earlier: Self) -> Self {
         Self { count: self.count - earlier.count, ms: self.ms - earlier.ms }
     }
@@ -48,7 +51,7 @@ impl Background {
         Self { start: Instant::now(), kinds: Default::default() }
     }
 
-    /// Something begins or ends.
+    /// Records that an activity begins or ends. Called by the cache.
     pub(crate) fn observe(&self, activity: Activity, begins: bool) {
         let kind = match activity {
             Activity::Checkpoint => &self.kinds[0],
@@ -67,12 +70,12 @@ impl Background {
         }
     }
 
-    /// Checkpoints and reclaims so far.
+    /// Checkpoints and reclaims that have ended so far.
     pub(crate) fn done(&self) -> [Done; 2] {
         self.kinds.each_ref().map(|kind| Done { count: kind.count.load(Relaxed), ms: kind.took.load(Relaxed) as f64 / 1e6 })
     }
 
-    /// Which of [`KINDS`] a call belongs to that should have begun then and has returned now.
+    /// Which of [`KINDS`] a call belongs to that was due at `began` and returns now.
     pub(crate) fn beside(&self, began: Instant) -> [bool; KINDS.len()] {
         let began = self.nanoseconds(began);
         let [checkpoint, reclaim] = self.kinds.each_ref().map(|kind| kind.running.load(Relaxed) > 0 || kind.ended.load(Relaxed) >= began);
@@ -80,7 +83,7 @@ impl Background {
     }
 
     fn nanoseconds(&self, at: Instant) -> u64 {
-        // From one on: 0 is never.
+        // At least 1, because 0 stands for never.
         at.saturating_duration_since(self.start).as_nanos() as u64 + 1
     }
 }

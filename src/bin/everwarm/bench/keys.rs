@@ -1,4 +1,4 @@
-//! Which key an operation is about.
+//! The keys of a benchmark and the order in which operations draw them.
 
 use std::path::Path;
 
@@ -10,21 +10,24 @@ use crate::workload::generate::{self, Popularity};
 use crate::workload::random::mix;
 use crate::workload::{VALUE_LEN_MAX, Workload, payload};
 
-/// Odd, and no divisor of a number of entries that anybody would choose: multiplying by it spreads neighbours over all keys.
+/// A prime: it has no common factor with a number of entries below it, so that multiplying a rank
+/// by it scatters neighbouring ranks over all keys.
 const SPREAD: u64 = 0x9E37_79B1;
 
-/// How often each key is asked for.
+/// How often each key is requested.
 pub(crate) enum Order {
+    /// Every key equally often.
     Uniform,
-    /// The k-th most popular key in proportion to `k^-alpha`, popular keys anywhere (as in YCSB; Cooper et al., SoCC'10).
+    /// The k-th most popular key in proportion to `k^-alpha`; popular keys are scattered over the
+    /// key space (as in YCSB; Cooper et al., SoCC'10). The number is that of the keys.
     Zipf(Zipf<f64>, u32),
-    /// The newest keys most, in the same proportions (YCSB's `latest`).
+    /// The k-th newest key in proportion to `k^-alpha` (YCSB's `latest`).
     Latest(Zipf<f64>),
-    /// As a production cache was asked.
+    /// The recorded popularity of a production cache.
     Recorded(Popularity),
 }
 
-/// The keys of a benchmark, and how long their values are.
+/// The keys of a benchmark, with the lengths of keys and values.
 pub(crate) struct Keys {
     pub(crate) entries: u32,
     key_lens: Lens<u16>,
@@ -50,7 +53,7 @@ impl Keys {
         Self { entries, key_lens: Lens::All(key_len), value_lens: Lens::All(value_len) }
     }
 
-    /// The keys of `PREFIX.pop.json` and `PREFIX.sizes.json`, and the order in which they are asked for.
+    /// The keys and the order given by `PREFIX.pop.json` and `PREFIX.sizes.json`.
     pub(crate) fn recorded(prefix: &Path, entries: u32, key_len: u16, seed: u64) -> anyhow::Result<(Self, Order)> {
         let (popularity, lens) = generate::of_distribution(prefix, entries, seed)?;
         let lens: Vec<u32> = lens.into_iter().map(|len| len.clamp(payload::VALUE_LEN_MIN, VALUE_LEN_MAX) as u32).collect();
@@ -58,7 +61,7 @@ impl Keys {
         Ok((keys, Order::Recorded(popularity)))
     }
 
-    /// The keys of a workload, each with the longest value that is put under it.
+    /// The keys of a workload, each with the length of its longest value.
     pub(crate) fn of(workload: &Workload) -> Self {
         let mut lens = vec![payload::VALUE_LEN_MIN as u32; workload.key_lens.len()];
         for request in &workload.requests {
@@ -76,7 +79,7 @@ impl Keys {
         self.value_lens.of(key) as usize
     }
 
-    /// Bytes of all keys and values.
+    /// Total bytes of all keys and values.
     pub(crate) fn bytes(&self) -> u64 {
         (0..self.entries).map(|key| (self.key_len(key) + self.value_len(key)) as u64).sum()
     }
@@ -95,12 +98,12 @@ impl Order {
         Ok(Self::Latest(Zipf::new(f64::from(entries), alpha)?))
     }
 
-    /// One of the keys below `entries`.
+    /// Draws a key below `entries`.
     pub(crate) fn draw(&self, rng: &mut SmallRng, entries: u32) -> u32 {
         let rank = |zipf: &Zipf<f64>, rng: &mut SmallRng, of: u32| (zipf.sample(rng) as u64 - 1) % u64::from(of);
         match self {
             Self::Uniform => rng.random_range(0..entries),
-            // Over the keys that it was made for, so that a popular key stays the same one when others are added.
+            // Over the initial keys, so that popular keys stay the same when keys are added.
             Self::Zipf(zipf, of) => (rank(zipf, rng, *of) * SPREAD % u64::from(*of)) as u32,
             Self::Latest(zipf) => entries - 1 - rank(zipf, rng, entries) as u32,
             Self::Recorded(popularity) => popularity.draw(rng),
@@ -108,7 +111,7 @@ impl Order {
     }
 }
 
-/// The randomness of one of the callers in one phase.
+/// The random generator of one caller in one phase.
 pub(crate) fn random(seed: u64, phase: u64, caller: usize) -> SmallRng {
     SmallRng::seed_from_u64(mix(mix(mix(seed) ^ phase) ^ caller as u64))
 }
@@ -118,16 +121,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn popular_keys_lie_anywhere_and_every_key_is_drawn() {
+    fn popular_keys_are_scattered_and_every_key_is_drawn() {
         const ENTRIES: u32 = 1_000;
         let order = Order::zipf(ENTRIES, 0.99).unwrap();
         let mut rng = random(1, 0, 0);
         let mut drawn = vec![0; ENTRIES as usize];
         (0..200_000).for_each(|_| drawn[order.draw(&mut rng, ENTRIES) as usize] += 1);
         assert!(drawn.iter().all(|count| *count > 0));
-        assert!(drawn[0] > 20_000, "the most popular key has 13 % of all: {}", drawn[0]);
+        assert!(drawn[0] > 20_000, "the most popular key is drawn in 13 % of the cases: {}", drawn[0]);
         let next = (SPREAD % u64::from(ENTRIES)) as usize;
-        assert!(drawn[next] * 3 > drawn[0], "the next one half of that: {}", drawn[next]);
+        assert!(drawn[next] * 3 > drawn[0], "the second most popular key half as often: {}", drawn[next]);
     }
 
     #[test]

@@ -1,27 +1,29 @@
-//! What a phase cost: time, processor, device, memory.
+//! Measures the cost of a phase: elapsed time, processor time and device traffic; also the memory
+//! and the descriptors of the process.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Bytes of a sector in the kernel's accounting, whatever the device's are.
+/// Bytes of a sector in the kernel's statistics; independent of the device's sector size.
 const SECTOR: u64 = 512;
 
-/// Reads the counters.
+/// Reads the counters of the process and of the store's device.
 pub(crate) struct Meter {
-    /// The statistics of the device that the store lies on, if it lies on one.
+    /// The kernel's statistics file of the device that holds the store; none if there is no such
+    /// device, as with tmpfs.
     device: Option<PathBuf>,
 }
 
 /// Counters at one moment.
 pub(crate) struct Reading {
     at: Instant,
-    /// Of the whole process, in user and kernel mode.
+    /// Processor time of the whole process, in user and kernel mode.
     cpu: Duration,
-    /// Read and written by everybody who uses the device.
+    /// Bytes read from and written to the device, by all processes.
     device: Option<(u64, u64)>,
 }
 
-/// What went by between two readings.
+/// The difference of two readings: durations, and bytes of the device.
 pub(crate) struct Cost {
     pub(crate) took: Duration,
     pub(crate) cpu: Duration,
@@ -40,7 +42,7 @@ impl Meter {
         Reading { at: Instant::now(), cpu: cpu(), device: self.device() }
     }
 
-    /// Bytes read and written, the third and the seventh number of the device's statistics.
+    /// Bytes read and written, from the third and the seventh number of the device's statistics.
     fn device(&self) -> Option<(u64, u64)> {
         let text = std::fs::read_to_string(self.device.as_ref()?).ok()?;
         let sectors: Vec<u64> = text.split_whitespace().map_while(|word| word.parse().ok()).collect();
@@ -65,14 +67,14 @@ fn cpu() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Bytes of this process that are in DRAM and belong to no file.
+/// Resident anonymous memory of this process in bytes: DRAM that no file backs.
 pub(crate) fn resident() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
 }
 
-/// Descriptors that this process has open.
+/// Number of file descriptors that this process has open.
 pub(crate) fn descriptors() -> Option<usize> {
     Some(std::fs::read_dir("/proc/self/fd").ok()?.count())
 }

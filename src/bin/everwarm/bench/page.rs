@@ -1,4 +1,4 @@
-//! The report as a page: calls a second over the time, how long calls took, and memory over the time.
+//! The report as an HTML page with plots of throughput over time, latency, and memory over time.
 
 use std::path::Path;
 
@@ -13,21 +13,18 @@ const SIZE: (u32, u32) = (1160, 360);
 const COLOURS: [RGBColor; 4] = [BLUE, RED, GREEN, MAGENTA];
 const MIB: f64 = (1 << 20) as f64;
 
-/// An SVG.
+/// A plot as SVG text.
 type Plot = Result<String, Box<dyn std::error::Error>>;
 
-/// Writes the page.
+/// Writes the page to `path`.
 pub(crate) fn write(path: &Path, report: &Report) -> anyhow::Result<()> {
     let phases = &report.phases;
     let plots = [
-        (Some(throughput(phases)), "Thousands of calls a second over the seconds of each phase, one point for a tenth of a second."),
-        (
-            Some(latency(phases)),
-            "Microseconds within which a share of the calls had returned, from their intended start; both axes are logarithmic.",
-        ),
+        (Some(throughput(phases)), "Throughput in thousands of calls a second, over the seconds of each phase; one point for each 0.1 s."),
+        (Some(latency(phases)), "Latency in microseconds from the intended start, over the share of calls; both axes are logarithmic."),
         (
             memory(phases),
-            "MiB of DRAM over the seconds of a phase: what the cache accounts for, and what the process has that belongs to no file.",
+            "DRAM in MiB over the seconds of a phase: bytes that the cache has accounted for, and resident anonymous memory of the process.",
         ),
     ];
     let drawn = |(plot, caption): (Option<Plot>, &str)| Some(plot?.map(|plot| (plot, caption.to_owned())));
@@ -44,7 +41,7 @@ fn throughput(phases: &[Row]) -> Plot {
     over_time("1000 calls/s", phases.iter().map(|row| (row.name.to_owned(), rates(row))).collect())
 }
 
-/// Nothing if no phase had a length to divide.
+/// Plots memory over time; none if no phase has samples, since only phases of a given duration do.
 fn memory(phases: &[Row]) -> Option<Plot> {
     let mut curves = Vec::new();
     for row in phases.iter().filter(|row| !row.gauges.is_empty()) {
@@ -57,8 +54,8 @@ fn memory(phases: &[Row]) -> Option<Plot> {
     (!curves.is_empty()).then(|| over_time("MiB", curves))
 }
 
-/// Lines over seconds, from zero on.
-fn over_time(what: &str, curves: Vec<(String, Vec<(f64, f64)>)>) -> Plot {
+/// Plots curves over seconds; both axes begin at zero. `unit` labels the vertical axis.
+fn over_time(unit: &str, curves: Vec<(String, Vec<(f64, f64)>)>) -> Plot {
     let most = |of: fn(&(f64, f64)) -> f64| curves.iter().flat_map(|(_, points)| points).map(of).fold(1e-3, f64::max);
     let (width, height) = (most(|point| point.0), 1.1 * most(|point| point.1));
     let mut svg = String::new();
@@ -67,7 +64,7 @@ fn over_time(what: &str, curves: Vec<(String, Vec<(f64, f64)>)>) -> Plot {
         area.fill(&WHITE)?;
         let mut chart =
             ChartBuilder::on(&area).margin(10).x_label_area_size(36).y_label_area_size(60).build_cartesian_2d(0.0..width, 0.0..height)?;
-        chart.configure_mesh().x_desc("s").y_desc(what).bold_line_style(BLACK.mix(0.08)).light_line_style(WHITE).draw()?;
+        chart.configure_mesh().x_desc("s").y_desc(unit).bold_line_style(BLACK.mix(0.08)).light_line_style(WHITE).draw()?;
         for ((name, points), colour) in curves.into_iter().zip(COLOURS.into_iter().cycle()) {
             let series = chart.draw_series(LineSeries::new(points, colour))?;
             series.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour));
@@ -78,7 +75,7 @@ fn over_time(what: &str, curves: Vec<(String, Vec<(f64, f64)>)>) -> Plot {
     Ok(svg)
 }
 
-/// Over `1 / (1 - quantile)`, so that each further nine is one step.
+/// Plots latency over `1 / (1 - quantile)`, so that each additional nine takes the same width.
 fn latency(phases: &[Row]) -> Plot {
     const NINES: f64 = 5.0;
     let mut curves = Vec::new();

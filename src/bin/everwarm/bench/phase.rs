@@ -1,4 +1,5 @@
-//! One phase of a benchmark: callers that ask, each on a thread of its own, until it is over.
+//! One phase of a benchmark: callers, each on its own thread, that call the cache until the work is
+//! done or the time is up.
 
 use std::cell::RefCell;
 use std::num::NonZeroU64;
@@ -21,15 +22,17 @@ use super::meter::{self, Cost, Meter};
 use super::versions::Versions;
 use crate::workload::{Op, VALUE_LEN_MAX, Workload, payload};
 
-/// Keys of one `scan`.
+/// Most keys of one scan.
 const SCAN: u32 = 100;
-/// Every byte of one answer in so many is verified; of the others the front, which states key, length and version.
+/// Every byte is verified in one of this many answers. In the others only the front is, which
+/// states key, length and version.
 const VERIFIED: u64 = 16;
-/// By how many nanoseconds the kernel may let a sleep last longer than asked, so that it wakes several threads at once. 50,000 unless it is told.
+/// Timer slack of callers in nanoseconds: how much longer than asked the kernel may let a sleep
+/// last. The kernel's default is 50,000.
 const SLACK: NonZeroU64 = NonZeroU64::MIN;
-/// How often what was done is looked at.
+/// Interval between samples of the number of calls.
 const SAMPLE: Duration = Duration::from_millis(100);
-/// How often memory and descriptors are looked at while a phase of given length lasts.
+/// Number of samples of memory and descriptors in a phase of given duration.
 const GAUGES: u32 = 20;
 
 /// Shares of the operations, in percent.
@@ -37,55 +40,59 @@ const GAUGES: u32 = 20;
 pub(crate) struct Mix {
     pub(crate) get: u32,
     pub(crate) put: u32,
-    /// Puts of keys that were not there.
+    /// Puts of new keys.
     pub(crate) insert: u32,
-    /// A get, and then a put of the same key.
+    /// A get followed by a put of the same key.
     pub(crate) modify: u32,
-    /// A get of up to [`SCAN`] keys side by side.
+    /// A multi-key get of up to [`SCAN`] adjacent keys.
     pub(crate) scan: u32,
 }
 
-/// What the callers do.
+/// The calls that the callers make.
 #[derive(Clone, Copy)]
 pub(crate) enum Work<'a> {
+    /// One put of each key.
     PutEach,
+    /// One delete of each key.
     DeleteEach,
+    /// One get of each key.
     GetEach,
-    /// As the mix says, over keys in this order.
+    /// Operations drawn from the mix, on keys drawn from the order.
     Drawn(Mix, &'a Order),
-    /// Gets of so many keys in a call.
+    /// Multi-key gets of this many keys.
     Batches(u32, &'a Order),
-    /// Requests one after the other: a get that misses is a put.
+    /// The requests of a workload in sequence; a get that misses is followed by a put.
     Served(&'a Workload),
+    /// No calls.
     Nothing,
 }
 
-/// See the module.
+/// One phase: the work to do and when it ends.
 #[derive(Clone, Copy)]
 pub(crate) struct Phase<'a> {
     pub(crate) name: &'static str,
-    /// Tells the phases of a benchmark apart.
+    /// Distinguishes the phases of a benchmark, so that each draws other keys.
     pub(crate) number: u64,
     pub(crate) work: Work<'a>,
-    /// How long; if there is none, until all of it is done.
+    /// Duration of the phase; none for a phase that ends when its work is done.
     pub(crate) time: Option<Duration>,
-    /// It ends when flash holds everything.
+    /// Whether the phase ends only when flash holds all entries.
     pub(crate) persist: bool,
 }
 
-/// What all phases of a benchmark have in common.
+/// The cache, the keys and the settings that all phases of a benchmark share.
 pub(crate) struct Bench<'a> {
     pub(crate) cache: &'a Cache,
     pub(crate) keys: &'a Keys,
     pub(crate) versions: &'a Versions,
-    /// How many keys have been put.
+    /// Number of keys in use: those of the fill and those that mixes have added.
     pub(crate) entries: &'a AtomicU32,
-    /// How many keys there may be.
+    /// Upper bound of `entries`.
     pub(crate) capacity: u32,
     pub(crate) callers: usize,
-    /// Calls that each caller keeps under way; 0 if it waits for each.
+    /// Concurrent calls of each caller, in async tasks; 0 for one blocking call at a time.
     pub(crate) tasks: usize,
-    /// Operations a second of all callers together, 0 for as many as possible.
+    /// Calls a second of all callers together; 0 for no limit.
     pub(crate) rate: u64,
     pub(crate) seed: u64,
     pub(crate) meter: &'a Meter,
@@ -93,22 +100,24 @@ pub(crate) struct Bench<'a> {
     pub(crate) bar: &'a ProgressBar,
 }
 
-/// What came of a phase.
+/// The measurements of a phase.
 pub(crate) struct Outcome {
-    pub(crate) tally: Tally,
+    pub(crate) calls: CallStats,
+    /// Cost from the beginning of the phase until its end, including the wait for flash if the
+    /// phase persists.
     pub(crate) cost: Cost,
-    /// Until the last call had returned; `cost` is until everything was on flash, if the phase waits for that.
+    /// Time until the last call returned, without the wait for flash.
     pub(crate) accepted: Duration,
-    /// Seconds since the beginning, and calls that had returned then.
+    /// Samples: seconds since the beginning, and calls that had returned by then.
     pub(crate) series: Vec<(f64, u64)>,
     pub(crate) gauges: Vec<Gauge>,
-    /// Of the log.
+    /// Syncs of the log during the phase.
     pub(crate) syncs: u64,
-    /// Checkpoints and reclaims that ended.
+    /// Checkpoints and reclaims that ended during the phase.
     pub(crate) background: [Done; 2],
 }
 
-/// What the process took at a moment of a phase.
+/// A sample of the memory and the descriptors of the process.
 #[derive(Serialize)]
 pub(crate) struct Gauge {
     pub(crate) seconds: f64,
@@ -117,23 +126,25 @@ pub(crate) struct Gauge {
     descriptors: Option<usize>,
 }
 
-/// What callers count.
-pub(crate) struct Tally {
-    /// Nanoseconds of each call that reads, from its intended start, and of each that writes.
+/// Latencies and counts of calls: of one caller, or of all.
+pub(crate) struct CallStats {
+    /// Nanoseconds of each reading call, from its intended start.
     pub(crate) reads: Histogram<u64>,
+    /// Nanoseconds of each writing call, from its intended start.
     pub(crate) writes: Histogram<u64>,
-    /// Of all calls at a given rate, by what else the cache did between their intended start and their return.
+    /// Nanoseconds of each call, by the background work that overlapped it (see [`KINDS`]). Empty
+    /// unless a rate is given.
     pub(crate) beside: [Histogram<u64>; KINDS.len()],
     /// Keys that were found, by tier: memory, buffer, flash.
     pub(crate) hits: [u64; 3],
     pub(crate) misses: u64,
-    /// Answers that may not be.
+    /// Answers that the cache must not give.
     pub(crate) wrong: u64,
     /// Bytes of keys and values that were put.
     pub(crate) bytes_put: u64,
 }
 
-impl Tally {
+impl CallStats {
     fn new() -> Self {
         let histogram = || Histogram::new_with_bounds(1, 3_600_000_000_000, 3).expect("the bounds are in order");
         let beside = [(); KINDS.len()].map(|()| histogram());
@@ -151,6 +162,7 @@ impl Tally {
         self
     }
 
+    /// Number of calls, reading and writing.
     pub(crate) fn calls(&self) -> u64 {
         self.reads.len() + self.writes.len()
     }
@@ -165,19 +177,19 @@ impl Bench<'_> {
         let (over, syncs, background, begun) =
             (AtomicBool::new(false), self.cache.stats().syncs, self.background.done(), self.meter.read());
         let start = Instant::now();
-        let (tallies, (series, gauges)) = std::thread::scope(|scope| {
+        let (results, (series, gauges)) = std::thread::scope(|scope| {
             let callers: Vec<_> = done
                 .iter()
                 .enumerate()
                 .map(|(number, done)| scope.spawn(move || Caller::new(self, phase, number, start, done).work(phase.work)))
                 .collect();
             let watch = scope.spawn(|| self.watch(start, phase, &done, &over));
-            let tallies: Vec<_> = callers.into_iter().map(|caller| caller.join()).collect();
-            // Also if one of them panicked, since the watch is waited for.
+            let results: Vec<_> = callers.into_iter().map(|caller| caller.join()).collect();
+            // Before a panic of a caller is resumed: the scope waits for the watching thread.
             over.store(true, Relaxed);
             watch.thread().unpark();
-            let tallies = tallies.into_iter().map(|tally| tally.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-            (tallies.collect::<Vec<anyhow::Result<Tally>>>(), watch.join().unwrap_or_default())
+            let results = results.into_iter().map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            (results.collect::<Vec<anyhow::Result<CallStats>>>(), watch.join().unwrap_or_default())
         });
         let accepted = start.elapsed();
         if phase.persist {
@@ -187,11 +199,11 @@ impl Bench<'_> {
         let syncs = self.cache.stats().syncs - syncs;
         let [checkpoint, reclaim] = self.background.done();
         let background = [checkpoint.since(background[0]), reclaim.since(background[1])];
-        let tally = tallies.into_iter().try_fold(Tally::new(), |sum, tally| anyhow::Ok(sum.add(&tally?)))?;
-        Ok(Outcome { tally, cost, accepted, series, gauges, syncs, background })
+        let calls = results.into_iter().try_fold(CallStats::new(), |sum, stats| anyhow::Ok(sum.add(&stats?)))?;
+        Ok(Outcome { calls, cost, accepted, series, gauges, syncs, background })
     }
 
-    /// Calls, or milliseconds.
+    /// Length of the progress bar: milliseconds of a timed phase, calls of any other.
     fn length(&self, phase: &Phase<'_>) -> u64 {
         match (phase.time, phase.work) {
             (Some(time), _) => time.as_millis() as u64,
@@ -200,9 +212,10 @@ impl Bench<'_> {
         }
     }
 
+    /// Samples the phase until `over` is set.
     fn watch(&self, start: Instant, phase: &Phase<'_>, done: &[AtomicU64], over: &AtomicBool) -> (Vec<(f64, u64)>, Vec<Gauge>) {
         let (mut series, mut gauges, time) = (vec![(0.0, 0)], Vec::new(), phase.time);
-        // Who measures idleness is idle.
+        // In an idle phase this thread wakes only to sample memory, so that the process stays idle.
         let sample = time.filter(|_| matches!(phase.work, Work::Nothing)).map_or(SAMPLE, |time| time / GAUGES);
         while !over.load(Relaxed) {
             std::thread::park_timeout(sample);
@@ -225,7 +238,8 @@ enum Kind {
     Write,
 }
 
-/// One of the callers. It alone writes the keys whose numbers leave its own when divided by how many callers there are.
+/// One of the callers. It alone writes the keys whose number modulo the number of callers is its
+/// own number.
 struct Caller<'a> {
     bench: &'a Bench<'a>,
     number: usize,
@@ -235,12 +249,12 @@ struct Caller<'a> {
     random: SmallRng,
     key: Vec<u8>,
     value: Vec<u8>,
-    tally: Tally,
+    stats: CallStats,
 }
 
 impl<'a> Caller<'a> {
     fn new(bench: &'a Bench<'a>, phase: &Phase<'_>, number: usize, start: Instant, done: &'a AtomicU64) -> Self {
-        // Each phase draws its own keys: one that repeated those of its warm-up would find them in DRAM.
+        // Each phase draws other keys: those of its warm-up would already be in DRAM.
         let random = keys::random(bench.seed, phase.number, number);
         Self {
             bench,
@@ -251,11 +265,11 @@ impl<'a> Caller<'a> {
             random,
             key: Vec::new(),
             value: Vec::new(),
-            tally: Tally::new(),
+            stats: CallStats::new(),
         }
     }
 
-    fn work(mut self, work: Work<'_>) -> anyhow::Result<Tally> {
+    fn work(mut self, work: Work<'_>) -> anyhow::Result<CallStats> {
         if self.bench.rate > 0 {
             rustix::thread::set_current_timer_slack(Some(SLACK))?;
         }
@@ -289,25 +303,26 @@ impl<'a> Caller<'a> {
                 }
             }
         }
-        Ok(self.tally)
+        Ok(self.stats)
     }
 
-    /// Whether another call should begin before the phase is over.
+    /// Whether the next call is due before the phase ends.
     fn goes_on(&self) -> bool {
         self.end.is_none_or(|end| self.intended().unwrap_or_else(Instant::now) < end)
     }
 
-    /// When the next call should begin, if that is given.
+    /// When the next call is due; none if there is no rate.
     fn intended(&self) -> Option<Instant> {
         let callers = self.bench.callers as u64;
         let between = (callers * 1_000_000_000).checked_div(self.bench.rate)?;
-        Some(self.start + Duration::from_nanos(self.tally.calls() * between + self.number as u64 * between / callers))
+        Some(self.start + Duration::from_nanos(self.stats.calls() * between + self.number as u64 * between / callers))
     }
 
     fn entries(&self) -> u32 {
         self.bench.entries.load(Relaxed)
     }
 
+    /// Makes one call for each key that this caller writes.
     fn each_own(&mut self, mut call: impl FnMut(&mut Self, u32) -> anyhow::Result<()>) -> anyhow::Result<()> {
         for key in (self.number as u32..self.bench.keys.entries).step_by(self.bench.callers) {
             if !self.goes_on() {
@@ -318,6 +333,7 @@ impl<'a> Caller<'a> {
         Ok(())
     }
 
+    /// Draws one operation from the mix and performs it.
     fn draw(&mut self, mix: Mix, order: &Order) -> anyhow::Result<()> {
         let entries = self.entries();
         let key = order.draw(&mut self.random, entries);
@@ -333,7 +349,7 @@ impl<'a> Caller<'a> {
             self.put(self.own(key, entries))
         } else if is(mix.insert) {
             let next = self.bench.entries.fetch_update(Relaxed, Relaxed, |n| (n < self.bench.capacity).then_some(n + 1));
-            // Only keys of the fill have one writer.
+            // At the capacity this overwrites a key of the fill, since only those have one writer.
             let filled = self.bench.keys.entries;
             self.put(next.unwrap_or_else(|_| self.own(key % filled, filled)))
         } else if is(mix.modify) {
@@ -354,22 +370,23 @@ impl<'a> Caller<'a> {
         if own < entries { own } else { own.saturating_sub(callers) }
     }
 
-    /// Now, or when the next call should begin.
+    /// Waits until the next call is due. Returns its intended start; without a rate, now.
     fn begin(&self) -> Instant {
         let Some(intended) = self.intended() else { return Instant::now() };
         std::thread::sleep(intended.saturating_duration_since(Instant::now()));
         intended
     }
 
+    /// Records the latency of a call that was due at `began` and returns now.
     fn end(&mut self, kind: Kind, began: Instant) {
         let took = began.elapsed().as_nanos() as u64;
-        let histogram = if kind == Kind::Read { &mut self.tally.reads } else { &mut self.tally.writes };
+        let histogram = if kind == Kind::Read { &mut self.stats.reads } else { &mut self.stats.writes };
         histogram.saturating_record(took);
         if self.bench.rate > 0 {
             let beside = self.bench.background.beside(began);
-            self.tally.beside.iter_mut().zip(beside).filter(|(_, is)| *is).for_each(|(histogram, _)| histogram.saturating_record(took));
+            self.stats.beside.iter_mut().zip(beside).filter(|(_, is)| *is).for_each(|(histogram, _)| histogram.saturating_record(took));
         }
-        self.done.store(self.tally.calls(), Relaxed);
+        self.done.store(self.stats.calls(), Relaxed);
     }
 
     fn put(&mut self, key: u32) -> anyhow::Result<()> {
@@ -385,7 +402,7 @@ impl<'a> Caller<'a> {
         cache.put(&self.key, &self.value)?;
         self.end(Kind::Write, began);
         versions.returned(key, version);
-        self.tally.bytes_put += (self.key.len() + self.value.len()) as u64;
+        self.stats.bytes_put += (self.key.len() + self.value.len()) as u64;
         Ok(())
     }
 
@@ -400,7 +417,7 @@ impl<'a> Caller<'a> {
         Ok(())
     }
 
-    /// Whether there is a value.
+    /// Gets a key and checks the answer. Returns whether there is a value.
     fn get(&mut self, key: u32) -> anyhow::Result<bool> {
         let Bench { cache, keys, versions, .. } = self.bench;
         payload::write_key(&mut self.key, key, keys.key_len(key));
@@ -412,8 +429,8 @@ impl<'a> Caller<'a> {
         Ok(found.is_some())
     }
 
-    /// Gets of many tasks on this thread, until the phase is over.
-    fn get_in_tasks(self, order: &Order) -> anyhow::Result<Tally> {
+    /// Gets drawn keys in concurrent tasks on this thread until the phase ends.
+    fn get_in_tasks(self, order: &Order) -> anyhow::Result<CallStats> {
         let Bench { cache, keys, versions, .. } = *self.bench;
         let cache = cache.for_tasks();
         self.in_tasks(async |caller| {
@@ -433,8 +450,8 @@ impl<'a> Caller<'a> {
         })
     }
 
-    /// As [`Caller::put`] for each of its keys, by many tasks on this thread.
-    fn put_in_tasks(self) -> anyhow::Result<Tally> {
+    /// Puts each of this caller's keys once, in concurrent tasks on this thread.
+    fn put_in_tasks(self) -> anyhow::Result<CallStats> {
         let Bench { cache, keys, versions, callers, .. } = *self.bench;
         let (cache, own) = (cache.for_tasks(), RefCell::new((self.number as u32..keys.entries).step_by(callers)));
         let next_own = || own.borrow_mut().next();
@@ -449,14 +466,14 @@ impl<'a> Caller<'a> {
                 versions.returned(key, version);
                 let mut caller = caller.borrow_mut();
                 caller.end(Kind::Write, began);
-                caller.tally.bytes_put += (bytes.len() + value.len()) as u64;
+                caller.stats.bytes_put += (bytes.len() + value.len()) as u64;
             }
             Ok(())
         })
     }
 
-    /// As many of `task` on this thread as a caller keeps under way.
-    fn in_tasks(self, task: impl AsyncFn(&RefCell<Self>) -> anyhow::Result<()>) -> anyhow::Result<Tally> {
+    /// Runs [`Bench::tasks`] instances of `task` concurrently on this thread, until all have ended.
+    fn in_tasks(self, task: impl AsyncFn(&RefCell<Self>) -> anyhow::Result<()>) -> anyhow::Result<CallStats> {
         let (tasks, caller) = (self.bench.tasks, RefCell::new(self));
         let mut all: FuturesUnordered<_> = (0..tasks).map(|_| task(&caller)).collect();
         block_on(async {
@@ -466,7 +483,7 @@ impl<'a> Caller<'a> {
             anyhow::Ok(())
         })?;
         drop(all);
-        Ok(caller.into_inner().tally)
+        Ok(caller.into_inner().stats)
     }
 
     fn get_many(&mut self, keys: &[u32]) -> anyhow::Result<()> {
@@ -486,20 +503,22 @@ impl<'a> Caller<'a> {
         Ok(())
     }
 
+    /// Counts an answer, and checks that it shows a version that may be seen. `oldest` is the
+    /// oldest such version, read before the call.
     fn check(&mut self, key: u32, oldest: u32, found: Option<&Value>) {
         let Some(value) = found else {
-            self.tally.misses += 1;
+            self.stats.misses += 1;
             return;
         };
-        let looked = self.tally.hits.iter().sum::<u64>();
+        let looked = self.stats.hits.iter().sum::<u64>();
         let version = if looked.is_multiple_of(VERIFIED) { payload::verify_value(value, key) } else { payload::stated_version(value, key) };
         let is_right = version.is_some_and(|version| self.bench.versions.may_show(key, oldest, version));
-        self.tally.wrong += u64::from(!is_right);
+        self.stats.wrong += u64::from(!is_right);
         let tier = match value.tier() {
             Tier::Memory => 0,
             Tier::Buffer => 1,
             Tier::Flash => 2,
         };
-        self.tally.hits[tier] += 1;
+        self.stats.hits[tier] += 1;
     }
 }

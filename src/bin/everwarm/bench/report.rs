@@ -1,4 +1,4 @@
-//! What a benchmark found, for people and for programs.
+//! The results of a benchmark: tables for people, one JSON object for programs.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -9,67 +9,70 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::background::{Done, KINDS};
-use super::phase::{Gauge, Outcome, Tally};
+use super::phase::{CallStats, Gauge, Outcome};
 use crate::size::show_bytes;
 
-/// Fewer entries say nothing of what the index takes for one.
+/// Least number of entries for which the index's bytes for one entry are reported.
 const MANY: u64 = 100_000;
 
 /// The object that `--json` prints.
 #[derive(Serialize)]
 pub(crate) struct Report {
     pub(crate) workload: String,
-    /// No answer was wrong.
+    /// Whether no answer was wrong.
     pub(crate) ok: bool,
     pub(crate) seed: u64,
     pub(crate) entries: u32,
-    /// Where the store was.
+    /// Directory of the store.
     pub(crate) directory: PathBuf,
-    /// Bytes of all keys and values once.
+    /// Total bytes of all keys and values.
     pub(crate) footprint: u64,
     pub(crate) callers: usize,
-    /// Calls under way of each caller; 0: it waits for each.
+    /// Concurrent calls of each caller; 0 for one blocking call at a time.
     pub(crate) tasks: u16,
-    /// Calls a second that were asked for; 0: as many as possible.
+    /// Calls a second of all callers together; 0 for no limit.
     pub(crate) rate: u64,
+    /// Budget of DRAM in bytes.
     pub(crate) memory: u64,
+    /// Flash capacity in bytes.
     pub(crate) flash: u64,
     pub(crate) io_uring: bool,
     pub(crate) phases: Vec<Row>,
     pub(crate) restart: Option<Restart>,
 }
 
-/// What it took to come back after a kill.
+/// Recovery after a kill: its duration and its work. The counts are those of
+/// [`everwarm::RecoveryReport`].
 #[derive(Serialize)]
 pub(crate) struct Restart {
-    /// From the call to open until it returned.
+    /// Milliseconds that opening the store took.
     pub(crate) open_ms: f64,
-    /// Of it, loading the checkpoint and footers.
+    /// Milliseconds of `open_ms` for loading the checkpoint and the footers.
     pub(crate) load_ms: f64,
-    /// Of it, replaying the WAL.
+    /// Milliseconds of `open_ms` for replaying the WAL.
     pub(crate) replay_ms: f64,
-    /// How much of each there was.
     pub(crate) checkpoint_entries: u64,
     pub(crate) footer_entries: u64,
     pub(crate) wal_frames: u64,
-    /// Until a first get had its value as well.
+    /// Milliseconds from the call to open until a first get returned its value; none after a miss.
     pub(crate) first_hit_ms: Option<f64>,
-    /// Entries that the index knew then.
+    /// Entries of the index after the first get.
     pub(crate) entries: u64,
 }
 
-/// One phase.
+/// The results of one phase.
 #[derive(Serialize)]
 pub(crate) struct Row {
     pub(crate) name: &'static str,
     calls: u64,
+    /// Seconds until the last call returned.
     seconds: f64,
-    /// Until everything was on flash, if the phase waited for that; else the same.
+    /// Seconds until flash held all entries, if the phase waited for that; otherwise as `seconds`.
     settled_seconds: f64,
     calls_per_s: f64,
     reads: Option<Latency>,
     writes: Option<Latency>,
-    /// Of all calls at a given rate, by what else the cache did.
+    /// Latency of calls at a given rate, by the background work that overlapped them.
     beside: BTreeMap<&'static str, Latency>,
     hits_memory: u64,
     hits_buffer: u64,
@@ -78,10 +81,11 @@ pub(crate) struct Row {
     wrong: u64,
     bytes_put: u64,
     syncs: u64,
-    /// What ended, by kind.
+    /// Checkpoints and reclaims that ended.
     background: BTreeMap<&'static str, Done>,
-    /// By everybody who used the device meanwhile.
+    /// Bytes that all processes together read from the device.
     device_bytes_read: Option<u64>,
+    /// Bytes that all processes together wrote to the device.
     device_bytes_written: Option<u64>,
     cpu_ms: f64,
     cpu_us_per_call: Option<f64>,
@@ -95,7 +99,7 @@ pub(crate) struct Row {
     pub(crate) histograms: [Histogram<u64>; 2],
 }
 
-/// Microseconds of a call, from its intended start.
+/// Latency in microseconds from the intended start.
 #[derive(Serialize)]
 pub(crate) struct Latency {
     calls: u64,
@@ -127,9 +131,9 @@ impl Latency {
 
 impl Row {
     pub(crate) fn new(name: &'static str, outcome: Outcome, stats: &Stats, resident_bytes: Option<u64>) -> Self {
-        let Outcome { tally, cost, accepted, series, gauges, syncs, background } = outcome;
-        let calls = tally.calls();
-        let Tally { reads, writes, beside, hits: [hits_memory, hits_buffer, hits_flash], misses, wrong, bytes_put } = tally;
+        let Outcome { calls: stats_of_calls, cost, accepted, series, gauges, syncs, background } = outcome;
+        let calls = stats_of_calls.calls();
+        let CallStats { reads, writes, beside, hits: [hits_memory, hits_buffer, hits_flash], misses, wrong, bytes_put } = stats_of_calls;
         Self {
             name,
             calls,
@@ -164,13 +168,14 @@ impl Row {
         self.wrong == 0
     }
 
-    fn looked(&self) -> u64 {
+    /// Number of keys that gets asked for.
+    fn lookups(&self) -> u64 {
         self.hits_memory + self.hits_buffer + self.hits_flash + self.misses
     }
 }
 
 impl Report {
-    /// Tables of the phases: what was done and what it cost, then how long calls took.
+    /// Tables of the phases: first calls, hits and costs, then latencies.
     pub(crate) fn table(&self) -> String {
         let mut text = String::new();
         let mut line = |cells: std::fmt::Arguments<'_>| {
@@ -183,7 +188,7 @@ impl Report {
             "phase", "calls", "s", "settled s", "calls/s", "memory%", "buffer%", "flash%", "miss%", "read B", "written", "cpu us", "memory"
         ));
         for row in &self.phases {
-            let share = |of: u64| cell((row.looked() > 0).then(|| 100.0 * of as f64 / row.looked() as f64), 2);
+            let share = |of: u64| cell((row.lookups() > 0).then(|| 100.0 * of as f64 / row.lookups() as f64), 2);
             let read = row.device_bytes_read.filter(|_| row.hits_flash > 0).map(|bytes| bytes as f64 / row.hits_flash as f64);
             let written = row.device_bytes_written.filter(|_| row.bytes_put > 0).map(|bytes| bytes as f64 / row.bytes_put as f64);
             line(format_args!(
@@ -221,7 +226,7 @@ impl Report {
         line(format_args!(""));
         if let Some(restart) = &self.restart {
             line(format_args!(
-                "after a kill: open {:.1} ms ({:.1} for {} entries of the checkpoint and {} of footers, {:.1} for {} frames of the WAL), first hit {} ms, {} entries",
+                "after a kill: open {:.1} ms (load {:.1} ms: {} checkpoint entries, {} footer entries; replay {:.1} ms: {} WAL frames), first hit {} ms, {} entries",
                 restart.open_ms,
                 restart.load_ms,
                 restart.checkpoint_entries,
@@ -233,19 +238,19 @@ impl Report {
             ));
         }
         if let Some(index) = self.phases.last().and_then(|row| row.index_bytes_per_entry) {
-            line(format_args!("index {index:.2} B an entry"));
+            line(format_args!("index: {index:.2} B an entry"));
         }
         let wrong: u64 = self.phases.iter().map(|row| row.wrong).sum();
         line(format_args!("wrong answers {wrong}: {}", if wrong == 0 { "ok" } else { "NOT OK" }));
         text
     }
 
-    /// What was measured, in a line.
+    /// The settings of the benchmark in one line.
     pub(crate) fn describe(&self) -> String {
-        let rate = if self.rate == 0 { "as fast as they can".to_owned() } else { format!("{} calls/s", self.rate) };
-        let tasks = if self.tasks == 0 { String::new() } else { format!(" of {} tasks", self.tasks) };
+        let rate = if self.rate == 0 { "no rate limit".to_owned() } else { format!("{} calls/s", self.rate) };
+        let tasks = if self.tasks == 0 { String::new() } else { format!(" with {} tasks each", self.tasks) };
         format!(
-            "{}: {} entries, {} of keys and values, {} callers{tasks}, {rate}, memory {}, flash {}, seed {}, in {}",
+            "{}: {} entries, {} of keys and values, {} callers{tasks}, {rate}, memory {}, flash {}, seed {}, directory {}",
             self.workload,
             self.entries,
             show_bytes(self.footprint),

@@ -1,11 +1,18 @@
-//! What parent and child tell each other through shared memory, which a kill leaves as it was.
+//! Shared memory between parent and child: the state of every key and the outcome of every request.
+//! It survives a kill of the child.
 //!
 //! ```text
-//! header | faults | workers | keys: intent, intent deadline, acked, acked deadline, LSN | requests: what came of each
+//! header | violations | workers | keys | requests
 //! ```
 //!
-//! Every access is sequentially consistent: the order in which a killed process stored is the order in which its successor and its parent see,
-//! and no store moves across the call to the cache that it announces or acknowledges.
+//! A key has five words: intent, its deadline, acknowledged mutation, its deadline, its LSN. A
+//! request has one word: its outcome.
+//!
+//! Every access is sequentially consistent, for two reasons:
+//!
+//! - The successor of a killed process and its parent see the stores in the order in which the
+//!   process made them.
+//! - No store moves across the call to the cache that it announces or acknowledges.
 
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
@@ -36,7 +43,7 @@ const WORKERS: usize = FAULTS + FAULTS_KEPT * FAULT_WORDS;
 const WORKER_WORDS: usize = 8;
 const KEY_WORDS: usize = 5;
 
-/// How many of each the board has room for.
+/// Number of workers, keys and requests that the board has room for.
 #[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Shape {
     pub(crate) workers: usize,
@@ -58,28 +65,28 @@ impl Shape {
     }
 }
 
-/// What is counted over all lives of a child, besides faults.
+/// Counters over all lives of a child, besides faults. A value is the counter's place on the board.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Count {
     /// Misses that a reclaimed segment explains.
     Evicted = 4,
     /// Mutations in doubt that had happened.
     Landed = 5,
-    /// Mutations in doubt that had not.
+    /// Mutations in doubt that had not happened.
     Dropped = 6,
-    /// Puts that the store's geometry cannot hold.
+    /// Puts of values that are too large for the store.
     Refused = 7,
 }
 
-/// What a worker is in the middle of.
+/// The operation that a worker is performing, as far as kills aim at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Doing {
     Other = 0,
-    /// Storing the value that a get missed.
+    /// Putting the value after a get that missed.
     Fill = 1,
 }
 
-/// Names in the order of their gauges on the board.
+/// Names of the activities, in the order of their gauges on the board.
 const ACTIVITY_NAMES: [&str; 5] = ["sync", "seal", "checkpoint", "reclaim", "recovery"];
 
 fn gauge(activity: Activity) -> usize {
@@ -99,11 +106,11 @@ pub(crate) struct Violation {
     pub(crate) key: u32,
     pub(crate) acked: Mutation,
     pub(crate) intent: Mutation,
-    /// What was returned, `NEVER` for a miss or bytes that name no mutation.
+    /// The mutation whose value was returned; `NEVER` for a miss, or for bytes that no put wrote.
     pub(crate) found: Mutation,
 }
 
-/// See the module.
+/// The shared memory of one drilled cache, mapped by the parent and by the child.
 pub(crate) struct Board {
     words: Words,
     shape: Shape,
@@ -128,7 +135,8 @@ impl Board {
         &self.words.all()[at]
     }
 
-    /// Forgets what the previous process was in the middle of. Time zero of the next one is now.
+    /// Resets the state of the previous process and sets time zero of the next one to now. Called
+    /// by the parent while no child lives.
     pub(crate) fn begin_life(&self, life: usize) {
         for at in ACTIVITIES..ACTIVITIES + ACTIVITY_NAMES.len() {
             self.word(at).store(0, SeqCst);
@@ -147,17 +155,18 @@ impl Board {
         self.word(LIFE).load(SeqCst) as usize
     }
 
-    /// Nanoseconds since this life's exec.
+    /// Nanoseconds since the current process was spawned.
     pub(crate) fn age_ns(&self) -> u64 {
         monotonic_ns().saturating_sub(self.word(SPAWNED_NS).load(SeqCst))
     }
 
+    /// Records that the cache is open and has `segments` segments.
     pub(crate) fn set_ready(&self, segments: u64) {
         self.word(SEGMENTS).store(segments, SeqCst);
         self.word(READY_NS).store(self.age_ns().max(1), SeqCst);
     }
 
-    /// Milliseconds from this life's exec until its cache was open, if it is.
+    /// Milliseconds from the spawn of the current process until its cache was open; none before.
     pub(crate) fn ready_ms(&self) -> Option<f64> {
         match self.word(READY_NS).load(SeqCst) {
             0 => None,
@@ -165,19 +174,19 @@ impl Board {
         }
     }
 
-    pub(crate) fn count(&self, what: Count) {
-        self.word(COUNTS + what as usize).fetch_add(1, SeqCst);
+    pub(crate) fn count(&self, counter: Count) {
+        self.word(COUNTS + counter as usize).fetch_add(1, SeqCst);
     }
 
-    pub(crate) fn counted(&self, what: Count) -> u64 {
-        self.word(COUNTS + what as usize).load(SeqCst)
+    pub(crate) fn counted(&self, counter: Count) -> u64 {
+        self.word(COUNTS + counter as usize).load(SeqCst)
     }
 
     pub(crate) fn faults(&self, fault: Fault) -> u64 {
         self.word(COUNTS + fault as usize).load(SeqCst)
     }
 
-    /// Counts a violation, and keeps it if it is among the first.
+    /// Counts a violation, and keeps its details if it is among the first [`FAULTS_KEPT`].
     pub(crate) fn report(&self, violation: &Violation) {
         self.word(COUNTS + violation.fault as usize).fetch_add(1, SeqCst);
         let slot = self.word(FAULTS_SEEN).fetch_add(1, SeqCst) as usize;
@@ -190,7 +199,7 @@ impl Board {
         }
     }
 
-    /// The first violations.
+    /// The details of the first violations, at most [`FAULTS_KEPT`].
     pub(crate) fn violations(&self) -> Vec<Violation> {
         let kept = (self.word(FAULTS_SEEN).load(SeqCst) as usize).min(FAULTS_KEPT);
         let decode = |slot: usize| {
@@ -208,6 +217,7 @@ impl Board {
         (0..kept).map(decode).collect()
     }
 
+    /// Records that an activity of the cache begins or ends.
     pub(crate) fn observe(&self, activity: Activity, begins: bool) {
         let gauge = self.word(ACTIVITIES + gauge(activity));
         if begins {
@@ -220,12 +230,12 @@ impl Board {
         }
     }
 
-    /// How often this life has emptied as many segments as there are.
+    /// Segments that the current process has reclaimed, divided by the number of segments.
     pub(crate) fn reclaim_cycles(&self) -> f64 {
         self.word(RECLAIMED).load(SeqCst) as f64 / self.word(SEGMENTS).load(SeqCst).max(1) as f64
     }
 
-    /// Names of what the child is, or was when it died, in the middle of.
+    /// Names of the activities that the child is performing, or was performing when it was killed.
     pub(crate) fn in_progress(&self) -> Vec<&'static str> {
         let filling = (0..self.shape.workers).any(|worker| self.worker(worker, 1).load(SeqCst) == Doing::Fill as u64);
         let live = |(at, name): (usize, &'static str)| (self.word(ACTIVITIES + at).load(SeqCst) > 0).then_some(name);
@@ -271,13 +281,14 @@ impl Board {
         self.word(self.shape.requests_at() + request).store(outcome.code(), SeqCst);
     }
 
-    /// What came of a request, unless it never ended.
+    /// The outcome of a request; none if the request has not ended.
     pub(crate) fn outcome(&self, request: usize) -> Option<Outcome> {
         Outcome::from_code(self.word(self.shape.requests_at() + request).load(SeqCst))
     }
 }
 
-/// The two states a key may be in. Only the worker that owns the key stores here.
+/// The acknowledged and the intended mutation of a key. Only the worker that owns the key stores
+/// here.
 pub(crate) struct KeyState<'a>(&'a [AtomicU64]);
 
 impl KeyState<'_> {
@@ -301,29 +312,32 @@ impl KeyState<'_> {
         self.0[4].load(SeqCst)
     }
 
-    /// Before a mutation is begun. The deadline counts only once the intent names its mutation.
+    /// Announces a mutation; called before it begins. The deadline is stored first, because it is
+    /// valid only once the intent names its mutation.
     pub(crate) fn intend(&self, mutation: Mutation, deadline: Deadline) {
         self.0[1].store(deadline.code(), SeqCst);
         self.0[0].store(mutation.code(), SeqCst);
     }
 
-    /// After the intended mutation returned, or was found to have happened.
+    /// Acknowledges the intended mutation; called after it returned or was found to have happened.
     ///
-    /// The mutation comes last. Killed before that, the acknowledged one is in doubt and has its own successor's version and deadline; it cannot
-    /// be seen any more, so they are not asked for.
+    /// The mutation is stored last. A kill before that store leaves the older acknowledged mutation
+    /// with the deadline and the LSN of its successor. This does no harm: the older mutation can no
+    /// longer be seen, so they are not compared.
     pub(crate) fn acknowledge(&self, deadline: Deadline, lsn: u64) {
         self.0[3].store(deadline.code(), SeqCst);
         self.0[4].store(lsn, SeqCst);
         self.0[2].store(self.intent().code(), SeqCst);
     }
 
-    /// After the intended mutation was refused, or was found not to have happened.
+    /// Withdraws the intended mutation; called after it was refused or was found not to have
+    /// happened.
     pub(crate) fn withdraw(&self) {
         self.0[0].store(self.acked().code(), SeqCst);
     }
 }
 
-/// The clock that all processes of the host share.
+/// Nanoseconds of the monotonic clock, which all processes of the host share.
 fn monotonic_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64

@@ -1,4 +1,5 @@
-//! The process that is killed: it opens the cache, serves what its predecessor did not begin, looks at every key, and closes.
+//! The process that is killed. It opens the cache, serves the requests that its predecessor did not
+//! begin, verifies every key, and closes the cache.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,7 +16,7 @@ use super::plan::Plan;
 use super::worker::{Pace, Worker};
 use crate::level::AckLevel;
 
-/// What the parent tells the child, the same in all of its lives.
+/// The configuration that the parent writes for the child; the same in all of the child's lives.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Config {
     pub(crate) store: PathBuf,
@@ -25,12 +26,12 @@ pub(crate) struct Config {
     pub(crate) memory: u64,
     pub(crate) flash: u64,
     pub(crate) ack: AckLevel,
-    /// Requests a second; 0 for as many as possible.
+    /// Requests a second; 0 for no limit.
     pub(crate) rate: u64,
 }
 
 pub(crate) fn run(config: &Path) -> anyhow::Result<ExitCode> {
-    // A drill that is interrupted leaves no child behind.
+    // The child dies with the parent, so that an interrupted drill leaves no process behind.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let text = std::fs::read_to_string(config).with_context(|| format!("cannot read {}", config.display()))?;
     let config: Config = serde_json::from_str(&text)?;
@@ -59,7 +60,8 @@ fn work(cache: &Cache, plan: &Plan, board: &Board, rate: u64) {
         for index in 0..board.shape().workers {
             scope.spawn(move || {
                 if let Err(error) = Worker::new(index, cache, plan, board, pace).and_then(|mut worker| worker.run()) {
-                    // At once, not when the other workers are done: what they meet now is a consequence.
+                    // Exit at once: later failures of the other workers are consequences of this
+                    // one.
                     eprintln!("everwarm: worker {index}: {error:#}");
                     std::process::exit(2);
                 }

@@ -1,4 +1,4 @@
-//! When to kill.
+//! Chooses the moments at which the drilled process is killed, and kills it.
 
 use std::time::Duration;
 
@@ -7,16 +7,19 @@ use rand::{Rng, SeedableRng};
 
 use super::subject::{Process, Subject, Watched};
 
-/// What a kill is meant to hit.
+/// The activity that a kill is meant to interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Aim {
+    /// A random moment.
     Anything,
+    /// A moment at which the board shows this activity.
     Activity(&'static str),
-    /// The kill follows the one before, while its successor comes back.
+    /// The recovery that follows the previous kill.
     Recovery,
 }
 
-/// Taken in turn. A recovery is aimed at only after another kill gave it something to do.
+/// The aims of successive kills, in turn. A recovery follows another kill, which gives it work to
+/// do.
 const AIMS: [Aim; 7] = [
     Aim::Anything,
     Aim::Activity("fill"),
@@ -27,43 +30,49 @@ const AIMS: [Aim; 7] = [
     Aim::Recovery,
 ];
 
-/// How long an activity is waited for before anything will do.
+/// How long to wait for the activity that a kill aims at, before killing at any moment.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Longest random delay in milliseconds before a kill or before the wait for an activity. Also the
+/// assumed time to readiness until one was measured.
 const DELAY_MS_MAX: f64 = 20.0;
-/// Part of the requests in which kills are spread, so that the first finds something to lose and the last something to show.
+/// Share of the requests over which kills are spread: the first kill finds entries to lose, and
+/// requests remain to be measured after the last.
 const SPREAD: std::ops::Range<f64> = 0.05..0.95;
 
-/// One kill and what came after it.
+/// One kill and the restart after it.
 pub(crate) struct Kill {
-    /// What the process was in the middle of.
+    /// The activities that the kill interrupted.
     pub(crate) hit: Vec<&'static str>,
-    /// The first request that was not begun by every thread.
+    /// The first request that some thread had not begun.
     pub(crate) request: usize,
-    /// From the next process's exec until its cache was open, unless it was killed before.
+    /// Milliseconds from the next process's spawn until its cache was open; none if that process
+    /// was killed before.
     pub(crate) ready_ms: Option<f64>,
-    /// How often the life that it ended had emptied as many segments as there are.
+    /// Segments that the killed process had reclaimed, divided by the number of segments.
     pub(crate) reclaim_cycles: f64,
 }
 
-/// Lets the subject serve its requests, and kills it `count` times meanwhile (less often if it is done before).
+/// Lets the subject serve its requests and kills it `count` times meanwhile; fewer times if it
+/// finishes before.
 pub(crate) fn run(subject: &mut Subject<'_>, count: usize, seed: u64) -> anyhow::Result<Vec<Kill>> {
     let mut rng = StdRng::seed_from_u64(seed ^ 0x4B11);
     let mut kills: Vec<Kill> = Vec::with_capacity(count);
     let mut process = subject.spawn()?;
     for number in 0..count {
-        // Half a step of chance, so that the life between two kills is long enough to be measured.
+        // The random part is at most half a step, so that the life between two kills is long enough
+        // to be measured.
         let share = (number as f64 + rng.random_range(0.0..0.5)) / count as f64;
         let share = SPREAD.start + share * (SPREAD.end - SPREAD.start);
         let point = (share * subject.board.shape().requests as f64) as usize;
         let ready_ms_usual = kills.iter().rev().find_map(|kill| kill.ready_ms).unwrap_or(DELAY_MS_MAX);
         let moment = wait(subject, &mut process, AIMS[number % AIMS.len()], point, ready_ms_usual, &mut rng)?;
         let killed = moment != Watched::Finished && process.kill()?;
-        note_ready(subject, &mut kills);
+        record_ready(subject, &mut kills);
         if !killed {
             return Ok(kills);
         }
         kills.push(Kill {
-            hit: what_was_hit(subject),
+            hit: interrupted_activities(subject),
             request: subject.board.progress(),
             ready_ms: None,
             reclaim_cycles: subject.board.reclaim_cycles(),
@@ -71,11 +80,12 @@ pub(crate) fn run(subject: &mut Subject<'_>, count: usize, seed: u64) -> anyhow:
         process = subject.spawn()?;
     }
     subject.finish(process)?;
-    note_ready(subject, &mut kills);
+    record_ready(subject, &mut kills);
     Ok(kills)
 }
 
-/// Waits for the moment to kill.
+/// Waits for the moment to kill. For [`Aim::Recovery`] that is a random moment of the recovery.
+/// Otherwise every thread first passes request `point`, and then the board shows the activity.
 fn wait(
     subject: &Subject<'_>,
     process: &mut Process,
@@ -104,8 +114,9 @@ fn nap(ms: f64) {
     std::thread::sleep(Duration::from_secs_f64(ms / 1_000.0));
 }
 
-/// A process that is not ready recovers, whether or not its cache has said so yet.
-fn what_was_hit(subject: &Subject<'_>) -> Vec<&'static str> {
+/// The activities that the kill interrupted. A process whose cache is not open yet is recovering,
+/// even if the board does not show a recovery yet.
+fn interrupted_activities(subject: &Subject<'_>) -> Vec<&'static str> {
     let mut hit = subject.board.in_progress();
     if subject.board.ready_ms().is_none() && !hit.contains(&"recovery") {
         hit.push("recovery");
@@ -113,8 +124,8 @@ fn what_was_hit(subject: &Subject<'_>) -> Vec<&'static str> {
     hit
 }
 
-/// The life that just ended was the successor of the last kill.
-fn note_ready(subject: &Subject<'_>, kills: &mut [Kill]) {
+/// Records the time to readiness of the process that just ended, which succeeded the last kill.
+fn record_ready(subject: &Subject<'_>, kills: &mut [Kill]) {
     if let Some(kill) = kills.last_mut() {
         kill.ready_ms = subject.board.ready_ms();
     }

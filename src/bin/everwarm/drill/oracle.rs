@@ -1,6 +1,8 @@
-//! What may be seen of a key, given what was begun and what was acknowledged. Pure: the memory it speaks of is the board's.
+//! Judges the answer to a get, given the mutations of the key that were begun and acknowledged.
+//! Pure: the state of the keys is kept by the board.
 
-/// One mutation of a key, numbered by the request that made it, so that a later one of the same key has a higher number.
+/// One mutation of a key, numbered by its request: a later mutation of the same key has a higher
+/// number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Mutation(u64);
 
@@ -43,7 +45,8 @@ impl std::fmt::Display for Mutation {
     }
 }
 
-/// When an entry expires, in milliseconds of the wall clock: some moment of a range, because the store reads its clock within the call.
+/// When an entry expires, in milliseconds of the wall clock. It is a range, because the store reads
+/// its clock at some moment during the put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Deadline(u64);
 
@@ -51,12 +54,14 @@ impl Deadline {
     pub(crate) const NONE: Self = Self(0);
 
     const SPREAD_BITS: u32 = 20;
-    /// How long a call that did not return may have waited for room before it took its time.
+    /// How long a put that did not return may have waited for room before it read the clock.
     const UNRETURNED_MS: u64 = 60_000;
-    /// How far the store's clock and ours may be apart: both follow the wall clock, but the store's never jumps.
+    /// Largest difference between the store's clock and the wall clock. The store's clock follows
+    /// the wall clock, but never jumps.
     const SLACK_MS: u64 = 250;
 
-    /// Of an entry that lives `ttl_ms`, put by a call that began at `began_ms` and returned at `returned_ms`, if it did.
+    /// The deadline of an entry with the TTL `ttl_ms`, 0 for none. Its put began at `began_ms` and
+    /// returned at `returned_ms`, if it returned.
     pub(crate) fn of_put(ttl_ms: u64, began_ms: u64, returned_ms: Option<u64>) -> Self {
         if ttl_ms == 0 {
             return Self::NONE;
@@ -74,7 +79,8 @@ impl Deadline {
         Self(code)
     }
 
-    /// Whether an entry looked at between `began_ms` and `returned_ms` was alive.
+    /// Whether the entry was alive during a get that began at `began_ms` and returned at
+    /// `returned_ms`.
     pub(crate) fn life(self, began_ms: u64, returned_ms: u64) -> Life {
         if self == Self::NONE {
             return Life::Alive;
@@ -95,27 +101,27 @@ impl Deadline {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Life {
     Alive,
-    /// So close to its deadline that both answers are right.
+    /// So close to its deadline that a hit and a miss are both right.
     Expiring,
     Expired,
 }
 
-/// What is known of a key before it is looked at.
+/// The known state of a key before a get.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Known {
     /// The last mutation that returned, or that was found to have happened.
     pub(crate) acked: Mutation,
     pub(crate) acked_life: Life,
-    /// The version the cache gave it; 0 if it did not say.
+    /// The LSN that the cache returned for `acked`; 0 if unknown.
     pub(crate) acked_lsn: u64,
-    /// Whether segments that may have held it were reclaimed.
+    /// Whether a segment that may have held the entry of `acked` was reclaimed.
     pub(crate) reclaimed: bool,
-    /// The last mutation that was begun. In doubt unless it equals `acked`.
+    /// The last mutation that was begun. It is in doubt unless it equals `acked`.
     pub(crate) intent: Mutation,
     pub(crate) intent_life: Life,
 }
 
-/// What a get gave.
+/// The answer to a get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
     Miss,
@@ -127,26 +133,29 @@ pub(crate) enum Seen {
     Garbage,
 }
 
-/// What follows from it. Every answer but `Broken` settles a doubt: it may not be answered otherwise later.
+/// The judgement of an answer. Every verdict but `Broken` settles a doubt: later answers must agree
+/// with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// The acknowledged state holds; a mutation in doubt did not happen.
     Acked,
     /// The mutation in doubt happened.
     Landed,
-    /// The entry went with a reclaimed segment.
+    /// The entry was evicted with a reclaimed segment.
     Evicted,
+    /// The answer breaks a promise.
     Broken(Fault),
 }
 
-/// What a cache must not do.
+/// The promises that an answer can break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// An older value than the acknowledged one.
+    /// A value older than the acknowledged one.
     Stale,
     /// A value that was deleted or had expired.
     Resurrected,
-    /// Damaged bytes, another key's value, another version's number, or a mutation that was found not to have happened.
+    /// Damaged bytes, the value of another key, the LSN of another version, or a mutation that was
+    /// found not to have happened.
     Wrong,
     /// An acknowledged entry is gone, and no reclaimed segment explains it.
     Lost,
@@ -165,7 +174,7 @@ impl Fault {
     }
 }
 
-/// Judges one get.
+/// Judges the answer to one get.
 pub(crate) fn judge(known: &Known, seen: Seen) -> Verdict {
     match seen {
         Seen::Garbage => Verdict::Broken(Fault::Wrong),
@@ -198,13 +207,15 @@ fn judge_value(known: &Known, mutation: Mutation, lsn: u64) -> Verdict {
 fn judge_miss(known: &Known) -> Verdict {
     let in_doubt = known.intent != known.acked;
     if in_doubt && (known.intent.is_delete() || known.intent_life != Life::Alive) {
-        // Also if the acknowledged entry was evicted or expired instead: then neither can come back, and "deleted" is the stricter claim.
+        // Holds also if the acknowledged entry was evicted or expired instead. Then neither
+        // mutation can come back, and "the mutation in doubt happened" is the stricter claim.
         return Verdict::Landed;
     }
     if !known.acked.is_put() || known.acked_life != Life::Alive {
         return Verdict::Acked;
     }
-    // A put in doubt that landed and was reclaimed is younger than the acknowledged one, so that one's segment went before it.
+    // This covers a put in doubt that happened and was reclaimed: the acknowledged entry is older,
+    // so its segment was reclaimed before.
     if known.reclaimed { Verdict::Evicted } else { Verdict::Broken(Fault::Lost) }
 }
 
@@ -280,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_is_sure_only_away_from_it() {
+    fn both_answers_are_right_near_a_deadline() {
         let deadline = Deadline::of_put(1_000, 50_000, Some(50_100));
         assert_eq!(deadline.life(50_500, 50_700), Life::Alive);
         assert_eq!(deadline.life(50_700, 50_900), Life::Expiring);
@@ -290,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn mutations_order_by_request_and_print_it() {
+    fn mutations_are_ordered_by_request_and_print_its_number() {
         assert!(Mutation::NEVER < Mutation::put(0));
         assert!(Mutation::put(1) < Mutation::delete(2));
         assert!(Mutation::delete(1) < Mutation::put(2));

@@ -1,23 +1,25 @@
-//! What came of one request, in one word.
+//! The outcome of one request, packed into one word.
 
 use everwarm::Tier;
 
 /// Where a request was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// It was no get.
+    /// The request was a mutation, not a get.
     Mutated,
+    /// The get missed.
     Missed,
+    /// The get found a value in this tier.
     Hit(Tier),
 }
 
-/// See the module.
+/// The outcome of one request: the answer, and when it came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Outcome {
     pub(crate) answer: Answer,
-    /// Which process answered, counted from 0.
+    /// Number of the process that answered, counted from 0.
     pub(crate) life: usize,
-    /// Microseconds since that process's exec.
+    /// Microseconds since the spawn of that process.
     pub(crate) age_us: u64,
 }
 
@@ -36,7 +38,7 @@ impl Outcome {
         answer | ((self.life as u64) << ANSWER_BITS) | (self.age_us << (ANSWER_BITS + LIFE_BITS))
     }
 
-    /// None of 0, which a request that never ended leaves.
+    /// Decodes a word; none for 0, the word of a request that has not ended.
     pub(crate) fn from_code(code: u64) -> Option<Self> {
         let answer = match code & ((1 << ANSWER_BITS) - 1) {
             1 => Answer::Mutated,
@@ -56,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_outcome_fits_a_word() {
+    fn an_outcome_round_trips_through_one_word() {
         let answers = [Answer::Mutated, Answer::Missed, Answer::Hit(Tier::Memory), Answer::Hit(Tier::Buffer), Answer::Hit(Tier::Flash)];
         for answer in answers {
             let outcome = Outcome { answer, life: 65_535, age_us: 3_600_000_000 };

@@ -1,4 +1,5 @@
-//! The report as a page: what was asked, what came of it, and the hit ratio around the kills as a plot.
+//! The report as an HTML page: the settings, the results, and a plot of the hit ratio around the
+//! kills.
 
 use std::path::Path;
 
@@ -6,33 +7,33 @@ use anyhow::anyhow;
 use plotters::prelude::*;
 
 use super::report::Report;
-use super::warmth::{Tally, WINDOW};
+use super::warmth::{HitCounts, WINDOW};
 use crate::html;
 
-/// Points of a curve.
+/// Most points of a curve.
 const POINTS: usize = 400;
 
-/// Hit ratios over the requests, of a cache that was killed and of one that was not.
+/// Hit ratios over the requests, of the victim and of its twin.
 pub(crate) struct Curves {
-    /// Requests for each point.
+    /// Requests that each point covers.
     pub(crate) step: usize,
-    pub(crate) victim: Vec<Tally>,
-    pub(crate) twin: Vec<Tally>,
+    pub(crate) victim: Vec<HitCounts>,
+    pub(crate) twin: Vec<HitCounts>,
 }
 
 impl Curves {
-    /// Requests for each point of a curve over so many.
+    /// Requests that each point covers, of a curve over `requests`.
     pub(crate) fn step(requests: usize) -> usize {
         requests.div_ceil(POINTS).max(1)
     }
 }
 
-/// Writes the page.
+/// Writes the page to `path`.
 pub(crate) fn write(path: &Path, description: &str, report: &Report, curves: &Curves) -> anyhow::Result<()> {
     let plot = plot(report, curves).map_err(|error| anyhow!("cannot draw the plot: {error}"))?;
     let caption = format!(
-        "Hit ratio in % of the gets, over the requests; both caches served the same ones. Vertical lines are kills. Each point stands for {} requests, the table's \
-         <em>before</em> and <em>first 100k</em> for {WINDOW}.",
+        "Hit ratio in % of the gets, over the requests; both caches served the same requests. Vertical lines are kills. Each point covers {} \
+         requests; <em>before</em> and <em>first 100k</em> in the table cover {WINDOW}.",
         curves.step
     );
     let text = [description, "\n\n", &report.details(), &report.totals()].concat();
@@ -52,7 +53,7 @@ fn plot(report: &Report, curves: &Curves) -> Result<String, Box<dyn std::error::
             chart.draw_series(LineSeries::new([(kill, 0.0), (kill, 100.0)], BLACK.mix(0.6)))?;
         }
         for (name, curve, colour) in [("not killed", &curves.twin, BLUE), ("killed", &curves.victim, RED)] {
-            let points = curve.iter().enumerate().filter_map(|(n, tally)| Some((n * curves.step, 100.0 * tally.hit_ratio()?)));
+            let points = curve.iter().enumerate().filter_map(|(n, counts)| Some((n * curves.step, 100.0 * counts.hit_ratio()?)));
             let series = chart.draw_series(LineSeries::new(points, colour))?;
             series.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour));
         }

@@ -1,4 +1,5 @@
-//! The workload as a mapped file, so that a restarted child has it at once: t = 0 is its exec.
+//! The workload as a mapped file, so that a restarted child needs no time to read it: time counts
+//! from its spawn.
 //!
 //! ```text
 //! keys: u64 | requests: u64 | length of each key | request codes
@@ -14,7 +15,7 @@ use crate::workload::{Request, Workload};
 
 const HEADER: usize = 2;
 
-/// See the module. Written before any child starts, then only read.
+/// A mapped workload. The parent writes it before any child starts; afterwards it is only read.
 pub(crate) struct Plan {
     words: Words,
     keys: usize,
@@ -22,6 +23,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// Writes `workload` to a new file at `path`.
     pub(crate) fn write(path: &Path, workload: &Workload) -> anyhow::Result<()> {
         let (keys, requests) = (workload.key_lens.len(), workload.requests.len());
         let words = Words::create(path, HEADER + keys + requests)?;
@@ -38,7 +40,7 @@ impl Plan {
         let words = Words::open(path)?;
         let count = |at: usize| words.all().get(at).map_or(0, |word| word.load(Relaxed) as usize);
         let (keys, requests) = (count(0), count(1));
-        ensure!(words.all().len() == HEADER + keys + requests, "{} is not a plan", path.display());
+        ensure!(words.all().len() == HEADER + keys + requests, "{} is not a plan of a drill: its length is wrong", path.display());
         Ok(Self { words, keys, requests })
     }
 

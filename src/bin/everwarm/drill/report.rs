@@ -1,4 +1,4 @@
-//! What a drill found, for people and for programs.
+//! The results of a drill: text for people, one JSON object for programs.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -9,21 +9,25 @@ use super::Setup;
 use super::board::{Board, Count, Violation};
 use super::kills::Kill;
 use super::oracle::{Fault, Mutation};
-use super::warmth::{Pair, Tally, Warmth, measure};
+use super::warmth::{HitCounts, Pair, Warmth, measure};
 use crate::level::AckLevel;
 use crate::size::show_bytes;
 
-/// Violations that are printed.
+/// Most violations that are printed.
 const SHOWN: usize = 5;
 
+/// Milliseconds from the spawn of a process until its cache was open.
 #[derive(Serialize)]
 struct Ready {
+    /// Median of the restarts after kills.
     p50: Option<f64>,
+    /// Maximum of the restarts after kills.
     max: Option<f64>,
-    /// After a clean stop.
+    /// The restart after a clean stop.
     clean: Option<f64>,
 }
 
+/// Hits by all gets, over all kills.
 #[derive(Serialize)]
 struct HitRatio {
     before: Option<f64>,
@@ -32,7 +36,8 @@ struct HitRatio {
     twin_before: Option<f64>,
     twin_first_second: Option<f64>,
     twin_first_100k: Option<f64>,
-    /// Of the memory tier alone, in the eleventh second after the exec; none if no process lived that long.
+    /// Hit ratio of the memory tier alone, in the eleventh second after the spawn; none if no
+    /// process lived that long.
     memory_after_10_s: Option<f64>,
     twin_memory_after_10_s: Option<f64>,
 }
@@ -63,13 +68,15 @@ pub(crate) struct Report {
     lost_acked: u64,
     /// Misses that a reclaimed segment explains.
     evicted: u64,
-    /// Mutations that a kill left in doubt and that had happened, and that had not.
+    /// Mutations that a kill left in doubt and that had happened.
     doubts_landed: u64,
+    /// Mutations that a kill left in doubt and that had not happened.
     doubts_dropped: u64,
+    /// Puts of values that are too large for the store.
     refused: u64,
     ready_ms: Ready,
     hit_ratio: HitRatio,
-    /// What the kills hit, and how many of them.
+    /// Number of kills that interrupted each activity.
     hit: BTreeMap<&'static str, usize>,
     total: Warmth,
     each: Vec<KillRow>,
@@ -113,7 +120,8 @@ impl Report {
         }
     }
 
-    /// A line for each kill, and what the restarts look like second by second.
+    /// A table with a line for each kill, and a table of the hit ratios by second after the
+    /// restarts.
     pub(crate) fn details(&self) -> String {
         let mut text = String::new();
         let mut line = |cells: std::fmt::Arguments<'_>| {
@@ -121,7 +129,7 @@ impl Report {
             text.push('\n');
         };
         line(format_args!(
-            "hit ratio in % of the gets; in brackets, the twin's over the same requests. cycles: how often all segments were emptied before the kill"
+            "hit ratio in % of the gets; in brackets, the twin's over the same requests. cycles: reclaimed segments / all segments, since the previous kill"
         ));
         line(format_args!(
             "   # {:<24} {:>10} {:>7} {:>9} {:>15} {:>15} {:>15}",
@@ -145,7 +153,7 @@ impl Report {
         text
     }
 
-    /// The result in a few lines.
+    /// The totals in a few lines.
     pub(crate) fn totals(&self) -> String {
         let hit: Vec<String> = self.hit.iter().map(|(name, count)| format!("{name} {count}")).collect();
         let ratio = &self.hit_ratio;
@@ -172,7 +180,7 @@ impl Report {
                 percent(ratio.twin_memory_after_10_s)
             ),
             format!(
-                "in doubt: {} had happened, {} had not; misses by eviction: {}; values too large: {}",
+                "mutations in doubt: {} had happened, {} had not; misses by eviction: {}; values too large: {}",
                 self.doubts_landed, self.doubts_dropped, self.evicted, self.refused
             ),
             format!(
@@ -188,7 +196,7 @@ impl Report {
         .join("\n")
     }
 
-    /// Where the kills fell.
+    /// The requests at which the kills fell.
     pub(crate) fn kill_requests(&self) -> impl Iterator<Item = usize> {
         self.each.iter().map(|row| row.request)
     }
@@ -199,9 +207,9 @@ impl Report {
     }
 }
 
-/// What is going to be done.
+/// The settings of the drill in one line.
 pub(crate) fn describe(setup: &Setup) -> String {
-    let rate = if setup.rate == 0 { "at full speed".to_owned() } else { format!("{} a second", setup.rate) };
+    let rate = if setup.rate == 0 { "no rate limit".to_owned() } else { format!("{} a second", setup.rate) };
     format!(
         "drill with seed {}: {} requests, {rate}, over {} keys of {}, in {} of memory and {} of flash",
         setup.seed,
@@ -220,7 +228,7 @@ fn ready(kills: &[Kill], victim: &Board) -> Ready {
 }
 
 fn hit_ratio(total: &Warmth) -> HitRatio {
-    let memory = |tally: &Tally| tally.share(tally.memory);
+    let memory = |counts: &HitCounts| counts.share(counts.memory);
     HitRatio {
         before: total.before.victim.hit_ratio(),
         first_second: total.first_second().victim.hit_ratio(),
@@ -270,7 +278,7 @@ fn beside_twin(pair: &Pair) -> String {
 }
 
 fn by_tier(name: &str, pair: &Pair) -> String {
-    let Tally { memory, buffer, flash, .. } = pair.victim;
+    let HitCounts { memory, buffer, flash, .. } = pair.victim;
     let [memory, buffer, flash] = [memory, buffer, flash].map(|hits| percent(pair.victim.share(hits)));
     format!("{name:<16} {memory:>8} {buffer:>8} {flash:>8} {:>15}", beside_twin(pair))
 }

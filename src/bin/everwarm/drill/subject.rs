@@ -1,4 +1,4 @@
-//! A drilled cache as the parent sees it: its directory, its board, and the process that lives at the moment.
+//! A drilled cache as the parent sees it: its directory, its board, and its current process.
 
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -13,17 +13,17 @@ use super::Setup;
 use super::board::Board;
 use super::child::Config;
 
-/// How often the parent looks, unless it waits for a short moment.
+/// Interval at which the parent polls the board in [`Subject::watch`].
 const GLANCE: Duration = Duration::from_millis(2);
-/// A child that gets nothing done for so long hangs.
+/// A child that makes no progress for this long is taken to hang.
 const STALL: Duration = Duration::from_secs(60);
 const SIGKILL: i32 = 9;
 
-/// A child process that does not outlive the parent's interest in it.
+/// A child process that is killed when this is dropped.
 pub(crate) struct Process(Child);
 
 impl Process {
-    /// Kills it. False if it had come to a good end before.
+    /// Kills the process. Returns false if it had already ended with success.
     pub(crate) fn kill(&mut self) -> anyhow::Result<bool> {
         self.0.kill()?;
         let status = self.0.wait()?;
@@ -36,7 +36,7 @@ impl Process {
 }
 
 impl Process {
-    /// Stops all its threads where they are. False if it ended instead.
+    /// Stops all threads of the process with SIGSTOP. Returns false if the process ended instead.
     fn stop(&self) -> anyhow::Result<bool> {
         rustix::process::kill_process(self.id(), Signal::STOP)?;
         let stopped_or_gone = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
@@ -55,35 +55,35 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail if it has been waited for, which is as good.
+        // Both fail if the process has already been waited for, which is harmless.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
 fn check(status: ExitStatus) -> anyhow::Result<()> {
-    ensure!(status.success(), "the drilled process failed ({status}); what it said is above");
+    ensure!(status.success(), "the drilled process failed ({status}); see its message above");
     Ok(())
 }
 
 /// Why the parent stopped watching.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Watched {
-    /// What it waited for is there.
+    /// The condition holds.
     Reached,
-    /// The time was up.
+    /// The time is up.
     TimedOut,
-    /// The child served everything, verified everything, and closed.
+    /// The child has served all requests, verified all keys, and closed the cache.
     Finished,
 }
 
-/// See the module.
+/// A drilled cache: the twin or the victim.
 pub(crate) struct Subject<'a> {
     config: PathBuf,
     pub(crate) board: Board,
     lives: usize,
     bar: &'a ProgressBar,
-    /// What the bar showed when this subject's first life began.
+    /// Position of the progress bar when this subject was created.
     bar_start: u64,
 }
 
@@ -106,17 +106,17 @@ impl<'a> Subject<'a> {
         Ok(Self { config: path, board, lives: 0, bar, bar_start: bar.position() })
     }
 
-    /// Starts the next life.
+    /// Starts the next process of this subject.
     pub(crate) fn spawn(&mut self) -> anyhow::Result<Process> {
         let mut command = Command::new(std::env::current_exe()?);
-        // A group of its own: what interrupts the drill is not meant for it.
+        // In its own process group, so that Ctrl-C at the terminal does not reach the child.
         command.arg("drill-child").arg(&self.config).stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
         self.board.begin_life(self.lives);
         self.lives += 1;
         Ok(Process(command.spawn().context("cannot start the process to drill")?))
     }
 
-    /// Waits until the board shows something.
+    /// Waits until the board meets the condition `until`, or the process finishes.
     pub(crate) fn watch(&self, process: &mut Process, until: impl Fn(&Board) -> bool) -> anyhow::Result<Watched> {
         let mut last = (self.steps(), Instant::now());
         loop {
@@ -131,14 +131,15 @@ impl<'a> Subject<'a> {
             if steps != last.0 {
                 last = (steps, Instant::now());
             } else if last.1.elapsed() > STALL {
-                bail!("the drilled process has done nothing for {} s, at request {}", STALL.as_secs(), self.board.progress());
+                bail!("the drilled process has made no progress for {} s, at request {}", STALL.as_secs(), self.board.progress());
             }
             self.bar.set_position(self.bar_start + self.board.progress() as u64);
             std::thread::sleep(GLANCE);
         }
     }
 
-    /// Waits, without a break, until the board shows something that may last a microsecond, and leaves the process stopped in the middle of it.
+    /// Polls without pause until the board meets the condition `until`, which may hold for only a
+    /// microsecond. Leaves the process stopped while the condition holds.
     pub(crate) fn catch(&self, process: &mut Process, patience: Duration, until: impl Fn(&Board) -> bool) -> anyhow::Result<Watched> {
         let started = Instant::now();
         while started.elapsed() < patience {
@@ -157,7 +158,7 @@ impl<'a> Subject<'a> {
         Ok(Watched::TimedOut)
     }
 
-    /// Lets a process serve and verify all that is left.
+    /// Lets a process serve the remaining requests and verify all keys.
     pub(crate) fn finish(&self, mut process: Process) -> anyhow::Result<()> {
         self.watch(&mut process, |_| false).map(drop)
     }

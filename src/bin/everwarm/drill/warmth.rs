@@ -1,4 +1,5 @@
-//! How warm a killed cache came back, against a twin that was not killed, over the very same requests.
+//! Compares the hit ratio of a killed cache with that of a twin that was not killed, over the same
+//! requests.
 
 use serde::Serialize;
 
@@ -6,22 +7,22 @@ use everwarm::Tier;
 
 use super::outcome::{Answer, Outcome};
 
-/// Requests of the windows before a kill and after it.
+/// Requests in the window before a kill, and in the window after it.
 pub(crate) const WINDOW: usize = 100_000;
-/// Seconds after an exec that are told apart.
+/// Number of seconds after a spawn that are counted separately.
 pub(crate) const SECONDS: usize = 11;
 const SECOND_US: u64 = 1_000_000;
 
-/// Gets and where they were answered.
+/// Number of gets, and of hits by tier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct Tally {
+pub(crate) struct HitCounts {
     pub(crate) gets: u64,
     pub(crate) memory: u64,
     pub(crate) buffer: u64,
     pub(crate) flash: u64,
 }
 
-impl Tally {
+impl HitCounts {
     fn add(&mut self, outcome: Option<Outcome>) {
         let hits = match outcome.map(|outcome| outcome.answer) {
             None | Some(Answer::Mutated) => return,
@@ -43,7 +44,7 @@ impl Tally {
         self.flash += other.flash;
     }
 
-    /// Part of the gets that `hits` are; none if there were no gets.
+    /// `hits` divided by the number of gets; none if there were no gets.
     pub(crate) fn share(&self, hits: u64) -> Option<f64> {
         (self.gets > 0).then(|| hits as f64 / self.gets as f64)
     }
@@ -53,11 +54,11 @@ impl Tally {
     }
 }
 
-/// The same requests in both lives.
+/// The counts of victim and twin over the same requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Pair {
-    pub(crate) victim: Tally,
-    pub(crate) twin: Tally,
+    pub(crate) victim: HitCounts,
+    pub(crate) twin: HitCounts,
 }
 
 impl Pair {
@@ -72,14 +73,14 @@ impl Pair {
     }
 }
 
-/// What one kill, or all of them together, did to the hit ratio.
+/// Hit counts around one kill, or the sums over several kills.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Warmth {
     /// The [`WINDOW`] requests before the kill.
     pub(crate) before: Pair,
-    /// The first [`WINDOW`] requests after it.
+    /// The first [`WINDOW`] requests after the kill.
     pub(crate) first_100k: Pair,
-    /// Requests by the second after the exec in which the restarted cache answered them.
+    /// Requests by the second after the spawn in which the restarted cache answered them.
     pub(crate) seconds: [Pair; SECONDS],
 }
 
@@ -88,7 +89,7 @@ impl Warmth {
         &self.seconds[0]
     }
 
-    /// The eleventh second, in which the memory tier has had ten to fill.
+    /// The eleventh second: the memory tier has had ten seconds to fill.
     pub(crate) fn after_ten_seconds(&self) -> &Pair {
         &self.seconds[SECONDS - 1]
     }
@@ -106,14 +107,14 @@ impl Warmth {
     }
 }
 
-/// What came of the requests, `step` by `step`.
-pub(crate) fn curve(requests: usize, step: usize, outcome: impl Fn(usize) -> Option<Outcome>) -> Vec<Tally> {
-    let mut points = vec![Tally::default(); requests.div_ceil(step)];
+/// Hit counts of successive groups of `step` requests.
+pub(crate) fn curve(requests: usize, step: usize, outcome: impl Fn(usize) -> Option<Outcome>) -> Vec<HitCounts> {
+    let mut points = vec![HitCounts::default(); requests.div_ceil(step)];
     (0..requests).for_each(|at| points[at / step].add(outcome(at)));
     points
 }
 
-/// Measures the kills that came at the requests `kills`: kill `k` ended life `k` of the victim.
+/// Hit counts around the kills at the requests `kills`. Kill `k` ended life `k` of the victim.
 pub(crate) fn measure<V, T>(requests: usize, kills: &[usize], victim: V, twin: T) -> Vec<Warmth>
 where
     V: Fn(usize) -> Option<Outcome>,
@@ -125,7 +126,8 @@ where
             warmth.before.add(victim(at), twin(at));
         }
     }
-    // Where one life ends and the next begins, requests of both are interleaved, because threads are not at the same request.
+    // At the boundary of two lives their requests are interleaved, because threads are at different
+    // requests. So each request is assigned to a kill by its life.
     let mut served = vec![0; kills.len()];
     for at in 0..requests {
         let Some(outcome) = victim(at) else { continue };
@@ -150,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_count_for_the_kill_and_the_second_they_follow() {
+    fn requests_are_counted_by_kill_and_by_second_after_the_spawn() {
         let victim = [
             outcome(Answer::Hit(Tier::Memory), 0, 500),
             outcome(Answer::Mutated, 0, 600),
@@ -161,21 +163,21 @@ mod tests {
         ];
         let twin = outcome(Answer::Hit(Tier::Memory), 0, 1);
         let all = measure(victim.len(), &[2], |at| victim[at], |_| twin);
-        let hit = Tally { gets: 1, memory: 1, ..Tally::default() };
+        let hit = HitCounts { gets: 1, memory: 1, ..HitCounts::default() };
         assert_eq!(all[0].before.victim, hit);
-        assert_eq!(all[0].first_second().victim, Tally { gets: 1, ..Tally::default() });
+        assert_eq!(all[0].first_second().victim, HitCounts { gets: 1, ..HitCounts::default() });
         assert_eq!(all[0].first_second().twin, hit);
-        assert_eq!(all[0].seconds[1].victim, Tally { gets: 1, flash: 1, ..Tally::default() });
-        assert_eq!(all[0].first_100k.victim, Tally { gets: 3, flash: 1, buffer: 1, ..Tally::default() });
+        assert_eq!(all[0].seconds[1].victim, HitCounts { gets: 1, flash: 1, ..HitCounts::default() });
+        assert_eq!(all[0].first_100k.victim, HitCounts { gets: 3, flash: 1, buffer: 1, ..HitCounts::default() });
         assert_eq!(all[0].first_100k.victim.hit_ratio(), Some(2.0 / 3.0));
     }
 
     #[test]
     fn sums_are_over_gets_not_over_ratios() {
         let mut a = Warmth::default();
-        a.before.victim = Tally { gets: 1, memory: 1, ..Tally::default() };
+        a.before.victim = HitCounts { gets: 1, memory: 1, ..HitCounts::default() };
         let mut b = Warmth::default();
-        b.before.victim = Tally { gets: 3, ..Tally::default() };
+        b.before.victim = HitCounts { gets: 3, ..HitCounts::default() };
         assert_eq!(Warmth::sum([&a, &b]).before.victim.hit_ratio(), Some(0.25));
         assert_eq!(Warmth::default().before.victim.hit_ratio(), None);
     }

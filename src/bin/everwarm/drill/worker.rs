@@ -1,4 +1,5 @@
-//! One thread of the child. It alone asks for, changes and judges the keys whose number leaves its index, so that their order is known.
+//! One thread of the child. It owns the keys whose number modulo the number of workers is its
+//! index: it alone gets, mutates and judges them, so that the order of their mutations is known.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -11,19 +12,21 @@ use super::outcome::{Answer, Outcome};
 use super::plan::Plan;
 use crate::workload::{Op, Request, payload};
 
-/// When requests are due, so that a killed process and its twin live through the same expiries and the threads stay side by side.
+/// The schedule of the requests. It lets victim and twin see the same expiries, and keeps the
+/// threads at about the same request.
 #[derive(Clone, Copy)]
 pub(crate) struct Pace {
     pub(crate) started: Instant,
-    /// The request that was due when it started.
+    /// The request that was due at `started`.
     pub(crate) first: usize,
     /// Requests a second; 0 for no limit.
     pub(crate) rate: u64,
 }
 
 impl Pace {
-    /// Requests that are asked for before the clock is looked at again.
+    /// Requests between two looks at the clock.
     const BATCH: usize = 64;
+    /// Shortest sleep; a request that is less early is not delayed.
     const NAP_MIN: Duration = Duration::from_millis(1);
 
     fn wait_for(&self, request: usize) {
@@ -41,12 +44,12 @@ impl Pace {
 pub(crate) struct Worker<'a> {
     index: usize,
     cache: &'a Cache,
-    /// A namespace of this worker alone, for some of its keys.
-    space: Cache,
+    /// A namespace that only this worker uses, for some of its keys.
+    namespace: Cache,
     plan: &'a Plan,
     board: &'a Board,
     pace: Pace,
-    /// The cache's watermark when it was last needed; it only grows.
+    /// The cache's `reclaimed` watermark when it was last read; it only grows.
     reclaimed: u64,
     key: Vec<u8>,
     value: Vec<u8>,
@@ -54,11 +57,12 @@ pub(crate) struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     pub(crate) fn new(index: usize, cache: &'a Cache, plan: &'a Plan, board: &'a Board, pace: Pace) -> anyhow::Result<Self> {
-        let space = cache.namespace(&format!("worker-{index}"))?;
-        Ok(Self { index, cache, space, plan, board, pace, reclaimed: 0, key: Vec::new(), value: Vec::new() })
+        let namespace = cache.namespace(&format!("worker-{index}"))?;
+        Ok(Self { index, cache, namespace, plan, board, pace, reclaimed: 0, key: Vec::new(), value: Vec::new() })
     }
 
-    /// Serves what no earlier life began, then looks at every key.
+    /// Serves the requests that no earlier life began, then verifies every key that this worker
+    /// owns.
     pub(crate) fn run(&mut self) -> anyhow::Result<()> {
         let life = self.board.life();
         for at in self.board.cursor(self.index)..self.plan.requests() {
@@ -78,16 +82,16 @@ impl<'a> Worker<'a> {
         key as usize % self.board.shape().workers == self.index
     }
 
-    /// One key in so many is in the namespace of its worker.
-    const SCOPED_SHARE: u32 = 61;
+    /// About one key in this many is in the namespace of its worker.
+    const NAMESPACED_SHARE: u32 = 61;
 
-    fn is_scoped(key: u32) -> bool {
-        (key / 7).is_multiple_of(Self::SCOPED_SHARE)
+    fn is_namespaced(key: u32) -> bool {
+        (key / 7).is_multiple_of(Self::NAMESPACED_SHARE)
     }
 
-    /// The cache as the key's namespace sees it.
+    /// The namespace of the key.
     fn cache_of(&self, key: u32) -> &Cache {
-        if Self::is_scoped(key) { &self.space } else { self.cache }
+        if Self::is_namespaced(key) { &self.namespace } else { self.cache }
     }
 
     fn verify(&mut self) -> anyhow::Result<()> {
@@ -111,7 +115,7 @@ impl<'a> Worker<'a> {
             }
             Op::Put => self.put(at, request, Doing::Other)?,
             Op::Delete => self.delete(at, request.key)?,
-            Op::Drop => self.drop_space(at)?,
+            Op::Drop => self.drop_namespace(at)?,
         }
         Ok(Answer::Mutated)
     }
@@ -134,7 +138,7 @@ impl<'a> Worker<'a> {
         self.board.set_doing(self.index, Doing::Other);
         match put {
             Ok(Some(lsn)) => state.acknowledge(deadline(Some(wall_ms())), lsn.0),
-            Ok(None) => bail!("a put without a condition was not made"),
+            Ok(None) => bail!("a put without a condition reported that its condition did not hold"),
             Err(Error::ValueTooLarge { .. }) => {
                 state.withdraw();
                 self.board.count(Count::Refused);
@@ -154,21 +158,22 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Every key of the namespace is deleted by one call.
-    fn drop_space(&mut self, at: usize) -> anyhow::Result<()> {
-        let keys: Vec<u32> = (0..self.plan.keys() as u32).filter(|key| self.owns(*key) && Self::is_scoped(*key)).collect();
+    /// Deletes every key of this worker's namespace with one call.
+    fn drop_namespace(&mut self, at: usize) -> anyhow::Result<()> {
+        let keys: Vec<u32> = (0..self.plan.keys() as u32).filter(|key| self.owns(*key) && Self::is_namespaced(*key)).collect();
         for key in &keys {
             self.settle_doubt(at, *key)?;
             self.board.key(*key).intend(Mutation::delete(at), Deadline::NONE);
         }
-        let lsn = self.space.clear()?;
+        let lsn = self.namespace.clear()?;
         for key in &keys {
             self.board.key(*key).acknowledge(Deadline::NONE, lsn.0);
         }
         Ok(())
     }
 
-    /// There is room for one doubt a key, so what a kill left open is answered before the next mutation.
+    /// Settles a mutation that a kill left in doubt, by a get. The board has room for one doubt of
+    /// each key, so this precedes the next mutation.
     fn settle_doubt(&mut self, at: usize, key: u32) -> anyhow::Result<()> {
         let state = self.board.key(key);
         if state.intent() != state.acked() {
@@ -177,7 +182,7 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Gets a key and judges what comes. Returns the tier it came from.
+    /// Gets a key and judges the answer. Returns the tier of a hit.
     fn look(&mut self, at: usize, key: u32) -> anyhow::Result<Option<Tier>> {
         payload::write_key(&mut self.key, key, self.plan.key_len(key));
         let began_ms = wall_ms();
@@ -209,6 +214,7 @@ impl<'a> Worker<'a> {
         Ok(found.map(|value| value.tier()))
     }
 
+    /// Records a verdict on the board, and settles the doubt about the key.
     fn conclude(&self, request: usize, key: u32, known: &Known, seen: Seen, verdict: Verdict) {
         let state = self.board.key(key);
         let (found, lsn) = match seen {

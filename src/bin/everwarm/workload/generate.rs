@@ -1,4 +1,4 @@
-//! Workloads that are drawn: from the built-in distributions, or from those of a production cache.
+//! Generated workloads, drawn from built-in distributions or from those of a production cache.
 
 use std::path::Path;
 
@@ -10,11 +10,15 @@ use serde::de::DeserializeOwned;
 
 use super::{Op, Request, Workload};
 
-/// How often the k-th most popular key is asked for: proportional to `k^-ZIPF_ALPHA`, as in web and key-value caches (Breslau et al., 1999).
+/// Exponent of the popularity: the k-th most popular key is requested in proportion to
+/// `k^-ZIPF_ALPHA`, as in web and key-value caches (Breslau et al., 1999).
 const ZIPF_ALPHA: f64 = 0.9;
-/// Value lengths are log-normal, mostly a few hundred bytes with a tail (compare Atikoglu et al., SIGMETRICS'12).
+/// Median of the value lengths in bytes. Lengths are log-normal: mostly a few hundred bytes, with a
+/// tail (compare Atikoglu et al., SIGMETRICS'12).
 const VALUE_LEN_MEDIAN: f64 = 300.0;
+/// Standard deviation of the natural logarithm of the value lengths.
 const VALUE_LEN_SIGMA: f64 = 1.0;
+/// Largest value length in bytes that is drawn.
 const VALUE_LEN_LIMIT: f64 = 65_536.0;
 
 /// Draws indices in proportion to weights.
@@ -38,13 +42,13 @@ impl Weighted {
     }
 }
 
-/// Keys of equal popularity, side by side.
+/// A range of keys of equal popularity.
 struct Bucket {
     first: u32,
     keys: u32,
 }
 
-/// Which key is asked for.
+/// The distribution of requested keys.
 pub(crate) struct Popularity {
     weights: Weighted,
     buckets: Vec<Bucket>,
@@ -56,7 +60,8 @@ impl Popularity {
         Self { weights, buckets: (0..keys).map(|first| Bucket { first, keys: 1 }).collect() }
     }
 
-    /// Shrinks (or grows) every bucket by one factor, down to a key, so that the shape stays and `keys` keys remain, about.
+    /// Scales every bucket by one factor, so that the shape stays and about `keys` keys remain.
+    /// Each bucket keeps at least one key.
     fn scaled(file: &PopularityFile, keys: u32) -> Self {
         let total: f64 = file.buckets.iter().sum();
         let mut first = 0;
@@ -80,7 +85,7 @@ impl Popularity {
     }
 }
 
-/// How long a key's value is.
+/// The distribution of value lengths.
 enum Lengths {
     LogNormal,
     Listed { weights: Weighted, lens: Vec<usize> },
@@ -90,7 +95,7 @@ impl Lengths {
     fn draw(&self, rng: &mut StdRng) -> usize {
         match self {
             Self::LogNormal => {
-                // Box and Muller, 1958; 1 - u keeps the logarithm away from 0.
+                // Box and Muller, 1958. `1 - u` is never 0, so that the logarithm is finite.
                 let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
                 let normal = radius * (std::f64::consts::TAU * rng.random::<f64>()).cos();
                 (VALUE_LEN_MEDIAN * (VALUE_LEN_SIGMA * normal).exp()).min(VALUE_LEN_LIMIT) as usize
@@ -116,18 +121,20 @@ struct SizesFile {
     weights: Vec<f64>,
 }
 
-/// The built-in workload.
+/// The built-in workload: Zipf popularity and log-normal value lengths.
 pub(crate) fn builtin(keys: u32, requests: usize, seed: u64) -> Workload {
     draw(&Popularity::zipf(keys), &Lengths::LogNormal, requests, seed)
 }
 
-/// A workload with the distributions of `PREFIX.pop.json` and `PREFIX.sizes.json`, scaled to `keys`.
+/// A workload with the distributions of `PREFIX.pop.json` and `PREFIX.sizes.json`, scaled to
+/// `keys`.
 pub(crate) fn distribution(prefix: &Path, keys: u32, requests: usize, seed: u64) -> anyhow::Result<Workload> {
     let (popularity, lengths) = read_both(prefix, keys)?;
     Ok(draw(&popularity, &lengths, requests, seed))
 }
 
-/// How popular the keys of such a workload are, and how long the value of each is.
+/// The popularity of the keys, and the value length of each key, that `PREFIX.pop.json` and
+/// `PREFIX.sizes.json` describe, scaled to `keys`.
 pub(crate) fn of_distribution(prefix: &Path, keys: u32, seed: u64) -> anyhow::Result<(Popularity, Vec<usize>)> {
     let (popularity, lengths) = read_both(prefix, keys)?;
     let mut rng = StdRng::seed_from_u64(seed);
@@ -139,7 +146,7 @@ fn read_both(prefix: &Path, keys: u32) -> anyhow::Result<(Popularity, Lengths)> 
     let popularity: PopularityFile = read(prefix, ".pop.json")?;
     ensure!(
         !popularity.buckets.is_empty() && popularity.buckets.len() == popularity.weights.len(),
-        "{}.pop.json: there are {} buckets and {} weights",
+        "{}.pop.json: has {} buckets and {} weights; the same number of each is required, at least one",
         prefix.display(),
         popularity.buckets.len(),
         popularity.weights.len()
@@ -147,16 +154,16 @@ fn read_both(prefix: &Path, keys: u32) -> anyhow::Result<(Popularity, Lengths)> 
     let sizes: SizesFile = read(prefix, ".sizes.json")?;
     ensure!(
         !sizes.lens.is_empty() && sizes.lens.len() == sizes.weights.len(),
-        "{}.sizes.json: there are {} sizes and {} weights; ranges are not supported",
+        "{}.sizes.json: has {} sizes and {} weights; the same number of each is required, and ranges are not supported",
         prefix.display(),
         sizes.lens.len(),
         sizes.weights.len()
     );
     let is_sound = |numbers: &[f64]| numbers.iter().all(|n| n.is_finite() && *n >= 0.0) && numbers.iter().sum::<f64>() > 0.0;
     for (suffix, numbers) in [(".pop.json", &popularity.buckets), (".pop.json", &popularity.weights), (".sizes.json", &sizes.weights)] {
-        ensure!(is_sound(numbers), "{}{suffix}: sizes and weights are numbers from 0 on, and some are more", prefix.display());
+        ensure!(is_sound(numbers), "{}{suffix}: a bucket or weight is negative, or all are 0", prefix.display());
     }
-    ensure!(sizes.lens.iter().all(|len| len.is_finite() && *len >= 0.0), "{}.sizes.json: sizes are numbers from 0 on", prefix.display());
+    ensure!(sizes.lens.iter().all(|len| len.is_finite() && *len >= 0.0), "{}.sizes.json: a size is negative", prefix.display());
     let lens = sizes.lens.iter().map(|len| *len as usize).collect();
     let lengths = Lengths::Listed { weights: Weighted::new(sizes.weights), lens };
     Ok((Popularity::scaled(&popularity, keys), lengths))
@@ -187,13 +194,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_workload_follows_from_its_seed() {
+    fn a_workload_is_determined_by_its_seed() {
         assert_eq!(builtin(500, 5_000, 3), builtin(500, 5_000, 3));
         assert_ne!(builtin(500, 5_000, 3), builtin(500, 5_000, 4));
     }
 
     #[test]
-    fn popular_keys_are_asked_for_more() {
+    fn popular_keys_are_requested_more_often() {
         let workload = builtin(1_000, 20_000, 1);
         let asked = |from: u32, to: u32| workload.requests.iter().filter(|request| (from..to).contains(&request.key)).count();
         assert!(asked(0, 10) > 4 * asked(500, 510));
@@ -214,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn scaling_keeps_a_key_in_every_bucket() {
+    fn scaling_keeps_at_least_one_key_in_every_bucket() {
         let file = PopularityFile { buckets: vec![1.0, 99.0, 900.0], weights: vec![5.0, 3.0, 2.0] };
         let popularity = Popularity::scaled(&file, 100);
         let sizes: Vec<u32> = popularity.buckets.iter().map(|bucket| bucket.keys).collect();

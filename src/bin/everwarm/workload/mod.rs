@@ -1,4 +1,5 @@
-//! What is asked of the cache: keys, and a stream of requests over them. Follows from the seed.
+//! Workloads: keys, and a stream of requests for them. A workload is a function of its source and
+//! its seed.
 
 pub(crate) mod generate;
 pub(crate) mod payload;
@@ -10,21 +11,22 @@ use rand::{Rng, SeedableRng};
 
 use payload::{KEY_LEN_MIN, VALUE_LEN_MIN};
 
-/// Longest value. Longer ones of a trace are cut.
+/// Longest value in bytes. Longer values of a trace are truncated.
 pub(crate) const VALUE_LEN_MAX: usize = (1 << 25) - 1;
 /// Drops of namespaces in one workload.
 const DROPS: usize = 8;
-/// Longest life that is drilled. An entry that is to live longer outlives the drill and is put without an expiry.
+/// Longest TTL in seconds. An entry with a longer one would outlive the drill, so it is put without
+/// an expiry.
 const TTL_S_MAX: u64 = 15;
 
-/// What a request asks for.
+/// The operation of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
-    /// A get, and a put if it misses.
+    /// A get, followed by a put if it misses.
     Get,
     Put,
     Delete,
-    /// Drops the namespace that belongs to whoever owns the key.
+    /// Drops the namespace of the worker that owns the key.
     Drop,
 }
 
@@ -33,14 +35,15 @@ pub(crate) enum Op {
 pub(crate) struct Request {
     pub(crate) op: Op,
     pub(crate) key: u32,
-    /// Bytes of the value if one is put.
+    /// Bytes of the value, if the request puts one.
     pub(crate) value_len: usize,
-    /// Seconds that a put entry lives; 0 for ever.
+    /// Seconds until the entry expires; 0 for never.
     pub(crate) ttl_s: u64,
 }
 
 impl Request {
-    /// Packs `key: 32, value_len: 25, ttl_s: 4, op: 2` bits.
+    /// Packs the request into one word: `key: 32, value_len: 25, ttl_s: 4, op: 2` bits, lowest
+    /// first. Clamps the value's length, and drops a TTL above [`TTL_S_MAX`].
     pub(crate) fn code(self) -> u64 {
         let ttl_s = if self.ttl_s > TTL_S_MAX { 0 } else { self.ttl_s };
         let value_len = self.value_len.clamp(VALUE_LEN_MIN, VALUE_LEN_MAX) as u64;
@@ -64,7 +67,7 @@ impl Request {
     }
 }
 
-/// A stream of requests and the keys it is about.
+/// A stream of requests and the keys that it uses.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Workload {
     /// Bytes of each key.
@@ -73,8 +76,12 @@ pub(crate) struct Workload {
 }
 
 impl Workload {
-    /// Makes some requests what many sources lack and crashes are about: 10 % overwrites, 5 % deletes, 2 % entries that expire within seconds; and a few drops of
-    /// namespaces.
+    /// Replaces some requests by kinds that many sources lack and that crash recovery must handle:
+    ///
+    /// - 10 % overwrites,
+    /// - 5 % deletes,
+    /// - 2 % puts that expire within 1 to 3 seconds,
+    /// - [`DROPS`] drops of namespaces.
     pub(crate) fn enrich(&mut self, seed: u64) {
         let mut rng = StdRng::seed_from_u64(seed ^ 0xE4A1);
         let count = self.requests.len().max(1);
@@ -100,7 +107,7 @@ impl Workload {
         }
     }
 
-    /// Bytes of every key that is asked for with its largest value.
+    /// Total bytes of all requested keys, each with its longest value.
     pub(crate) fn footprint(&self) -> u64 {
         let mut largest = vec![0; self.key_lens.len()];
         for request in &self.requests {
@@ -122,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_fits_a_word() {
+    fn a_request_round_trips_through_one_word() {
         for op in [Op::Get, Op::Put, Op::Delete, Op::Drop] {
             let request = Request { op, key: u32::MAX, value_len: VALUE_LEN_MAX, ttl_s: TTL_S_MAX };
             assert_eq!(Request::from_code(request.code()), request);
@@ -132,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn enrichment_follows_from_the_seed_and_has_its_shares() {
+    fn enrichment_is_deterministic_and_has_the_stated_shares() {
         let (mut a, mut b, mut c) = (gets(20_000), gets(20_000), gets(20_000));
         a.enrich(1);
         b.enrich(1);

@@ -1,22 +1,25 @@
-//! Keys and values that say which they are, in every byte.
+//! Self-describing keys and values: every byte can be verified.
 //!
-//! A value is `key: u32, len: u32, version: u64`, little-endian, and then bytes that follow from the key and the version.
+//! A value is `key: u32, len: u32, version: u64`, little-endian, followed by pseudo-random bytes
+//! that are a function of the key and the version.
 
 use super::random::{mix, words};
 
-/// Shortest value: the header.
+/// Bytes of the shortest value: its header.
 pub(crate) const VALUE_LEN_MIN: usize = 16;
-/// Shortest key: its number.
+/// Bytes of the shortest key: its mixed number.
 pub(crate) const KEY_LEN_MIN: usize = 8;
 
-/// Makes `buffer` the key of number `key`. Different numbers give different keys of any length.
+/// Writes the key with number `key` into `buffer`: `len` bytes, but at least [`KEY_LEN_MIN`].
+/// Different numbers give different keys at every length.
 pub(crate) fn write_key(buffer: &mut Vec<u8>, key: u32, len: usize) {
     buffer.clear();
     buffer.extend_from_slice(&mix(u64::from(key) + 1).to_le_bytes());
     fill(buffer, len.max(KEY_LEN_MIN), words(u64::from(key), 0));
 }
 
-/// Makes `buffer` the value that this version of `key` has.
+/// Writes the value of this version of `key` into `buffer`: `len` bytes, but at least
+/// [`VALUE_LEN_MIN`].
 pub(crate) fn write_value(buffer: &mut Vec<u8>, key: u32, version: u64, len: usize) {
     let len = len.max(VALUE_LEN_MIN);
     buffer.clear();
@@ -26,7 +29,7 @@ pub(crate) fn write_value(buffer: &mut Vec<u8>, key: u32, version: u64, len: usi
     fill(buffer, len, words(u64::from(key), version));
 }
 
-/// The version of `key` that `value` states, unless a byte of it is not what that version has.
+/// The version that `value` states, if every byte of `value` is right for `key` and that version.
 pub(crate) fn verify_value(value: &[u8], key: u32) -> Option<u64> {
     let version = stated_version(value, key)?;
     let body_holds = value[VALUE_LEN_MIN..]
@@ -36,7 +39,8 @@ pub(crate) fn verify_value(value: &[u8], key: u32) -> Option<u64> {
     body_holds.then_some(version)
 }
 
-/// The version that the front of `value` states, if it is a value of `key` and of this length.
+/// The version that the header of `value` states, if the header names `key` and the length of
+/// `value`. Does not check the bytes behind the header.
 pub(crate) fn stated_version(value: &[u8], key: u32) -> Option<u64> {
     let (stored_key, rest) = value.split_first_chunk()?;
     let (stored_len, rest) = rest.split_first_chunk()?;
@@ -45,7 +49,7 @@ pub(crate) fn stated_version(value: &[u8], key: u32) -> Option<u64> {
     holds.then_some(u64::from_le_bytes(*version))
 }
 
-/// Fills `buffer` up to `len`, whole words first.
+/// Extends `buffer` to `len` bytes from `words`, little-endian; the last word may be cut.
 fn fill(buffer: &mut Vec<u8>, len: usize, mut words: impl Iterator<Item = u64>) {
     let from = buffer.len();
     buffer.resize(len.max(from), 0);
@@ -62,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_names_its_version() {
+    fn a_value_states_its_version() {
         for len in [0, 16, 17, 23, 24, 300, 65_536] {
             let mut value = Vec::new();
             write_value(&mut value, 7, 41, len);
@@ -72,11 +76,11 @@ mod tests {
     }
 
     #[test]
-    fn every_changed_byte_and_every_cut_is_seen() {
+    fn every_changed_byte_and_every_truncation_is_detected() {
         let mut value = Vec::new();
         write_value(&mut value, 7, 41, 45);
         for at in 0..value.len() {
-            assert_eq!(verify_value(&value[..at], 7), None, "cut at {at}");
+            assert_eq!(verify_value(&value[..at], 7), None, "truncated at {at}");
             value[at] ^= 1;
             assert_eq!(verify_value(&value, 7), None, "changed at {at}");
             value[at] ^= 1;
@@ -84,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn the_value_of_another_key_is_wrong() {
+    fn the_value_of_another_key_is_refused() {
         let mut value = Vec::new();
         write_value(&mut value, 7, 41, 100);
         assert_eq!(verify_value(&value, 8), None);

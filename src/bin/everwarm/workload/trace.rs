@@ -1,4 +1,4 @@
-//! Workloads that were recorded: gzip-compressed CSV with the header [`HEADER`].
+//! Recorded workloads: gzip-compressed CSV with the header [`HEADER`].
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -12,13 +12,15 @@ use super::payload::KEY_LEN_MIN;
 use super::{Op, Request, Workload};
 
 const HEADER: &str = "ts_ms_or_seq,op,key,key_size,value_size,ttl_s";
-/// For traces that do not say.
+/// Bytes of a key in rows that leave the size empty.
 const KEY_LEN: u16 = 16;
+/// Bytes of a value in rows that leave the size empty.
 const VALUE_LEN: usize = 1024;
-/// Longest line, so that a file of something else is not read into memory whole.
+/// Longest line in bytes. Keeps a file of another kind from being read into memory as one line.
 const LINE_LEN_MAX: u64 = 64 << 10;
 
-/// Reads the requests of a trace file: all, or as many as `wanted`, from its beginning again if it has fewer.
+/// Reads the requests of a trace file: all of them, or `wanted`. A file with fewer is repeated from
+/// its beginning.
 pub(crate) fn read(path: &Path, wanted: Option<usize>) -> anyhow::Result<Workload> {
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let lines = BufReader::new(MultiGzDecoder::new(file));
@@ -28,7 +30,7 @@ pub(crate) fn read(path: &Path, wanted: Option<usize>) -> anyhow::Result<Workloa
     Ok(workload)
 }
 
-/// Reads at most `limit` requests.
+/// Parses at most `limit` requests of an uncompressed trace.
 pub(crate) fn parse(mut lines: impl BufRead, limit: usize) -> anyhow::Result<Workload> {
     let mut line = String::new();
     lines.by_ref().take(LINE_LEN_MAX).read_line(&mut line)?;
@@ -54,7 +56,7 @@ pub(crate) fn parse(mut lines: impl BufRead, limit: usize) -> anyhow::Result<Wor
         };
         workload.requests.push(Request { op: row.op, key, value_len: row.value_len, ttl_s: row.ttl_s });
     }
-    ensure!(!workload.requests.is_empty(), "there are no requests");
+    ensure!(!workload.requests.is_empty(), "the trace has no requests");
     Ok(workload)
 }
 
@@ -70,12 +72,12 @@ impl<'a> Row<'a> {
     fn parse(line: &'a str) -> anyhow::Result<Self> {
         let fields: Vec<&str> = line.split(',').collect();
         let [_, op, key, key_len, value_len, ttl_s] = fields[..] else {
-            bail!("there are {} fields, 6 are expected", fields.len());
+            bail!("expected 6 fields, found {}", fields.len());
         };
         let op = match op {
             "" | "get" => Op::Get,
             "set" => Op::Put,
-            other => bail!("`{other}` is not an operation; get and set are"),
+            other => bail!("`{other}` is not an operation; use get or set"),
         };
         let key_len = number(key_len)?.map_or(KEY_LEN, |len| len.clamp(KEY_LEN_MIN as i64, u16::MAX.into()) as u16);
         let value_len = number(value_len)?.map_or(VALUE_LEN, |len| len.max(0) as usize);
@@ -117,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_corpus_keeps_does_no_harm() {
+    fn the_fuzz_corpus_parses_without_a_panic() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/trace");
         let mut requests = 0;
         for entry in std::fs::read_dir(corpus).unwrap() {
@@ -134,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_trace_is_refused_by_line() {
+    fn malformed_rows_are_refused_with_their_line_number() {
         assert!(parse("key,op\n".as_bytes(), 100).is_err());
         assert!(parsed("").is_err());
         for bad in ["0,,1,,", "0,drop,1,,,", "0,get,1,x,,"] {

@@ -1,7 +1,10 @@
-//! `everwarm drill`: the parent keeps the oracle, a child runs the workload and is killed at random moments, and what comes back is checked.
+//! `everwarm drill`: a child process runs a workload and is killed at random moments. Each
+//! successor checks the entries that it finds against the oracle's state, which shared memory keeps
+//! across kills.
 //!
-//! First a twin serves all requests and is not killed; then the victim serves the same requests at the same pace, and is. The twin does not run
-//! beside the victim, because it would take the processor and the disk from it.
+//! First a twin serves all requests and is not killed. Then the victim serves the same requests at
+//! the same pace and is killed. The two do not run at the same time, because they would compete for
+//! the processor and the disk.
 
 mod board;
 mod child;
@@ -45,40 +48,40 @@ pub(crate) struct Args {
     /// Draw the workload from NAME_PREFIX.pop.json and NAME_PREFIX.sizes.json.
     #[arg(long, value_name = "NAME_PREFIX")]
     distribution: Option<PathBuf>,
-    /// Keys of a drawn workload.
+    /// Number of keys of a drawn workload.
     #[arg(long, default_value_t = 200_000, conflicts_with = "trace", value_parser = clap::value_parser!(u32).range(1..))]
     keys: u32,
-    /// Requests to serve; a trace that has fewer begins again [default: the whole trace, or 2500000].
+    /// Requests to serve; a trace with fewer is repeated [default: the whole trace, or 2500000].
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=4_000_000_000))]
     requests: Option<u64>,
-    /// Requests a second, 0 for as many as possible.
+    /// Requests a second of all threads together; 0 for no limit.
     #[arg(long, default_value_t = 100_000)]
     rate: u64,
-    /// Bytes of DRAM, at least 8MiB [default: a quarter of the workload's footprint].
+    /// DRAM budget, at least 8MiB [default: a quarter of the workload's footprint].
     #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes)]
     memory: Option<u64>,
-    /// Bytes of flash, or a multiple of the workload's footprint; at least 1MiB.
+    /// Flash capacity, as a size or a multiple of the workload's footprint; at least 1MiB.
     #[arg(long, value_name = "SIZE", value_parser = Flash::parse, default_value = "2x")]
     flash: Flash,
-    /// How often to kill.
+    /// Number of kills.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(0..10_000))]
     kills: u16,
-    /// What the workload and the moments of the kills follow from [default: drawn and printed].
+    /// Seed of the workload and of the moments of the kills [default: drawn and printed].
     #[arg(long)]
     seed: Option<u64>,
-    /// Threads that ask.
+    /// Threads that call the cache.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
     workers: u16,
-    /// The level at which mutations are acknowledged.
+    /// Level at which mutations are acknowledged.
     #[arg(long, value_enum, default_value_t = AckLevel::Process)]
     ack: AckLevel,
     /// Work in this new or empty directory, and keep it.
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
-    /// Print the totals only.
+    /// Print only the totals.
     #[arg(long)]
     quiet: bool,
-    /// Write a page with a plot of the hit ratio around the kills.
+    /// Write an HTML page with a plot of the hit ratio around the kills.
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
     /// Print one JSON object as the last line.
@@ -86,7 +89,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// What twin and victim have in common.
+/// The settings that twin and victim share.
 pub(crate) struct Setup {
     plan: PathBuf,
     shape: Shape,
@@ -98,12 +101,12 @@ pub(crate) struct Setup {
     footprint: u64,
 }
 
-/// Runs the process that is killed.
+/// Runs as the process that is killed.
 pub(crate) fn run_child(config: &Path) -> anyhow::Result<ExitCode> {
     child::run(config)
 }
 
-/// Drills, and prints what came of it. Exit code 1 if a promise was broken.
+/// Runs the drill and prints the report. The exit code is 1 if a promise was broken.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     ensure!(args.memory.is_none_or(|bytes| bytes >= MEMORY_MIN), "--memory is less than 8MiB");
     ensure!(!matches!(args.flash, Flash::Bytes(..FLASH_MIN)), "--flash is less than 1MiB");
@@ -123,10 +126,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (report, curves) = drill(args, &setup, workspace.path()).map_err(|error| {
         workspace.keep();
         let repeat = reproduction(setup.seed);
-        error.context(format!("the drill ({repeat}) stopped, and left its files in {}", workspace.path().display()))
+        error.context(format!("the drill ({repeat}) stopped; its files are in {}", workspace.path().display()))
     })?;
     if !report.ok {
-        // Before anything is printed, which may fail.
+        // Before printing, which may fail and return.
         workspace.keep();
     }
     if !args.quiet {
@@ -134,7 +137,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     write!(out, "{}", report.totals())?;
     if !report.ok {
-        writeln!(out, "{}the store, its twin and what the oracle knew are in {}", report.violations(), workspace.path().display())?;
+        writeln!(out, "{}the store, its twin and the oracle's state are in {}", report.violations(), workspace.path().display())?;
         writeln!(out, "to reproduce: {}", reproduction(setup.seed))?;
     }
     if let Some(path) = &args.report {
@@ -146,7 +149,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Writes the plan and derives what the arguments leave open.
+/// Writes the plan, and derives the settings that the arguments do not give.
 fn prepare(args: &Args, seed: u64, workload: &Workload, root: &Path) -> anyhow::Result<Setup> {
     let footprint = workload.footprint();
     let plan = root.join("plan");
@@ -177,18 +180,19 @@ fn workload(args: &Args, seed: u64) -> anyhow::Result<Workload> {
 
 fn drill(args: &Args, setup: &Setup, root: &Path) -> anyhow::Result<(Report, Curves)> {
     let bar = progress_bar(args, setup)?;
-    bar.set_message("the twin, not killed");
+    bar.set_message("twin, not killed");
     let mut twin = Subject::create(root, "twin", setup, &bar)?;
     let process = twin.spawn()?;
     twin.finish(process)?;
 
     bar.set_position(setup.shape.requests as u64);
-    bar.set_message("the victim");
+    bar.set_message("victim");
     let mut victim = Subject::create(root, "victim", setup, &bar)?;
     let kills = kills::run(&mut victim, args.kills.into(), setup.seed)?;
 
-    // It closed cleanly. Nothing is left to serve, so the next life only looks at every key.
-    bar.set_message("once more after a clean stop");
+    // The victim has closed cleanly and served everything, so the next life only verifies every
+    // key.
+    bar.set_message("victim after a clean stop");
     let process = victim.spawn()?;
     victim.finish(process)?;
     bar.finish_and_clear();
@@ -206,7 +210,7 @@ fn progress_bar(args: &Args, setup: &Setup) -> anyhow::Result<ProgressBar> {
     Ok(ProgressBar::new(2 * setup.shape.requests as u64).with_style(style))
 }
 
-/// The command line that was given, with the seed that was drawn.
+/// The given command line, with the drawn seed if it has none.
 fn reproduction(seed: u64) -> String {
     let mut words: Vec<String> = std::env::args().skip(1).collect();
     if !words.iter().any(|word| word == "--seed" || word.starts_with("--seed=")) {

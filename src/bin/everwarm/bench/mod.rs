@@ -1,4 +1,5 @@
-//! `everwarm bench`: fills a store of its own, asks it in one way or another, and checks every answer while it measures.
+//! `everwarm bench`: fills a new store, runs a workload against it, and checks every answer while
+//! it measures.
 
 mod background;
 mod keys;
@@ -31,91 +32,100 @@ use phase::{Bench, Mix, Phase, Work};
 use report::{Report, Restart, Row};
 use versions::Versions;
 
-/// DRAM beside the index, by default.
+/// Default bytes of DRAM besides the index.
 const MEMORY: u64 = 64 << 20;
-/// Bytes of the index for an entry, at most.
+/// Upper bound of the index's bytes for one entry.
 const INDEX: u64 = 10;
-/// Bytes of a record beyond key and value, and of its part of a footer.
+/// Upper bound of the bytes that a record takes beyond key and value, its footer entry included.
 const RECORD: u64 = 40;
+/// Smallest flash capacity that is derived from the workload's footprint.
 const FLASH_MIN: u64 = 16 << 20;
-/// The longest value takes at most this part of the memory, of a segment, and of all segments.
-const PART_OF_MEMORY: u64 = 32;
-const PART_OF_SEGMENT: u64 = 4;
-const SEGMENTS: u64 = 32;
-/// And segments are so many times as long as that says, if flash has room for as many.
-const ROOMIER: u64 = 8;
-/// Up to here values fit the segments that a store has by default.
+/// Default memory is at least this many times the longest value.
+const VALUES_IN_MEMORY_MIN: u64 = 32;
+/// Segments for long values have at least this many times the length of the longest value.
+const VALUES_IN_SEGMENT_MIN: u64 = 4;
+/// Flash derived from the footprint has room for at least this many segments if values are long.
+const SEGMENTS_MIN: u64 = 32;
+/// Segments for long values are up to this many times the minimum, as far as flash still holds
+/// [`SEGMENTS_MIN`] of them.
+const SEGMENT_FACTOR_MAX: u64 = 8;
+/// Longest value for which the default segment size is used.
 const LONG: u64 = 128 << 10;
+/// Bytes of a key.
 const KEY_LEN: u16 = 16;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    /// The workload to measure
     #[arg(value_enum)]
     workload: Kind,
-    /// Entries to put first [default: 1000000; small and multiget 5000000, large 2000]
+    /// Entries that the fill puts [default: 1000000; small and multiget 5000000; large 2000]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000_000))]
     entries: Option<u32>,
-    /// Bytes of a value, 16B to 32MiB [default: 1KiB; small and multiget 84B, large 1MiB]
+    /// Size of a value, 16B to 32MiB [default: 1KiB; small and multiget 84B; large 1MiB]
     #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes)]
     value_size: Option<u64>,
-    /// Threads that ask
+    /// Threads that call the cache
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     callers: u16,
-    /// Calls that each caller keeps under way, in tasks: gets, or the puts of `fill`; 0 for threads that wait for each
+    /// Concurrent calls of each caller, in async tasks (for fill, read, small, large, restart); 0
+    /// for one blocking call
     #[arg(long, default_value_t = 0, conflicts_with = "rate", value_parser = clap::value_parser!(u16).range(0..=4096))]
     tasks: u16,
-    /// How long to read, mix or overwrite
+    /// Seconds that a timed phase is measured
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: u64,
-    /// How long to do the same before that, uncounted; not after a restart
+    /// Seconds of warm-up before a timed phase, not counted; none after a restart
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=86_400))]
     warm_up: u64,
-    /// Calls a second of all callers together, each timed from when it should have begun; 0 for as many as possible. The fill is not held back
+    /// Calls a second of all callers together, timed from their intended start; 0 for no limit.
+    /// Never limits the fill
     #[arg(long, default_value_t = 0)]
     rate: u64,
-    /// Which keys are asked for [default: uniform; mixed zipf, and latest for its D]
+    /// Distribution of the requested keys [default: uniform; mixed zipf, or latest for mix D]
     #[arg(long, value_enum)]
     keys: Option<KeyOrder>,
-    /// How uneven zipf and latest are
+    /// Exponent of zipf and latest; 0 is uniform
     #[arg(long, default_value_t = 0.99)]
     alpha: f64,
-    /// Draw keys and value sizes from NAME_PREFIX.pop.json and NAME_PREFIX.sizes.json
+    /// Draw keys and value sizes as NAME_PREFIX.pop.json and NAME_PREFIX.sizes.json describe
     #[arg(long, value_name = "NAME_PREFIX", conflicts_with_all = ["keys", "value_size"])]
     distribution: Option<PathBuf>,
-    /// What `trace` serves (gzip-compressed CSV)
+    /// File that `trace` replays (gzip-compressed CSV)
     #[arg(long, value_name = "FILE", required_if_eq("workload", "trace"))]
     trace: Option<PathBuf>,
-    /// Requests of the trace [default: all]
+    /// Requests of the trace to replay [default: all]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=4_000_000_000))]
     requests: Option<u64>,
-    /// What `mixed` does
+    /// YCSB workload that `mixed` runs
     #[arg(long, value_enum, default_value_t = Ycsb::A)]
     mix: Ycsb,
-    /// Keys of one call of `multiget`
+    /// Keys in one call of `multiget`
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     batch: u32,
-    /// Bytes of DRAM [default: 64MiB and the index, or 32 values if that is more]
+    /// DRAM budget [default: 64MiB plus the index, or 32 values if that is more]
     #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes)]
     memory: Option<u64>,
-    /// Bytes of flash, or a multiple of what is put
+    /// Flash capacity, as a size or a multiple of the bytes that the fill puts
     #[arg(long, value_name = "SIZE", value_parser = Flash::parse, default_value = "1.5x")]
     flash: Flash,
-    /// The level at which mutations are acknowledged
+    /// Level at which mutations are acknowledged
     #[arg(long, value_enum, default_value_t = AckLevel::Process)]
     ack: AckLevel,
-    /// Which values the WAL holds itself
+    /// Values that the WAL holds as well
     #[arg(long, value_enum, default_value_t = InWal::Host)]
     wal_values: InWal,
-    /// Reads that one `multiget`, or all tasks together, keep in flight at most [default: as for any cache]
+    /// Most reads in flight of one `multiget`, or of all tasks together [default: that of the
+    /// library]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096))]
     depth: Option<u32>,
-    /// Do without io_uring
+    /// Do not use io_uring
     #[arg(long)]
     portable: bool,
-    /// After a restart, do without the checkpoint: read what segments themselves say
+    /// After a restart, ignore the checkpoint and rebuild the index from the segments
     #[arg(long)]
     rebuild: bool,
-    /// What keys and their order follow from
+    /// Seed of the keys and of their order
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Work in this new or empty directory, and keep it
@@ -124,45 +134,45 @@ pub(crate) struct Args {
     /// Print one JSON object instead of tables
     #[arg(long)]
     json: bool,
-    /// Write a page with plots
+    /// Write an HTML page with plots
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
     /// Show no progress
     #[arg(long)]
     quiet: bool,
-    /// Put all entries into this directory, say so, and wait to be killed
+    /// Fill a store in this directory, print a dot, and wait to be killed
     #[arg(long, value_name = "DIR", hide = true)]
     fill_until_killed: Option<PathBuf>,
 }
 
-/// What is measured.
+/// The workload to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Kind {
     /// Put every entry once
     Fill,
-    /// Fill, then get
+    /// Fill, then get single keys
     Read,
-    /// Fill, then gets and puts as the YCSB core workloads have them
+    /// Fill, then run a YCSB core workload
     Mixed,
-    /// Fill, then put entries again
+    /// Fill, then overwrite entries
     Overwrite,
-    /// Fill, then delete every entry, then look for all of them
+    /// Fill, then delete every entry, then get every key
     Delete,
-    /// Read, with values of 1 MiB
+    /// Like read, with values of 1 MiB
     Large,
-    /// Read, with values of 84 B under keys of 16 B
+    /// Like read, with values of 84 B under keys of 16 B
     Small,
-    /// Fill, then get many keys in a call
+    /// Fill, then get many keys in each call
     Multiget,
-    /// Serve the requests of a recorded workload: a get that misses is a put
+    /// Replay a recorded workload; a get that misses is followed by a put
     Trace,
-    /// Fill in a process that is then killed, open, and get
+    /// Fill in a process, kill it, open the store, and get single keys
     Restart,
-    /// Fill, then do nothing
+    /// Fill, then make no calls
     Idle,
 }
 
-/// The order in which keys are asked for.
+/// The distribution of the requested keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum KeyOrder {
     Uniform,
@@ -180,20 +190,22 @@ enum Ycsb {
     B,
     /// Gets
     C,
-    /// 95 % gets of new entries, 5 % puts of more
+    /// 95 % gets of recent entries, 5 % puts of new entries
     D,
-    /// 95 % gets of up to 100 neighbours in a call, 5 % puts of more
+    /// 95 % multi-key gets of up to 100 adjacent keys, 5 % puts of new entries
     E,
-    /// 50 % gets, 50 % a get and a put of the same entry
+    /// 50 % gets, 50 % a get followed by a put of the same key
     F,
 }
 
-/// [`WalValues`] as an argument.
+/// [`WalValues`] as a command-line argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum InWal {
+    /// No values
     Never,
-    /// Those put at the level `host`
+    /// Values of records up to 4 KiB that are put at the level host
     Host,
+    /// Values of all records up to 4 KiB
     Always,
 }
 
@@ -210,7 +222,7 @@ impl Ycsb {
     }
 }
 
-/// What the arguments come to.
+/// The settings of a run, derived from the arguments.
 struct Setup {
     keys: Keys,
     order: Order,
@@ -229,11 +241,11 @@ impl Setup {
         };
         let (entries, value_len) = (args.entries.unwrap_or(entries), args.value_size.unwrap_or(value_len));
         let range = payload::VALUE_LEN_MIN as u64..=32 << 20;
-        ensure!(range.contains(&value_len), "--value-size is {value_len} B, 16B to 32MiB are possible");
-        ensure!(!args.rebuild || args.workload == Kind::Restart, "--rebuild says how `restart` opens; nothing else does");
+        ensure!(range.contains(&value_len), "--value-size is {value_len} B; it must be 16B to 32MiB");
+        ensure!(!args.rebuild || args.workload == Kind::Restart, "--rebuild is for the workload `restart` only");
         let in_tasks = matches!(args.workload, Kind::Fill | Kind::Read | Kind::Small | Kind::Large | Kind::Restart);
-        ensure!(args.tasks == 0 || in_tasks, "--tasks is for workloads that only put or only get: fill, read, small, large, restart");
-        ensure!(args.alpha.is_finite() && args.alpha >= 0.0, "--alpha is {}, a number from 0 on is possible", args.alpha);
+        ensure!(args.tasks == 0 || in_tasks, "--tasks is only for the workloads fill, read, small, large and restart");
+        ensure!(args.alpha.is_finite() && args.alpha >= 0.0, "--alpha is {}; it must be a number of at least 0", args.alpha);
         let mut recorded = None;
         let (keys, order) = if let (Kind::Trace, Some(file)) = (args.workload, &args.trace) {
             let workload = recorded.insert(trace::read(file, args.requests.map(|n| n as usize))?);
@@ -254,14 +266,14 @@ impl Setup {
             (Keys::new(entries, KEY_LEN, value_len as u32), order)
         };
         let longest = keys.longest() as u64;
-        let shortest = (longest > LONG).then(|| (PART_OF_SEGMENT * longest).next_power_of_two());
-        let memory = args.memory.unwrap_or_else(|| (MEMORY + INDEX * u64::from(keys.entries)).max(PART_OF_MEMORY * longest));
+        let shortest = (longest > LONG).then(|| (VALUES_IN_SEGMENT_MIN * longest).next_power_of_two());
+        let memory = args.memory.unwrap_or_else(|| (MEMORY + INDEX * u64::from(keys.entries)).max(VALUES_IN_MEMORY_MIN * longest));
         let footprint = keys.bytes() + RECORD * u64::from(keys.entries);
         let flash = match args.flash {
             Flash::Bytes(bytes) => bytes,
-            multiple @ Flash::Footprints(_) => multiple.bytes(footprint).max(FLASH_MIN).max(SEGMENTS * shortest.unwrap_or(0)),
+            multiple @ Flash::Footprints(_) => multiple.bytes(footprint).max(FLASH_MIN).max(SEGMENTS_MIN * shortest.unwrap_or(0)),
         };
-        let roomy = |shortest: u64| (1 << (flash / SEGMENTS).max(1).ilog2()).clamp(shortest, ROOMIER * shortest);
+        let enlarged = |shortest: u64| (1 << (flash / SEGMENTS_MIN).max(1).ilog2()).clamp(shortest, SEGMENT_FACTOR_MAX * shortest);
         let wal_values = match args.wal_values {
             InWal::Never => WalValues::Never,
             InWal::Host => WalValues::Host,
@@ -269,25 +281,25 @@ impl Setup {
         };
         let backend = if args.portable { Backend::Portable } else { Backend::Auto };
         let options = Options::new("").memory(memory).flash(flash).ack(args.ack.into()).wal_values(wal_values).backend(backend);
-        let options = shortest.map(roomy).into_iter().fold(options, Options::segment_size);
+        let options = shortest.map(enlarged).into_iter().fold(options, Options::segment_size);
         let options = args.depth.into_iter().fold(options, Options::depth);
         let options = if args.rebuild { options.recovery(RecoveryMode::Rebuild) } else { options };
         Ok(Self { keys, order, recorded, memory, flash, options })
     }
 
-    /// Keys are added by some mixes.
+    /// Upper bound of the number of keys: twice the entries of the fill if the mix adds keys.
     fn capacity(&self, args: &Args) -> u32 {
         let adds = args.workload == Kind::Mixed && matches!(args.mix, Ycsb::D | Ycsb::E);
         if adds { self.keys.entries.saturating_mul(2) } else { self.keys.entries }
     }
 
-    /// Each has keys of its own to write.
+    /// Number of callers: at most one for each entry, because each caller writes its own keys.
     fn callers(&self, args: &Args) -> usize {
         usize::from(args.callers).min(self.keys.entries as usize)
     }
 }
 
-/// Measures, and prints what was found. Exit code 1 if an answer was wrong.
+/// Runs the benchmark and prints the report. The exit code is 1 if an answer was wrong.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let setup = Setup::new(args)?;
     if let Some(dir) = &args.fill_until_killed {
@@ -346,7 +358,7 @@ fn measure(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<Report> {
     };
     let mut phases = Vec::new();
     for (phase, is_counted) in phases_of(args, setup) {
-        // Other workloads only begin with a fill.
+        // --rate never limits a fill, and --tasks applies to a fill only if it is the workload.
         let is_filled = matches!(phase.work, Work::PutEach);
         let rate = if is_filled { 0 } else { args.rate };
         let tasks = if is_filled && args.workload != Kind::Fill { 0 } else { bench.tasks };
@@ -376,13 +388,13 @@ fn measure(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<Report> {
     })
 }
 
-/// The phases, and whether each is counted or only warms up.
+/// The phases, and whether each is counted; a warm-up is not.
 fn phases_of<'a>(args: &Args, setup: &'a Setup) -> Vec<(Phase<'a>, bool)> {
     let whole = |name, work, persist| (Phase { name, number: 0, work, time: None, persist }, true);
     let fill = whole("fill", Work::PutEach, true);
     let timed = |name, work, persist| {
         let lasting = |number, seconds| Phase { name, number, work, time: Some(Duration::from_secs(seconds)), persist };
-        // What comes right after a restart is what is asked about it.
+        // After a restart the first seconds are the measurement, so there is no warm-up.
         let warms_up = args.warm_up > 0 && args.workload != Kind::Restart;
         warms_up.then(|| (lasting(1, args.warm_up), false)).into_iter().chain([(lasting(2, args.seconds), true)])
     };
@@ -419,7 +431,7 @@ fn phases_of<'a>(args: &Args, setup: &'a Setup) -> Vec<(Phase<'a>, bool)> {
     phases
 }
 
-/// A process that fills the store at `dir` and is killed.
+/// Runs this program again to fill the store at `dir`, and kills it when the store is filled.
 fn fill_and_kill(dir: &Path) -> anyhow::Result<()> {
     let mut child = Command::new(std::env::current_exe()?)
         .args(std::env::args_os().skip(1))
@@ -428,13 +440,15 @@ fn fill_and_kill(dir: &Path) -> anyhow::Result<()> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
-    let mut said = [0];
-    let filled = child.stdout.take().context("no output")?.read_exact(&mut said);
+    let mut dot = [0];
+    let filled = child.stdout.take().context("the child has no standard output")?.read_exact(&mut dot);
     child.kill()?;
     child.wait()?;
-    filled.context("the process that fills the store has ended")
+    filled.context("the process that fills the store ended too early; see its message above")
 }
 
+/// The process that [`fill_and_kill`] starts: fills the store, prints a dot, and waits to be
+/// killed.
 fn fill_until_killed(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<ExitCode> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let cache = Cache::open(setup.options.clone().dir(dir))?;
@@ -461,6 +475,7 @@ fn fill_until_killed(args: &Args, setup: &Setup, dir: &Path) -> anyhow::Result<E
     Ok(ExitCode::SUCCESS)
 }
 
+/// Gets one key and reports how long opening and the first hit took, measured from `begun`.
 fn first_hit(cache: &Cache, keys: &Keys, begun: Instant, open: Duration) -> anyhow::Result<Restart> {
     let mut key = Vec::new();
     let number = keys.entries / 2;
