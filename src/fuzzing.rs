@@ -137,7 +137,7 @@ pub fn checkpoint_file(data: &[u8]) {
     unchecked(|| {
         header.encode(STORE, &mut bytes);
         bytes.extend_from_slice(rest);
-        let file = file(&disk, "checkpoint.1", BLOCK + header.chunks as usize * checkpoint::CHUNK_LEN, &bytes);
+        let file = file(&disk, "checkpoint.1", BLOCK + header.chunks as usize * checkpoint::format::CHUNK_LEN, &bytes);
         checkpoint::load(STORE, 1, file.as_ref(), &Index::new(geometry), Pending::none(geometry), |_| checkpoint::Keep::all(geometry))
             .map(drop)
     })

@@ -1,7 +1,4 @@
-//! The bytes of a checkpoint: every slot of the index, in order, so that loading is reading. `docs/FORMAT.md` explains them.
-//!
-#![doc = concat!("```text\n", include_str!("checkpoint.layout.txt"), "```")]
-//! The payloads together: the base position of each segment (u64), then for each partition the number of its slots (u32) and the slots (u64).
+//! Loading a checkpoint.
 
 use std::io;
 use std::sync::Arc;
@@ -9,187 +6,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::channel::{Receiver, Sender};
 
-use super::Index;
-use super::batch::{Changes, Pending};
-use super::geometry::Geometry;
-use crate::codec::{self, Put, Reader};
+use super::format::{CHUNK_LEN, Header, PAYLOAD_LEN, chunk_check};
+use crate::codec::Reader;
 use crate::id::{Location, StoreId};
+use crate::index::Index;
+use crate::index::batch::{Changes, Pending};
+use crate::index::geometry::Geometry;
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, File};
 use crate::parallel::{self, scope};
 
-/// The table above, as `inspect layout` prints it.
-pub(crate) const LAYOUT: &str = include_str!("checkpoint.layout.txt");
-const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"EWCP");
-const CHUNK_MAGIC: u32 = u32::from_le_bytes(*b"EWCC");
-pub(crate) const VERSION: u32 = 1;
-pub(crate) const CHUNK_LEN: usize = 64 << 10;
-const PAYLOAD_LEN: usize = CHUNK_LEN - 8;
 /// Chunks that are read at once.
 const BATCH: usize = 16;
-/// Chunks that are written at once: fewer, since the reads of others wait for each write.
-const WRITE_BATCH: usize = 4;
 /// Batches that are read or looked at at the same time.
 const READ_AHEAD: usize = 3;
 /// Slots that a thread takes at once while a checkpoint is loaded, about.
 const STRETCH: usize = 32 << 10;
 /// By so much at once the heap of a thread that fills partitions grows. glibc's would by a page at a time, each a system call that other threads' page faults wait for.
 const HEAP_STEP: usize = 96 << 10;
-
-/// What a checkpoint states of itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Header {
-    pub(crate) sequence: u64,
-    pub(crate) geometry: Geometry,
-    pub(crate) chunks: u32,
-    pub(crate) bases: u32,
-    pub(crate) entries: u64,
-}
-
-impl Header {
-    pub(crate) fn encode(&self, store: StoreId, block: &mut [u8]) {
-        let mut out = Vec::with_capacity(64);
-        out.put_u32(self.chunks);
-        out.put_u64(store.0);
-        out.put_u64(self.sequence);
-        out.put_u32(self.geometry.partition_bits);
-        out.put_u32(self.geometry.segment_bits);
-        out.put_u32(self.geometry.offset_bits);
-        out.put_u32(self.bases);
-        out.put_u64(self.entries);
-        block.fill(0);
-        block[..4].copy_from_slice(&HEADER_MAGIC.to_le_bytes());
-        block[4..8].copy_from_slice(&VERSION.to_le_bytes());
-        block[12..12 + out.len()].copy_from_slice(&out);
-        let check = codec::checksum(store, HEADER_MAGIC, self.sequence, &[&block[12..]]);
-        block[8..12].copy_from_slice(&check.to_le_bytes());
-    }
-
-    pub(crate) fn decode(store: StoreId, block: &[u8]) -> Option<Self> {
-        let mut r = Reader::new(block);
-        if r.u32()? != HEADER_MAGIC || r.u32()? != VERSION {
-            return None;
-        }
-        let check = r.u32()?;
-        let chunks = r.u32()?;
-        let owner = r.u64()?;
-        let sequence = r.u64()?;
-        let geometry = Geometry { partition_bits: r.u32()?, segment_bits: r.u32()?, offset_bits: r.u32()? };
-        let header = Self { sequence, geometry, chunks, bases: r.u32()?, entries: r.u64()? };
-        let expected = codec::checksum(store, HEADER_MAGIC, sequence, &[block.get(12..)?]);
-        (owner == store.0 && check == expected).then_some(header)
-    }
-}
-
-fn chunk_check(store: StoreId, sequence: u64, number: u32, chunk: &[u8]) -> u32 {
-    codec::checksum(store, CHUNK_MAGIC, sequence | u64::from(number) << 40, &[&chunk[4..]])
-}
-
-/// Bytes that a checkpoint of `index` may take while writers go on meanwhile: puts wait rather than outrun it by a sixth. A small index may outgrow that, and the file is made
-/// anew.
-pub(crate) fn file_len(index: &Index, bases: usize) -> u64 {
-    let payload = index.entries() * 8 + (index.geometry().partitions() * 4 + bases * 8) as u64;
-    let room = payload + payload / 6 + BLOCK as u64;
-    BLOCK as u64 + room.div_ceil(PAYLOAD_LEN as u64) * CHUNK_LEN as u64
-}
-
-/// Writes a checkpoint of `index` into `file`, whose length is [`file_len`], and syncs it. `bases` are the segments' base positions when it
-/// began. What was written, or `None` if the index outgrew the file.
-pub(crate) fn write(store: StoreId, sequence: u64, index: &Index, bases: &[u64], file: &dyn File) -> io::Result<Option<u64>> {
-    let mut out = Chunks { store, sequence, file, batch: AlignedBuf::zeroed(WRITE_BATCH * CHUNK_LEN), number: 0, used: 0, full: false };
-    for base in bases {
-        out.push(&base.to_le_bytes())?;
-    }
-    let (mut slots, mut bytes, mut entries) = (Vec::new(), Vec::new(), 0);
-    for partition in 0..index.geometry().partitions() {
-        index.copy_partition(partition, &mut slots);
-        bytes.clear();
-        bytes.put_u32(slots.len() as u32);
-        slots.iter().for_each(|slot| bytes.put_u64(*slot));
-        entries += slots.len() as u64;
-        out.push(&bytes)?;
-        if out.full {
-            return Ok(None);
-        }
-    }
-    let chunks = out.finish()?;
-    if out.full {
-        return Ok(None);
-    }
-    file.sync()?;
-    let mut block = AlignedBuf::zeroed(BLOCK);
-    let header = Header { sequence, geometry: index.geometry(), chunks, bases: bases.len() as u32, entries };
-    header.encode(store, &mut block);
-    file.write_at(0, &block)?;
-    file.sync()?;
-    Ok(Some(BLOCK as u64 + u64::from(chunks) * CHUNK_LEN as u64))
-}
-
-/// Cuts a payload into checked chunks.
-struct Chunks<'a> {
-    store: StoreId,
-    sequence: u64,
-    file: &'a dyn File,
-    batch: AlignedBuf,
-    /// Of the chunk that `used` is in.
-    number: u32,
-    /// Payload bytes in the current chunk.
-    used: usize,
-    full: bool,
-}
-
-impl Chunks<'_> {
-    fn push(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() && !self.full {
-            let n = bytes.len().min(PAYLOAD_LEN - self.used);
-            let start = self.number as usize % WRITE_BATCH * CHUNK_LEN + 8 + self.used;
-            self.batch[start..start + n].copy_from_slice(&bytes[..n]);
-            self.used += n;
-            bytes = &bytes[n..];
-            if self.used == PAYLOAD_LEN {
-                self.close_chunk()?;
-            }
-        }
-        Ok(())
-    }
-
-    fn close_chunk(&mut self) -> io::Result<()> {
-        let slot = self.number as usize % WRITE_BATCH;
-        let chunk = &mut self.batch[slot * CHUNK_LEN..(slot + 1) * CHUNK_LEN];
-        chunk[8 + self.used..].fill(0);
-        chunk[4..8].copy_from_slice(&(self.used as u32).to_le_bytes());
-        let check = chunk_check(self.store, self.sequence, self.number, chunk);
-        chunk[..4].copy_from_slice(&check.to_le_bytes());
-        self.number += 1;
-        self.used = 0;
-        if slot + 1 == WRITE_BATCH {
-            self.write_batch(WRITE_BATCH)?;
-        }
-        Ok(())
-    }
-
-    fn write_batch(&mut self, chunks: usize) -> io::Result<()> {
-        let first = self.number as usize - chunks;
-        let offset = (BLOCK + first * CHUNK_LEN) as u64;
-        let len = chunks * CHUNK_LEN;
-        if offset + len as u64 > self.file.len() {
-            self.full = true;
-            return Ok(());
-        }
-        self.file.write_at(offset, &self.batch[..len])
-    }
-
-    fn finish(&mut self) -> io::Result<u32> {
-        if self.used > 0 {
-            self.close_chunk()?;
-        }
-        match self.number as usize % WRITE_BATCH {
-            0 => {}
-            rest => self.write_batch(rest)?,
-        }
-        Ok(self.number)
-    }
-}
 
 /// What came of loading a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -427,6 +261,7 @@ mod tests {
     use super::*;
     use crate::id::{KeyHash, Location, SegmentId};
     use crate::index::batch::Batch;
+    use crate::index::checkpoint::write::{file_len, write};
     use crate::index::geometry::IndexEntry;
     use crate::io::Disk;
     use crate::io::sim::SimDisk;
