@@ -1,4 +1,4 @@
-//! Small shared helpers: locks that ignore poisoning on purpose, events, and integer logarithms.
+//! Small shared helpers: locks that ignore poisoning on purpose, and events.
 
 use std::pin::Pin;
 use std::sync::PoisonError;
@@ -150,11 +150,6 @@ impl Drop for Happened<'_> {
     fn drop(&mut self) {
         self.unlist();
     }
-}
-
-/// Bits that tell `n / unit` values apart, rounded up.
-pub(crate) const fn ratio_ceil_log2(n: u64, unit: u64) -> u32 {
-    n.div_ceil(unit).next_power_of_two().trailing_zeros()
 }
 
 #[cfg(all(test, not(loom)))]

@@ -8,7 +8,6 @@
 //! lookup or a blind replacement meets a foreign key with probability `N / 2^44`, which is 6 in a million at 100 M keys. One partition stands for 64 KiB of flash.
 
 use crate::codec;
-use crate::concurrent::ratio_ceil_log2;
 use crate::id::{KeyHash, Location, SegmentId, UNIT};
 use crate::io::SECTOR;
 
@@ -113,6 +112,11 @@ impl Geometry {
         let offset = low(slot, self.offset_bits) as u32 * UNIT as u32;
         Location { segment: SegmentId(low(slot >> self.offset_bits, self.segment_bits) as u32), offset }
     }
+}
+
+/// Bits that tell `n / unit` values apart, rounded up.
+const fn ratio_ceil_log2(n: u64, unit: u64) -> u32 {
+    n.div_ceil(unit).next_power_of_two().trailing_zeros()
 }
 
 /// By the code of what is read.
