@@ -14,7 +14,7 @@ use crate::index::geometry::IndexEntry;
 use crate::io::aligned::AlignedBuf;
 use crate::io::{Disk, SECTOR, is_shortage};
 use crate::segment::format;
-use crate::tier::heat::{Heat, KEYS_MAX};
+use crate::tier::warmth_list::{KEYS_MAX, WarmthList as Heat};
 
 /// How often the memory tier's content is recorded while it changes.
 pub(super) const INTERVAL: Duration = Duration::from_secs(2);

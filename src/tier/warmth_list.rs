@@ -1,6 +1,6 @@
 //! The bytes of a heat file: which keys were in the memory tier, hottest first, so that a restarted store can refill it. `docs/FORMAT.md` explains them.
 //!
-#![doc = concat!("```text\n", include_str!("heat.layout.txt"), "```")]
+#![doc = concat!("```text\n", include_str!("warmth_list.layout.txt"), "```")]
 //! Nothing but warmth depends on it: a hash that no longer has an entry is passed over.
 
 use std::io;
@@ -11,7 +11,7 @@ use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, File};
 
 /// The table above, as `inspect layout` prints it.
-pub(crate) const LAYOUT: &str = include_str!("heat.layout.txt");
+pub(crate) const LAYOUT: &str = include_str!("warmth_list.layout.txt");
 const MAGIC: u32 = u32::from_le_bytes(*b"EWHT");
 pub(crate) const VERSION: u32 = 1;
 const HEAD_LEN: usize = 40;
@@ -26,13 +26,13 @@ pub(crate) const KEYS_MAX: usize = (FILE_LEN_MAX as usize - HEAD_LEN) / 8;
 
 /// What a heat file says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Heat {
+pub(crate) struct WarmthList {
     pub(crate) sequence: u64,
     pub(crate) hashes: Vec<KeyHash>,
     pub(crate) proved: usize,
 }
 
-impl Heat {
+impl WarmthList {
     /// Bytes of its file.
     pub(crate) fn file_len(&self) -> u64 {
         round_up((HEAD_LEN + self.hashes.len() * 8) as u64, BLOCK as u64)
@@ -94,25 +94,25 @@ impl Heat {
             if at == 0 {
                 found = Begun::decode(store, &piece[..part], len);
             }
-            let Some(Begun { heat, checksum, count, .. }) = &mut found else { return Ok(None) };
+            let Some(Begun { list, checksum, count, .. }) = &mut found else { return Ok(None) };
             // The file may be longer than what it says: an earlier one was.
             let end = round_up((HEAD_LEN + *count * 8) as u64, BLOCK as u64).saturating_sub(at).min(part as u64) as usize;
             let (checked, listed) = if at == 0 { (CHECKED, HEAD_LEN) } else { (0, 0) };
             checksum.update(&piece[checked.min(end)..end]);
             let hashes = piece[listed.min(end)..end].as_chunks::<8>().0;
-            let wanted = most.min(*count) - heat.hashes.len();
-            heat.hashes.extend(hashes.iter().take(wanted).map(|hash| KeyHash(u64::from_le_bytes(*hash))));
+            let wanted = most.min(*count) - list.hashes.len();
+            list.hashes.extend(hashes.iter().take(wanted).map(|hash| KeyHash(u64::from_le_bytes(*hash))));
             at += part as u64;
         }
-        let Some(Begun { mut heat, checksum, stated, .. }) = found else { return Ok(None) };
-        heat.proved = heat.proved.min(heat.hashes.len());
-        Ok((stated == checksum.finish()).then_some(heat))
+        let Some(Begun { mut list, checksum, stated, .. }) = found else { return Ok(None) };
+        list.proved = list.proved.min(list.hashes.len());
+        Ok((stated == checksum.finish()).then_some(list))
     }
 }
 
 /// What the first bytes of a file say, and what is known of the rest so far.
 struct Begun {
-    heat: Heat,
+    list: WarmthList,
     checksum: Checksum,
     stated: u32,
     /// Keys that it lists.
@@ -128,8 +128,8 @@ impl Begun {
         let (stated, count) = (r.u32()?, r.u32()? as usize);
         let (owner, sequence, proved) = (StoreId(r.u64()?), r.u64()?, r.u32()? as usize);
         let fits = round_up((HEAD_LEN + count * 8) as u64, BLOCK as u64) <= len;
-        let heat = Heat { sequence, hashes: Vec::new(), proved };
-        (owner == store && fits).then(|| Self { heat, checksum: Checksum::new(store, MAGIC, sequence), stated, count })
+        let list = WarmthList { sequence, hashes: Vec::new(), proved };
+        (owner == store && fits).then(|| Self { list, checksum: Checksum::new(store, MAGIC, sequence), stated, count })
     }
 }
 
@@ -139,21 +139,21 @@ mod tests {
     use crate::io::Disk;
     use crate::io::sim::SimDisk;
 
-    fn read(disk: &SimDisk, store: StoreId, most: usize) -> Option<Heat> {
-        Heat::read(store, disk.open("heat").unwrap().as_ref(), most).unwrap()
+    fn read(disk: &SimDisk, store: StoreId, most: usize) -> Option<WarmthList> {
+        WarmthList::read(store, disk.open("heat").unwrap().as_ref(), most).unwrap()
     }
 
     #[test]
-    fn heat_round_trips_and_any_flipped_bit_is_noticed() {
+    fn a_warmth_list_round_trips_and_any_flipped_bit_is_noticed() {
         for count in [0, 1, 700, (PIECE - HEAD_LEN) / 8, 20_000] {
-            let heat = Heat { sequence: 3, hashes: (0..count as u64).map(|n| KeyHash(n * 77)).collect(), proved: count.min(30) };
+            let list = WarmthList { sequence: 3, hashes: (0..count as u64).map(|n| KeyHash(n * 77)).collect(), proved: count.min(30) };
             let disk = SimDisk::new(1);
             // An earlier one was longer.
-            let file = disk.create("heat", heat.file_len() + 3 * BLOCK as u64).unwrap();
-            heat.write(StoreId(4), file.as_ref()).unwrap();
-            assert_eq!(read(&disk, StoreId(4), usize::MAX), Some(heat.clone()), "{count}");
+            let file = disk.create("heat", list.file_len() + 3 * BLOCK as u64).unwrap();
+            list.write(StoreId(4), file.as_ref()).unwrap();
+            assert_eq!(read(&disk, StoreId(4), usize::MAX), Some(list.clone()), "{count}");
             assert_eq!(read(&disk, StoreId(5), usize::MAX), None);
-            let few = Heat { hashes: heat.hashes[..count.min(20)].to_vec(), proved: count.min(20), ..heat };
+            let few = WarmthList { hashes: list.hashes[..count.min(20)].to_vec(), proved: count.min(20), ..list };
             assert_eq!(read(&disk, StoreId(4), 20), Some(few), "{count}");
             for at in (0..few_bytes(count)).step_by(13) {
                 disk.corrupt("heat", at, 1 << (at % 8));
