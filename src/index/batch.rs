@@ -11,10 +11,6 @@ use crate::concurrent::lock;
 use crate::id::KeyHash;
 use crate::parallel::{self, scope};
 
-/// So many changes may be merged at once however little DRAM there is, since each merge passes over the whole index.
-const LEN_MAX_MIN: usize = 1 << 21;
-/// So few that small stores need several batches.
-const LEN_MAX_IN_TESTS: usize = 200;
 /// Bytes of DRAM for a change, with what its vector has to spare.
 const CHANGE_BYTES: u64 = 32;
 /// Buckets that a thread takes at once.
@@ -37,10 +33,14 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// Changes to an index of this geometry, where `room` bytes of DRAM are free for them.
-    pub(crate) fn new(geometry: Geometry, room: u64) -> Self {
-        let len_max = if cfg!(test) { LEN_MAX_IN_TESTS } else { LEN_MAX_MIN.max((room / CHANGE_BYTES) as usize) };
+    /// An empty batch for an index of this geometry. It is full at `len_max` changes.
+    pub(crate) fn new(geometry: Geometry, len_max: usize) -> Self {
         Self { geometry, buckets: vec![Vec::new(); 1 << bucket_bits(geometry)], len: 0, len_max }
+    }
+
+    /// The number of changes that `room` bytes of DRAM hold.
+    pub(crate) const fn len_for(room: u64) -> usize {
+        (room / CHANGE_BYTES) as usize
     }
 
     /// Sets the entry for `hash`.

@@ -215,7 +215,7 @@ mod tests {
         #[test]
         fn a_batch_does_what_its_changes_do_one_by_one(first in ops(), second in ops()) {
             let (one_by_one, batched) = (Index::new(Geometry::new(8, 1 << 16)), Index::new(Geometry::new(8, 1 << 16)));
-            let mut batch = batch::Batch::new(batched.geometry(), 0);
+            let mut batch = batch::Batch::new(batched.geometry(), usize::MAX);
             for (n, op) in first.iter().chain(&second).enumerate() {
                 match op {
                     Op::Insert(k, o) => {

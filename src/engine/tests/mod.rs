@@ -19,13 +19,23 @@ use proptest::prelude::*;
 
 use super::driver::Mode;
 use super::write::{Condition, Observed, Tried};
-use super::{DeleteOptions, Engine, PutOptions, Start, Wait, open};
+use super::{DeleteOptions, Engine, PutOptions, Start, Wait};
+use crate::clock::Clock;
 use crate::config::{Ack, OnHostCrash, Options, WalValues};
 use crate::engine::open::fit_index;
 use crate::engine::scan::Scan;
 use crate::id::{Key, Lsn, NamespaceGeneration};
 use crate::io::Disk;
 use crate::io::sim::{PowerCut, SimClock, SimDisk};
+
+/// Index changes that recovery merges at once here: so few that small stores need several merges.
+const BATCH_LEN_MAX: usize = 200;
+
+/// Opens a store whose recovery merges index changes in small batches.
+fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dyn Clock>, driver: Mode) -> Result<Arc<Engine>, crate::Error> {
+    let options = Options { batch_len_max: BATCH_LEN_MAX, ..options.clone() };
+    super::open(&options, disk, clock, driver)
+}
 
 struct Store {
     disk: SimDisk,

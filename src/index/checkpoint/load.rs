@@ -325,7 +325,7 @@ mod tests {
             };
             (0..entries).filter(|n| is_kept(*n)).for_each(|n| insert(&expected, n, &before(n)));
             let kept = expected.entries();
-            let mut changes = Batch::new(geometry, 0);
+            let mut changes = Batch::new(geometry, usize::MAX);
             // Of a key that is changed twice, the later change counts.
             let (first, second) = ((0..2 * entries).filter(|n| n % 7 < 3), (0..entries).step_by(5));
             let is_put = |n: u64| n.is_multiple_of(2);
