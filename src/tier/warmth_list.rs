@@ -1,4 +1,5 @@
-//! The bytes of a heat file: which keys were in the memory tier, hottest first, so that a restarted store can refill it. `docs/FORMAT.md` explains them.
+//! The bytes of a heat file: which keys were in the memory tier, hottest first, so that a restarted
+//! store can refill it. `docs/FORMAT.md` explains them.
 //!
 #![doc = concat!("```text\n", include_str!("warmth_list.layout.txt"), "```")]
 //! Nothing but warmth depends on it: a hash that no longer has an entry is passed over.
