@@ -533,7 +533,8 @@ pub(crate) struct Settings {
     pub(crate) recovery: RecoveryMode,
     /// What rings leave of the memory budget.
     pub(crate) index_bytes_max: u64,
-    /// Index changes that recovery merges at once, at most. Unlimited, but for tests that want several merges in a small store.
+    /// The most index changes that recovery merges at once. Unlimited, except in tests that need
+    /// several merges in a small store.
     pub(crate) batch_len_max: usize,
 }
 

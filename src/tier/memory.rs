@@ -6,13 +6,13 @@
 //! - A new entry joins the *small* queue, or the *main* queue if its hash is a *ghost* or the
 //!   caller says that it is proved.
 //! - A hit raises the entry's frequency, up to 3, and moves nothing.
-//! - While the shard is over its budget, the oldest entry of a queue is looked at: of the small
-//!   queue if that has more than a tenth of the budget or the main queue is empty, else of the main
-//!   queue.
-//! - If its frequency is above 0, it becomes the newest of the main queue. An entry from the small
-//!   queue starts there at 0, an entry from the main queue loses one.
-//! - If its frequency is 0, it is evicted. The hash of an entry from the small queue becomes a
-//!   ghost; a shard keeps as many ghosts as it has entries, and at least 16.
+//! - While the shard is over its budget, it takes the oldest entry of the small queue if that has
+//!   more than a tenth of the budget or the main queue is empty. Else it takes the oldest entry of
+//!   the main queue.
+//! - If the frequency of that entry is above 0, it becomes the newest of the main queue. An entry
+//!   from the small queue starts there at 0, and an entry from the main queue loses one.
+//! - If the frequency is 0, the entry is evicted. The hash of an entry from the small queue becomes
+//!   a ghost. The oldest ghosts are dropped while a shard has more than entries, and more than 16.
 //!
 //! # Agreement with the index
 //! The tier is keyed by the hash of the key and asked before the index. It holds the newest version
@@ -671,7 +671,7 @@ mod tests {
     }
 
     fn no_older_version_is_seen(tier: &MemoryTier, keys: u64, rounds: u64) {
-        // What the index would name, and what has been superseded for certain.
+        // The version that an index would name, and the newest version whose successor is in place.
         let [named, newest] = [(); 2].map(|()| (0..keys).map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
         std::thread::scope(|s| {
             s.spawn(|| {

@@ -1,4 +1,5 @@
-//! Where values live besides flash. Policies are pure and testable without a disk.
+//! The memory tier and the list that warms it up after a restart. Eviction is testable without a
+//! disk.
 
 pub(crate) mod item;
 pub(crate) mod memory;

@@ -1,8 +1,9 @@
-//! The bytes of a heat file: which keys were in the memory tier, hottest first, so that a restarted
-//! store can refill it. `docs/FORMAT.md` explains them.
+//! The warmth list, file `heat.N`: hashes of keys in the memory tier, hottest first.
+//!
+//! A restarted store refills its memory tier in this order. `docs/FORMAT.md` explains the bytes.
 //!
 #![doc = concat!("```text\n", include_str!("warmth_list.layout.txt"), "```")]
-//! Nothing but warmth depends on it: a hash that no longer has an entry is passed over.
+//! A lost list costs warmth only, and a hash without an entry is skipped.
 
 use std::io;
 
@@ -16,25 +17,28 @@ pub(crate) const LAYOUT: &str = include_str!("warmth_list.layout.txt");
 const MAGIC: u32 = u32::from_le_bytes(*b"EWHT");
 pub(crate) const VERSION: u32 = 1;
 const HEAD_LEN: usize = 40;
-/// Where what is checked begins.
+/// Offset of the first byte that the checksum covers.
 const CHECKED: usize = 12;
-/// Bytes that are read or written at once, whole blocks.
+/// Bytes in one read or write, a multiple of a block.
 const PIECE: usize = 64 << 10;
-/// A longer file is not one.
+/// A longer file is refused.
 const FILE_LEN_MAX: u64 = 256 << 20;
-/// Keys that a file can list.
+/// The most keys that a file can list.
 pub(crate) const KEYS_MAX: usize = (FILE_LEN_MAX as usize - HEAD_LEN) / 8;
 
-/// What a heat file says.
+/// The content of a warmth list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct WarmthList {
+    /// The number of the list. Of two lists the one with the larger number counts.
     pub(crate) sequence: u64,
+    /// Hottest first.
     pub(crate) hashes: Vec<KeyHash>,
+    /// How many of the first hashes were in the main queue.
     pub(crate) proved: usize,
 }
 
 impl WarmthList {
-    /// Bytes of its file.
+    /// Bytes of the file, a multiple of a block.
     pub(crate) fn file_len(&self) -> u64 {
         round_up((HEAD_LEN + self.hashes.len() * 8) as u64, BLOCK as u64)
     }
@@ -52,7 +56,7 @@ impl WarmthList {
         out.try_into().expect("the table at the top states this length")
     }
 
-    /// Calls `with` with the file's bytes, piece by piece, each at its offset.
+    /// Calls `with` for each piece of the file, with its offset and its bytes.
     fn pieces(&self, head: &[u8; HEAD_LEN], mut with: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
         let mut piece = AlignedBuf::zeroed(PIECE);
         let (mut start, mut used) = (0, HEAD_LEN);
@@ -70,7 +74,7 @@ impl WarmthList {
         with(start, &piece[..end])
     }
 
-    /// Fills the front of `file` with it.
+    /// Writes the list to the front of `file`.
     pub(crate) fn write(&self, store: StoreId, file: &dyn File) -> io::Result<()> {
         let mut checksum = Checksum::new(store, MAGIC, self.sequence);
         self.pieces(&self.head(store, 0), |at, piece| {
@@ -80,7 +84,7 @@ impl WarmthList {
         self.pieces(&self.head(store, checksum.finish()), |at, piece| file.write_at(at, piece))
     }
 
-    /// What `file` says, of it the `most` hottest keys. `None` if it is not whole.
+    /// Reads the `most` hottest keys from `file`. `None` if the file does not verify.
     pub(crate) fn read(store: StoreId, file: &dyn File, most: usize) -> io::Result<Option<Self>> {
         let len = file.len();
         if !(BLOCK as u64..=FILE_LEN_MAX).contains(&len) {
@@ -96,7 +100,8 @@ impl WarmthList {
                 found = Begun::decode(store, &piece[..part], len);
             }
             let Some(Begun { list, checksum, count, .. }) = &mut found else { return Ok(None) };
-            // The file may be longer than what it says: an earlier one was.
+            // The file may be longer than its content: it is reused, and an earlier list was
+            // longer.
             let end = round_up((HEAD_LEN + *count * 8) as u64, BLOCK as u64).saturating_sub(at).min(part as u64) as usize;
             let (checked, listed) = if at == 0 { (CHECKED, HEAD_LEN) } else { (0, 0) };
             checksum.update(&piece[checked.min(end)..end]);
@@ -111,12 +116,13 @@ impl WarmthList {
     }
 }
 
-/// What the first bytes of a file say, and what is known of the rest so far.
+/// A list that is being read.
 struct Begun {
     list: WarmthList,
     checksum: Checksum,
+    /// The checksum that the file states.
     stated: u32,
-    /// Keys that it lists.
+    /// Keys that the file lists.
     count: usize,
 }
 
@@ -149,7 +155,7 @@ mod tests {
         for count in [0, 1, 700, (PIECE - HEAD_LEN) / 8, 20_000] {
             let list = WarmthList { sequence: 3, hashes: (0..count as u64).map(|n| KeyHash(n * 77)).collect(), proved: count.min(30) };
             let disk = SimDisk::new(1);
-            // An earlier one was longer.
+            // The file is longer than the list needs.
             let file = disk.create("heat", list.file_len() + 3 * BLOCK as u64).unwrap();
             list.write(StoreId(4), file.as_ref()).unwrap();
             assert_eq!(read(&disk, StoreId(4), usize::MAX), Some(list.clone()), "{count}");

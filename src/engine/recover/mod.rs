@@ -36,7 +36,8 @@ const SLOT_BYTES: u64 = 9;
 /// Of what the index leaves of its room once it is there, one byte in so many may be changes to it that wait, and no more than this: the index grows meanwhile.
 const CHANGES_SHARE: u64 = 2;
 const CHANGES_BYTES_MAX: u64 = 256 << 20;
-/// Index changes that are merged at once, however little DRAM there is: each merge passes over the whole index.
+/// Index changes that are merged at once, however little DRAM there is: each merge passes over the
+/// whole index.
 const BATCH_LEN_MIN: usize = 1 << 21;
 
 /// What kind of stop preceded an open.
@@ -119,7 +120,9 @@ struct Recovery<'a> {
     trusts_nothing: bool,
 }
 
-/// An empty batch for index changes that take `room` bytes of DRAM, or somewhat more. It holds `len_max` changes at most.
+/// An empty batch for the index changes that `room` bytes of DRAM hold.
+///
+/// It holds [`BATCH_LEN_MIN`] changes even if there is less room, but never more than `len_max`.
 fn new_batch(geometry: Geometry, room: u64, len_max: usize) -> Batch {
     Batch::new(geometry, Batch::len_for(room).max(BATCH_LEN_MIN).min(len_max))
 }

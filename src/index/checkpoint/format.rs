@@ -1,7 +1,9 @@
 //! The header and the chunks of a checkpoint.
 //!
 #![doc = concat!("```text\n", include_str!("format.layout.txt"), "```")]
-//! The payloads together: the base position of each segment (u64), then for each partition the number of its slots (u32) and the slots (u64).
+//! The payloads of all chunks are one sequence:
+//! 1. the base position of each segment (u64);
+//! 2. for each partition, the number of its slots (u32) and the slots (u64).
 
 use crate::codec::{self, Put, Reader};
 use crate::id::StoreId;
@@ -15,7 +17,7 @@ pub(crate) const VERSION: u32 = 1;
 pub(crate) const CHUNK_LEN: usize = 64 << 10;
 pub(super) const PAYLOAD_LEN: usize = CHUNK_LEN - 8;
 
-/// What a checkpoint states of itself.
+/// The header of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) sequence: u64,
@@ -60,6 +62,7 @@ impl Header {
     }
 }
 
+/// The checksum of chunk `number`.
 pub(super) fn chunk_check(store: StoreId, sequence: u64, number: u32, chunk: &[u8]) -> u32 {
     codec::checksum(store, CHUNK_MAGIC, sequence | u64::from(number) << 40, &[&chunk[4..]])
 }

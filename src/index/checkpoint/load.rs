@@ -1,4 +1,7 @@
-//! Loading a checkpoint.
+//! Loading a checkpoint: one thread reads ahead, the caller checks chunks and cuts them into
+//! stretches of partitions, and worker threads fill the partitions.
+//!
+//! Buffers that were used up go back to the reading thread.
 
 use std::io;
 use std::sync::Arc;
@@ -16,32 +19,36 @@ use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, File};
 use crate::parallel::{self, scope};
 
-/// Chunks that are read at once.
+/// Chunks in one read.
 const BATCH: usize = 16;
-/// Batches that are read or looked at at the same time.
+/// Buffers of [`BATCH`] chunks that are in use at the same time.
 const READ_AHEAD: usize = 3;
-/// Slots that a thread takes at once while a checkpoint is loaded, about.
+/// Slots in a stretch, the share that a worker thread takes at once. A stretch ends with a
+/// partition.
 const STRETCH: usize = 32 << 10;
-/// By so much at once the heap of a thread that fills partitions grows. glibc's would by a page at a time, each a system call that other threads' page faults wait for.
+/// Step by which the heap of a worker thread grows.
+///
+/// Without it glibc extends the heap page by page, and the page faults of other threads wait for
+/// each of these system calls.
 const HEAP_STEP: usize = 96 << 10;
 
-/// What came of loading a checkpoint.
+/// The result of loading a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Loaded {
-    /// So many slots were kept.
+    /// The number of slots that were kept.
     Entries(u64),
-    /// Its slots are divided otherwise.
+    /// The checkpoint has slots of another geometry. Nothing was loaded.
     OtherGeometry,
-    /// It does not verify. What was loaded may not stay.
+    /// The checkpoint does not verify. The caller discards the index, which may be filled in part.
     Broken,
 }
 
-/// Which slots of a checkpoint are kept: of each segment those whose records begin at an offset or later.
+/// Which slots of a checkpoint are kept: for each segment, those of records from an offset on.
 #[derive(Debug)]
 pub(crate) struct Keep(Vec<u32>);
 
 impl Keep {
-    /// Keeps all of the segments that there can be.
+    /// Keeps every slot.
     pub(crate) fn all(geometry: Geometry) -> Self {
         Self(vec![0; 1 << geometry.segment_bits])
     }
@@ -52,15 +59,17 @@ impl Keep {
 }
 
 impl FromIterator<Option<u32>> for Keep {
-    /// From the first segment on. None of a segment without an offset is kept.
+    /// The offsets of the segments, from the first segment on. Of a segment without an offset no
+    /// slot is kept.
     fn from_iter<T: IntoIterator<Item = Option<u32>>>(offsets: T) -> Self {
-        // No record begins there: they begin at multiples of their unit.
+        // No record begins at `u32::MAX`: offsets are multiples of `UNIT`.
         Self(offsets.into_iter().map(|from| from.unwrap_or(u32::MAX)).collect())
     }
 }
 
-/// Loads checkpoint `sequence` from `file` into the empty `index`: the slots that `keep` says, given the bases in the checkpoint, and then the `changes` since.
-/// One thread reads, others fill partitions.
+/// Loads checkpoint `sequence` from `file` into the empty `index`, and applies the `changes` since.
+///
+/// `keep` gets the base positions that the checkpoint states, and decides which slots are kept.
 pub(crate) fn load(
     store: StoreId,
     sequence: u64,
@@ -109,7 +118,7 @@ pub(crate) fn load(
                 }
             };
             match workers.spawn(fill) {
-                // Fewer do as well.
+                // One worker is enough.
                 Err(_) if number > 0 => break,
                 spawned => spawned?,
             }
@@ -120,7 +129,8 @@ pub(crate) fn load(
     Ok(if is_whole { Loaded::Entries(loaded.into_inner()) } else { Loaded::Broken })
 }
 
-/// Reads batches of so many `chunks`, in order, into buffers that come back.
+/// Reads a checkpoint of `chunks` chunks in order, into buffers from `spare`, until the receiver is
+/// gone.
 fn read_ahead(file: &dyn File, chunks: usize, spare: &Receiver<AlignedBuf>, to: &Sender<io::Result<AlignedBuf>>) {
     for first in (0..chunks).step_by(BATCH) {
         let Ok(mut buf) = spare.recv() else { return };
@@ -132,9 +142,10 @@ fn read_ahead(file: &dyn File, chunks: usize, spare: &Receiver<AlignedBuf>, to: 
     }
 }
 
-/// Partitions that follow each other.
+/// The slots of consecutive partitions.
 struct Stretch {
     first: usize,
+    /// The number of slots of each partition.
     counts: Vec<u32>,
     slots: Vec<u64>,
 }
@@ -144,14 +155,14 @@ impl Stretch {
         Self { first, counts: Vec::new(), slots: Vec::new() }
     }
 
-    /// Fills the partitions. How many slots were kept.
+    /// Fills the partitions. Returns the number of slots that were kept.
     fn load(mut self, index: &Index, keep: &Keep, changes: &Changes, scratch: &mut Vec<u64>) -> u64 {
         let (geometry, mut loaded, mut rest) = (index.geometry(), 0, &mut self.slots[..]);
         let mut room = 0;
         for (number, count) in (self.first..).zip(self.counts) {
             let need = size_of::<u64>() * count as usize;
             if room < need {
-                // What is given back at once is there for what comes.
+                // The freed block stays in the heap and serves the next allocations.
                 drop(std::hint::black_box(Vec::<u8>::with_capacity(HEAP_STEP)));
                 room = HEAP_STEP;
             }
@@ -177,22 +188,22 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
     bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b))
 }
 
-/// Reads a checked payload from front to back.
+/// Reads the payload from front to back, and checks each chunk.
 struct Payload {
     store: StoreId,
     header: Header,
     from: Receiver<io::Result<AlignedBuf>>,
     give_back: Sender<AlignedBuf>,
-    /// What the open chunk lies in.
+    /// The buffer with the open chunk.
     batch: Option<AlignedBuf>,
     /// The next chunk to open.
     number: u32,
-    /// What is left of the open chunk, as a range of `batch`.
+    /// The unread bytes of the open chunk, as a range of `batch`.
     rest: std::ops::Range<usize>,
 }
 
 impl Payload {
-    /// Sends all partitions, in order. Whether they verify.
+    /// Sends all partitions to the workers, in order. Returns whether they verify.
     fn send_stretches(&mut self, partitions: usize, changes: &mut Pending, to: &Sender<(Stretch, Changes)>) -> io::Result<bool> {
         let (mut stretch, mut bytes) = (Stretch::beginning_at(0), Vec::new());
         for partition in 0..partitions {
@@ -208,13 +219,13 @@ impl Payload {
             if stretch.slots.len() >= STRETCH || partition + 1 == partitions {
                 let full = std::mem::replace(&mut stretch, Stretch::beginning_at(partition + 1));
                 let changes = changes.next(full.first..partition + 1);
-                to.send((full, changes)).expect("whoever receives them ends after this");
+                to.send((full, changes)).expect("the workers end after this thread");
             }
         }
         Ok(true)
     }
 
-    /// Puts the next `len` bytes into `out`. False if there are not that many that verify.
+    /// Puts the next `len` bytes into `out`. Returns false if fewer bytes verify.
     fn take(&mut self, len: usize, out: &mut Vec<u8>) -> io::Result<bool> {
         out.clear();
         if len as u64 > u64::from(self.header.chunks) * PAYLOAD_LEN as u64 {
@@ -238,7 +249,7 @@ impl Payload {
         }
         let slot = self.number as usize % BATCH;
         if slot == 0 {
-            // Whoever reads may have ended, and wants none back.
+            // The reading thread may have ended, and then the buffer is dropped.
             let _unwanted = self.batch.take().map(|read| self.give_back.send(read));
             self.batch = self.from.recv().ok().transpose()?;
         }
@@ -287,7 +298,8 @@ mod tests {
 
     #[test]
     fn a_checkpoint_of_any_number_of_batches_is_loaded_as_it_was() {
-        // Less than a chunk; and batches that are written, not full and full, and then read in others.
+        // Less than a chunk; then partial and full write batches, which do not coincide with read
+        // batches.
         for entries in [10, 20_000, 31_000, 170_000] {
             let geometry = Geometry::new(4, 4 << 20);
             let (index, loaded) = (Index::new(geometry), Index::new(geometry));
@@ -306,8 +318,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_has_the_changes_made_to_it_and_nothing_else_comes_back() {
-        // Of many partitions, and of fewer than there are buckets of changes.
+    fn kept_slots_have_the_changes_since_and_no_other_slot_comes_back() {
+        // Many partitions, and fewer than there are buckets of changes.
         for (entries, geometry) in
             [(10, Geometry::new(4, 4 << 20)), (170_000, Geometry::new(64, 4 << 20)), (3_000, Geometry::new(4, 1 << 16))]
         {
@@ -316,7 +328,7 @@ mod tests {
             (0..entries).for_each(|n| insert(&index, n, &before(n)));
             let file = SimDisk::new(1).create("checkpoint", file_len(&index, 3)).unwrap();
             write(StoreId(1), 7, &index, &[5, 6, 7], file.as_ref()).unwrap().unwrap();
-            // All of the first segment, a part of the second, nothing of the third.
+            // Keeps the first segment, a part of the second, and nothing of the third.
             let from = 1_000 * 8;
             let is_kept = |n: u64| match n % 3 {
                 0 => true,
@@ -326,7 +338,7 @@ mod tests {
             (0..entries).filter(|n| is_kept(*n)).for_each(|n| insert(&expected, n, &before(n)));
             let kept = expected.entries();
             let mut changes = Batch::new(geometry, usize::MAX);
-            // Of a key that is changed twice, the later change counts.
+            // If a key is changed twice, the later change counts.
             let (first, second) = ((0..2 * entries).filter(|n| n % 7 < 3), (0..entries).step_by(5));
             let is_put = |n: u64| n.is_multiple_of(2);
             for (n, is_put) in first.map(|n| (n, is_put(n))).chain(second.map(|n| (n, !is_put(n)))) {

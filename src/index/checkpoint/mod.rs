@@ -1,4 +1,7 @@
-//! The bytes of a checkpoint: every slot of the index, in order, so that loading is reading. `docs/FORMAT.md` explains them.
+//! A checkpoint: every slot of the index in a file, in order, so that loading needs no sorting.
+//!
+//! `format` has the bytes, which `docs/FORMAT.md` explains; `write` writes them beside mutations;
+//! `load` fills an empty index.
 
 pub(crate) mod format;
 mod load;

@@ -1,4 +1,4 @@
-//! Writing a checkpoint.
+//! Writing a checkpoint: partition by partition, while mutations go on.
 
 use std::io;
 
@@ -9,19 +9,24 @@ use crate::index::Index;
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, File};
 
-/// Chunks that are written at once: fewer, since the reads of others wait for each write.
+/// Chunks in one write. Fewer than in a read, since other reads wait for each write.
 const WRITE_BATCH: usize = 4;
 
-/// Bytes that a checkpoint of `index` may take while writers go on meanwhile: puts wait rather than outrun it by a sixth. A small index may outgrow that, and the file is made
-/// anew.
+/// Bytes for the file of a checkpoint of `index`, with room for growth while it is written.
+///
+/// The room is a sixth: puts wait rather than let the index grow by more. A small index may still
+/// outgrow it, and then the caller makes a new file.
 pub(crate) fn file_len(index: &Index, bases: usize) -> u64 {
     let payload = index.entries() * 8 + (index.geometry().partitions() * 4 + bases * 8) as u64;
     let room = payload + payload / 6 + BLOCK as u64;
     BLOCK as u64 + room.div_ceil(PAYLOAD_LEN as u64) * CHUNK_LEN as u64
 }
 
-/// Writes a checkpoint of `index` into `file`, whose length is [`file_len`], and syncs it. `bases` are the segments' base positions when it
-/// began. What was written, or `None` if the index outgrew the file.
+/// Writes a checkpoint of `index` into `file`, whose length is [`file_len`], and syncs it.
+///
+/// `bases` are the base positions of the segments when the checkpoint began. The header is written
+/// after the chunks are durable. Returns the bytes written, or `None` if the index outgrew the
+/// file.
 pub(crate) fn write(store: StoreId, sequence: u64, index: &Index, bases: &[u64], file: &dyn File) -> io::Result<Option<u64>> {
     let mut out = Chunks { store, sequence, file, batch: AlignedBuf::zeroed(WRITE_BATCH * CHUNK_LEN), number: 0, used: 0, full: false };
     for base in bases {
@@ -58,10 +63,11 @@ struct Chunks<'a> {
     sequence: u64,
     file: &'a dyn File,
     batch: AlignedBuf,
-    /// Of the chunk that `used` is in.
+    /// The number of the current chunk.
     number: u32,
     /// Payload bytes in the current chunk.
     used: usize,
+    /// Whether the file is too short for the chunks.
     full: bool,
 }
 
