@@ -162,11 +162,6 @@ impl Drop for Happened<'_> {
     }
 }
 
-/// Bits that tell `n / unit` values apart, rounded up.
-pub(crate) const fn ratio_ceil_log2(n: u64, unit: u64) -> u32 {
-    n.div_ceil(unit).next_power_of_two().trailing_zeros()
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;

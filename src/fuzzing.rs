@@ -19,7 +19,7 @@ use crate::manifest::Manifest;
 use crate::segment::format::{self, Life, Trailer};
 use crate::segment::reader;
 use crate::segment::table::{Row, Stage, WalStart};
-use crate::tier::heat::Heat;
+use crate::tier::warmth_list::WarmthList;
 use crate::wal::format::{FileHeader, Mutation};
 use crate::wal::replay::{Hole, PastEnd, Replay, Visitor};
 
@@ -138,7 +138,7 @@ pub fn checkpoint_file(data: &[u8]) {
     unchecked(|| {
         header.encode(STORE, &mut bytes);
         bytes.extend_from_slice(rest);
-        let file = file(&disk, "checkpoint.1", BLOCK + header.chunks as usize * checkpoint::CHUNK_LEN, &bytes);
+        let file = file(&disk, "checkpoint.1", BLOCK + header.chunks as usize * checkpoint::format::CHUNK_LEN, &bytes);
         checkpoint::load(STORE, 1, file.as_ref(), &Index::new(geometry), Pending::none(geometry), |_| checkpoint::Keep::all(geometry))
             .map(drop)
     })
@@ -150,8 +150,8 @@ pub fn heat(data: &[u8]) {
     let disk = SimDisk::new(1);
     let file = file(&disk, "heat.0", data.len().next_multiple_of(BLOCK).max(BLOCK), data);
     for most in [usize::MAX, 3] {
-        let heat = unchecked(|| Heat::read(STORE, file.as_ref(), most)).expect("no fault is planned");
-        assert!(heat.is_none_or(|heat| heat.hashes.len() <= most && heat.proved <= heat.hashes.len()));
+        let list = unchecked(|| WarmthList::read(STORE, file.as_ref(), most)).expect("no fault is planned");
+        assert!(list.is_none_or(|list| list.hashes.len() <= most && list.proved <= list.hashes.len()));
     }
 }
 

@@ -30,7 +30,7 @@ pub const LAYOUT: [(&str, &str); 7] = [
     ("catalog", manifest::catalog::LAYOUT),
     ("wal", wal::format::LAYOUT),
     ("checkpoint", index::checkpoint::LAYOUT),
-    ("heat", tier::heat::LAYOUT),
+    ("heat", tier::warmth_list::LAYOUT),
 ];
 
 /// What a store's directory holds.

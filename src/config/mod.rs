@@ -230,6 +230,8 @@ pub struct Options {
     pub(crate) recovery: RecoveryMode,
     pub(crate) activity: Option<Observer>,
     pub(crate) listener: Option<Listener>,
+    /// See [`Settings::batch_len_max`].
+    pub(crate) batch_len_max: usize,
 }
 
 impl Options {
@@ -255,6 +257,7 @@ impl Options {
             recovery: RecoveryMode::Serve,
             activity: None,
             listener: None,
+            batch_len_max: usize::MAX,
         }
     }
 
@@ -506,6 +509,7 @@ impl Options {
             on_host_crash: self.on_host_crash,
             recovery: self.recovery,
             index_bytes_max,
+            batch_len_max: self.batch_len_max,
         })
     }
 }
@@ -529,6 +533,9 @@ pub(crate) struct Settings {
     pub(crate) recovery: RecoveryMode,
     /// What rings leave of the memory budget.
     pub(crate) index_bytes_max: u64,
+    /// The most index changes that recovery merges at once. Unlimited, except in tests that need
+    /// several merges in a small store.
+    pub(crate) batch_len_max: usize,
 }
 
 /// Records up to this many bytes may be held by the WAL itself.

@@ -13,7 +13,7 @@ use crate::io::aligned::AlignedBuf;
 use crate::io::{Disk, is_shortage};
 use crate::segment::extent::Extent;
 use crate::segment::format;
-use crate::tier::heat::{Heat, KEYS_MAX};
+use crate::tier::warmth_list::{KEYS_MAX, WarmthList as Heat};
 
 /// How often the memory tier's content is recorded while it changes.
 pub(in crate::engine) const INTERVAL: Duration = Duration::from_secs(2);

@@ -1,5 +1,9 @@
-//! Many changes at once, for recovery: sorted by fingerprint and merged into each partition in one pass. They are dealt into buckets as they come, which
-//! processors share.
+//! Many index changes at once, for recovery.
+//!
+//! Changes go into buckets by the upper bits of their hash as they arrive. Worker threads then
+//! share the buckets: each bucket is sorted by fingerprint, and its changes are merged into each
+//! partition in one pass. [`Batch::merge`] does so for an index in DRAM. [`Batch::into_pending`]
+//! sorts the changes for an index that a checkpoint is about to fill.
 
 use std::num::NonZeroU64;
 use std::ops::Range;
@@ -11,23 +15,21 @@ use crate::concurrent::lock;
 use crate::id::KeyHash;
 use crate::parallel::{self, scope};
 
-/// So many changes may be merged at once however little DRAM there is, since each merge passes over the whole index.
-const LEN_MAX_MIN: usize = 1 << 21;
-/// So few that small stores need several batches.
-const LEN_MAX_IN_TESTS: usize = 200;
-/// Bytes of DRAM for a change, with what its vector has to spare.
+/// Bytes of DRAM for a change, with the spare room of its vector.
 const CHANGE_BYTES: u64 = 32;
-/// Buckets that a thread takes at once.
+/// Buckets that a worker thread takes at once.
 const SHARE: usize = 4;
-/// Fewer changes are merged by the thread that has them.
+/// With fewer changes than this, the calling thread does all the work.
 const SHARED_MIN: usize = 1 << 15;
-/// The upper bits of a hash choose a bucket, as they choose a partition: at most so many.
+/// The most upper bits of a hash that choose a bucket. More bits choose the partition.
 const BUCKET_BITS: u32 = 8;
 
-/// The hash, and the new slot, or none for a removal. A slot that names a record is never 0, since offset 0 of a segment is its header.
+/// A hash and its new slot, or `None` for a removal.
+///
+/// A slot is never 0, since offset 0 of a segment is its header and not a record.
 type Change = (KeyHash, Option<NonZeroU64>);
 
-/// Insertions and removals in order; the last one for a fingerprint wins.
+/// Insertions and removals in order. Of several changes with one fingerprint, the last one counts.
 #[derive(Debug)]
 pub(crate) struct Batch {
     geometry: Geometry,
@@ -37,10 +39,14 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// Changes to an index of this geometry, where `room` bytes of DRAM are free for them.
-    pub(crate) fn new(geometry: Geometry, room: u64) -> Self {
-        let len_max = if cfg!(test) { LEN_MAX_IN_TESTS } else { LEN_MAX_MIN.max((room / CHANGE_BYTES) as usize) };
+    /// An empty batch for an index of this geometry. It is full at `len_max` changes.
+    pub(crate) fn new(geometry: Geometry, len_max: usize) -> Self {
         Self { geometry, buckets: vec![Vec::new(); 1 << bucket_bits(geometry)], len: 0, len_max }
+    }
+
+    /// The number of changes that `room` bytes of DRAM hold.
+    pub(crate) const fn len_for(room: u64) -> usize {
+        (room / CHANGE_BYTES) as usize
     }
 
     /// Sets the entry for `hash`.
@@ -63,7 +69,7 @@ impl Batch {
         self.len >= self.len_max
     }
 
-    /// The changes to what is yet to be loaded.
+    /// Sorts the changes, for an index that is yet to be loaded.
     pub(crate) fn into_pending(mut self) -> Pending {
         let geometry = self.geometry;
         self.share(|| {
@@ -73,7 +79,9 @@ impl Batch {
         Pending { geometry, buckets: self.buckets.into_iter().map(Arc::new).collect() }
     }
 
-    /// Merges what was collected into `index`, and forgets it. Only while nobody else uses the index.
+    /// Merges the changes into `index`, and empties the batch.
+    ///
+    /// No other thread may use the index meanwhile.
     pub(crate) fn merge(&mut self, index: &Index) {
         assert_eq!(self.geometry, index.geometry, "a batch is for one geometry");
         self.share(|| {
@@ -83,7 +91,8 @@ impl Batch {
         self.len = 0;
     }
 
-    /// Does the work that `begin` prepares, in each thread, to every bucket.
+    /// Calls a function for every bucket, on several threads. Each thread gets its own from
+    /// `begin`.
     fn share<W: FnMut(&mut Vec<Change>)>(&mut self, begin: impl Fn() -> W + Sync) {
         let threads = if self.len < SHARED_MIN { 1 } else { parallel::thread_count() };
         let shares = Mutex::new(self.buckets.chunks_mut(SHARE));
@@ -95,18 +104,20 @@ impl Batch {
             }
         };
         scope(|workers| {
-            // Where no more threads are to be had, there is more to do for this one.
+            // If a thread cannot be started, the others do its share.
             let _fewer = (1..threads).try_for_each(|_| workers.spawn(work));
             work();
         });
     }
 }
 
-/// Changes to an index that is loaded front to back. What was applied takes no DRAM any more.
+/// Changes to an index that is loaded from its first partition to its last.
+///
+/// Changes to partitions that were loaded are freed.
 #[derive(Debug)]
 pub(crate) struct Pending {
     geometry: Geometry,
-    /// Sorted.
+    /// Each is sorted by fingerprint.
     buckets: Vec<Arc<Vec<Change>>>,
 }
 
@@ -120,7 +131,8 @@ impl Pending {
         self.geometry
     }
 
-    /// The changes to partitions that are loaded next, and follow each other. Keeps none to those before the last.
+    /// The changes to the next partitions, which are consecutive. Frees the buckets of earlier
+    /// ones.
     pub(super) fn next(&mut self, partitions: Range<usize>) -> Changes {
         let shift = self.geometry.partition_bits - bucket_bits(self.geometry);
         let bucket = |partition: usize| partition >> shift;
@@ -131,25 +143,26 @@ impl Pending {
     }
 }
 
-/// Changes to some partitions.
+/// Changes to consecutive partitions.
 #[derive(Debug)]
 pub(super) struct Changes {
     geometry: Geometry,
-    /// The first of its buckets.
+    /// The number of the first bucket.
     first: usize,
+    /// Bits of a partition's number below those of its bucket.
     shift: u32,
     buckets: Vec<Arc<Vec<Change>>>,
 }
 
 impl Changes {
-    /// Those to one partition.
+    /// The changes to one partition.
     fn of(&self, partition: usize) -> &[Change] {
         let bucket = &self.buckets[(partition >> self.shift) - self.first];
         let below = |limit: usize| bucket.partition_point(|(hash, _)| self.geometry.partition(*hash) < limit);
         &bucket[below(partition)..below(partition + 1)]
     }
 
-    /// What the `old` slots of a partition are after them.
+    /// The slots of a partition whose slots were `old`, after its changes.
     pub(super) fn apply<'s>(&self, partition: usize, old: &'s [u64], scratch: &'s mut Vec<u64>) -> &'s [u64] {
         let changes = self.of(partition);
         if changes.is_empty() {
@@ -160,13 +173,15 @@ impl Changes {
     }
 }
 
-/// How many of a hash's upper bits choose a bucket.
+/// The number of upper bits of a hash that choose a bucket.
 fn bucket_bits(geometry: Geometry) -> u32 {
     BUCKET_BITS.min(geometry.partition_bits)
 }
 
-/// Sorts a bucket by fingerprint. Stable, so that changes of one fingerprint stay in order. They are dealt to their partitions first: each has so few that a comparison
-/// sort of them is cheap.
+/// Sorts a bucket by fingerprint.
+///
+/// The sort is stable, so changes with one fingerprint stay in order. A counting sort by partition
+/// comes first: a partition has few changes, and a comparison sort of those is cheap.
 fn sort(geometry: Geometry, bucket: &mut Vec<Change>, spare: &mut Vec<Change>) {
     let partitions = 1 << (geometry.partition_bits - bucket_bits(geometry));
     if bucket.len() < partitions {
@@ -188,7 +203,7 @@ fn sort(geometry: Geometry, bucket: &mut Vec<Change>, spare: &mut Vec<Change>) {
     of_partition.for_each(|changes| changes.sort_by_key(|(hash, _)| geometry.fingerprint(*hash)));
 }
 
-/// What merging needs again and again.
+/// Buffers that merging uses again for each bucket.
 #[derive(Default)]
 struct Scratch {
     spare: Vec<Change>,
@@ -196,7 +211,7 @@ struct Scratch {
     new: Vec<u64>,
 }
 
-/// Merges the changes of a bucket into its partitions, and forgets them.
+/// Merges the changes of a bucket into its partitions, and empties the bucket.
 fn merge(bucket: &mut Vec<Change>, index: &Index, Scratch { spare, old, new }: &mut Scratch) {
     let geometry = index.geometry;
     sort(geometry, bucket, spare);
@@ -209,7 +224,9 @@ fn merge(bucket: &mut Vec<Change>, index: &Index, Scratch { spare, old, new }: &
     bucket.clear();
 }
 
-/// Writes to `new` what the `old` slots of a partition are after sorted `changes`. By how much more the bytes of their records are than before, modulo 2^64.
+/// Writes the slots of a partition to `new`: the `old` ones after the sorted `changes`.
+///
+/// Returns how much the bytes of their records grew, modulo 2^64.
 fn merge_slots(geometry: Geometry, old: &[u64], changes: &[Change], new: &mut Vec<u64>) -> u64 {
     new.clear();
     let (mut rest, mut bytes) = (old, 0u64);

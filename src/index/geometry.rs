@@ -1,23 +1,30 @@
-//! How a key's hash and its place share 64 bits.
+//! How the hash of a key and the location of its record share a slot of 64 bits.
 //!
 //! ```text
 //! hash  [ partition: P bits | tag: T bits | unused ]
 //! slot  [ tag: T bits | heat: 1 | read length: 6 | segment: S bits | offset / 8: O bits ]
 //! ```
-//! `T` is what the location leaves over, and `P = S + O - 13`, so the fingerprint `P + T` always has 44 bits (more in tiny stores): among N keys a
-//! lookup or a blind replacement meets a foreign key with probability `N / 2^44`, which is 6 in a million at 100 M keys. One partition stands for 64 KiB of flash.
+//! - `S` and `O` are wide enough for the segments of the store and for the offsets in one of them.
+//! - `P = S + O - 13`, and at least 4. So one partition stands for 64 KiB of flash.
+//! - `T` is the rest of the slot: `64 - 7 - S - O`.
+//!
+//! The partition and the tag together are the fingerprint. It has `P + T = 44` bits, and more in
+//! stores so small that `P` is 4. Among N keys, a lookup or a blind replacement meets another key
+//! with probability `N / 2^44`, which is 6 in a million at 100 M keys.
+//!
+//! Slots are compared as integers: the tag is on top, so the slots of a partition are sorted by
+//! hash.
 
 use crate::codec;
-use crate::concurrent::ratio_ceil_log2;
 use crate::id::{KeyHash, Location, SegmentId, UNIT};
 use crate::io::SECTOR;
 
 const LEN_BITS: u32 = 6;
 const HEAT_BITS: u32 = 1;
-/// Read lengths up to this many sectors are exact.
+/// Read lengths up to this many sectors (16 KiB) are exact.
 const EXACT_SECTORS: u64 = 32;
 
-/// The widths for one store.
+/// The widths of the fields of a slot in one store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Geometry {
     pub(crate) partition_bits: u32,
@@ -25,18 +32,18 @@ pub(crate) struct Geometry {
     pub(crate) offset_bits: u32,
 }
 
-/// What a slot says besides its tag.
+/// The fields of a slot besides its tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct IndexEntry {
     pub(crate) location: Location,
-    /// Sectors to read so that the whole record is there; may be more than it needs beyond 16 KiB.
+    /// Sectors to read for the whole record. Above 16 KiB it may be more than the record needs.
     pub(crate) sectors: u64,
-    /// Whether it was asked for since it was written.
+    /// Whether the entry was read since its record was written.
     pub(crate) hot: bool,
 }
 
 impl IndexEntry {
-    /// An entry for a record of `len` bytes.
+    /// The entry for a record of `len` bytes at `location`.
     pub(crate) fn new(location: Location, len: usize) -> Self {
         let start = location.offset as usize % SECTOR;
         Self { location, sectors: (start + len).div_ceil(SECTOR) as u64, hot: false }
@@ -72,7 +79,7 @@ impl Geometry {
         (hash.0 << self.partition_bits) >> (64 - self.tag_bits())
     }
 
-    /// Partition and tag together: what the index knows of a hash.
+    /// Partition and tag together: the bits of a hash that the index knows.
     pub(crate) const fn fingerprint(&self, hash: KeyHash) -> u64 {
         hash.0 >> (64 - self.partition_bits - self.tag_bits())
     }
@@ -81,17 +88,19 @@ impl Geometry {
         slot >> self.place_bits()
     }
 
-    /// The bit that says an entry was asked for.
+    /// The bit of [`IndexEntry::hot`].
     pub(crate) const fn heat_mask(&self) -> u64 {
         1 << (self.place_bits() - 1)
     }
 
-    /// Sectors to read for the record of a slot, as they are encoded.
+    /// The code of the sectors to read for the record of a slot.
     fn len_code(&self, slot: u64) -> u64 {
         (slot >> (self.offset_bits + self.segment_bits)) & ((1 << LEN_BITS) - 1)
     }
 
-    /// How long the record of a slot is, right on average over records that begin anywhere in a sector.
+    /// The expected length in bytes of the record of a slot.
+    ///
+    /// It is right on average over records that begin anywhere in a sector.
     pub(crate) fn len_expected(&self, slot: u64) -> u64 {
         LEN_EXPECTED[self.len_code(slot) as usize]
     }
@@ -107,7 +116,7 @@ impl Geometry {
         IndexEntry { location: self.location(slot), sectors: decode_sectors(self.len_code(slot)), hot: slot & self.heat_mask() != 0 }
     }
 
-    /// Where the record of a slot is.
+    /// The location of the record of a slot.
     pub(crate) fn location(&self, slot: u64) -> Location {
         let low = |value: u64, bits: u32| value & ((1 << bits) - 1);
         let offset = low(slot, self.offset_bits) as u32 * UNIT as u32;
@@ -115,7 +124,12 @@ impl Geometry {
     }
 }
 
-/// By the code of what is read.
+/// The number of bits that number `n / unit` values, rounded up.
+const fn ratio_ceil_log2(n: u64, unit: u64) -> u32 {
+    n.div_ceil(unit).next_power_of_two().trailing_zeros()
+}
+
+/// The expected length in bytes of a record, by the code of its read length.
 const LEN_EXPECTED: [u64; 1 << LEN_BITS] = {
     let mut lens = [0; 1 << LEN_BITS];
     let mut code = 0;
@@ -128,7 +142,10 @@ const LEN_EXPECTED: [u64; 1 << LEN_BITS] = {
     lens
 };
 
-/// Code 0 to 31: that many sectors plus one. From 32: 32 x 2^(k/3) sectors, rounded up.
+/// The code of a read length, rounded up to one that has a code.
+///
+/// A code `c` below 32 means `c + 1` sectors. From 32 on it means `32 x 2^(k/3)` sectors rounded
+/// up, with `k = c - 31`.
 fn encode_sectors(sectors: u64) -> u64 {
     if sectors <= EXACT_SECTORS {
         return sectors.max(1) - 1;

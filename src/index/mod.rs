@@ -1,8 +1,13 @@
-//! Key hash to place on flash, in about 8.3 bytes an entry. Knows neither keys nor segments.
+//! The index: hash of a key to the location of its record, in about 8.3 bytes an entry.
 //!
-//! The hash's upper bits choose a partition; in it, slots are sorted by the next bits and found by interpolation (Peterson, 1957; Perl, Itai and Avni, 1978). Readers
-//! take no lock. Two keys with the same fingerprint share a slot: the later one replaces the earlier, which is a miss from then on, never a wrong answer, since
-//! readers compare the whole key.
+//! It knows neither keys nor the content of segments.
+//!
+//! The upper bits of the hash choose a partition. Its slots are sorted by the next bits of the
+//! hash, and a lookup finds a slot by interpolation (Peterson, 1957; Perl, Itai and Avni, 1978).
+//! Readers take no lock.
+//!
+//! Two keys with the same fingerprint share a slot. The later key replaces the earlier one, which
+//! is a miss from then on. It is never a wrong answer, since readers compare the whole key.
 
 pub(crate) mod batch;
 pub(crate) mod checkpoint;
@@ -18,13 +23,13 @@ use crate::id::{KeyHash, Location, SegmentId};
 use geometry::{Geometry, IndexEntry};
 use partition::{Partition, prefetch};
 
-/// See the module.
+/// Hashes of keys and the locations of their records.
 #[derive(Debug)]
 pub(crate) struct Index {
     geometry: Geometry,
     partitions: Box<[Partition]>,
     entries: AtomicU64,
-    /// Of their records, as expected.
+    /// Expected bytes of the records of all entries.
     bytes: AtomicU64,
     /// Slots allocated, used or not.
     slots: AtomicU64,
@@ -44,12 +49,17 @@ impl Index {
         (&self.partitions[self.geometry.partition(hash)], self.geometry.tag(hash))
     }
 
-    /// Starts to bring what a lookup of `hash` needs first into the processor's cache, while the caller does something else.
+    /// Starts to load the partition of `hash` into the processor's cache, while the caller works
+    /// on.
+    ///
+    /// A lookup needs the partition first.
     pub(crate) fn prefetch(&self, hash: KeyHash) {
         prefetch(std::ptr::from_ref(self.locate(hash).0).addr());
     }
 
-    /// What it needs next.
+    /// Starts to load the slots near `hash` into the processor's cache.
+    ///
+    /// A lookup needs them after its partition, which [`Index::prefetch`] loads.
     pub(crate) fn prefetch_slots(&self, hash: KeyHash) {
         let (partition, tag) = self.locate(hash);
         partition.prefetch(&self.geometry, tag, &epoch::pin());
@@ -67,7 +77,7 @@ impl Index {
         self.get(hash).is_some_and(|now| now.location == location)
     }
 
-    /// Sets the entry for `hash`; the one it replaces, if any.
+    /// Sets the entry for `hash`. Returns the entry that it replaces, if any.
     pub(crate) fn insert(&self, hash: KeyHash, entry: &IndexEntry) -> Option<IndexEntry> {
         let (partition, tag) = self.locate(hash);
         let slot = self.geometry.pack(tag, entry);
@@ -79,7 +89,7 @@ impl Index {
         old.map(|slot| self.geometry.unpack(slot))
     }
 
-    /// Removes the entry for `hash`, whatever it says.
+    /// Removes the entry for `hash` unconditionally, and returns it.
     pub(crate) fn remove(&self, hash: KeyHash) -> Option<IndexEntry> {
         self.remove_where(hash, |_| true)
     }
@@ -103,7 +113,7 @@ impl Index {
         old
     }
 
-    /// A slot took the place of another one.
+    /// Counts the replacement of slot `old` by slot `new`.
     fn account(&self, old: Option<u64>, new: Option<u64>) {
         let len = |slot: Option<u64>| slot.map_or(0, |slot| self.geometry.len_expected(slot));
         if old.is_some() != new.is_some() {
@@ -115,7 +125,7 @@ impl Index {
         }
     }
 
-    /// Removes every entry that `keep` does not hold for. Only while nobody else uses the index.
+    /// Removes every entry for which `keep` is false. No other thread may use the index meanwhile.
     pub(crate) fn retain(&self, keep: impl Fn(&IndexEntry) -> bool) {
         let mut slots = Vec::new();
         for number in 0..self.partitions.len() {
@@ -127,7 +137,7 @@ impl Index {
         }
     }
 
-    /// Removes every entry that names `segment`, which takes no new ones.
+    /// Removes every entry that names `segment`. The caller makes sure that no new ones appear.
     pub(crate) fn remove_segment(&self, segment: SegmentId) {
         let mut slots = Vec::new();
         for (number, partition) in self.partitions.iter().enumerate() {
@@ -141,23 +151,28 @@ impl Index {
         }
     }
 
-    /// Notes that the entry at `location` was asked for. Best effort.
+    /// Marks the entry for `hash` as hot if it still names `location`. The mark may get lost.
     pub(crate) fn warm(&self, hash: KeyHash, location: Location) {
         let (partition, tag) = self.locate(hash);
         partition.warm(&self.geometry, tag, |slot| self.geometry.unpack(slot).location == location);
     }
 
-    /// All slots of partition `number`, as they lie: a consistent copy.
+    /// Copies all slots of partition `number`, in order and consistently.
     pub(crate) fn copy_partition(&self, number: usize, out: &mut Vec<u64>) {
         self.partitions[number].copy(&epoch::pin(), out);
     }
 
-    /// Fills the empty partition `number` with sorted slots of an index of the same geometry. Only while nobody else uses the index.
+    /// Fills the empty partition `number` with sorted slots of an index of the same geometry.
+    ///
+    /// No other thread may use the partition meanwhile.
     pub(crate) fn load_partition(&self, number: usize, slots: &[u64]) {
         self.replace_partition(number, 0, slots, self.bytes_of(slots));
     }
 
-    /// Replaces the slots of partition `number`, which are `old` many; their records have so many `bytes` more, modulo 2^64. Only while nobody else uses the index.
+    /// Replaces the `old` slots of partition `number`. The records of all its slots grow by
+    /// `bytes`, modulo 2^64.
+    ///
+    /// No other thread may use the partition meanwhile.
     fn replace_partition(&self, number: usize, old: usize, new: &[u64], bytes: u64) {
         let grown = self.partitions[number].replace(new);
         self.slots.fetch_add(grown as u64, Ordering::Relaxed);
@@ -165,7 +180,7 @@ impl Index {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Of the records of so many slots, as expected.
+    /// The expected bytes of the records of `slots`.
     fn bytes_of(&self, slots: &[u64]) -> u64 {
         slots.iter().map(|slot| self.geometry.len_expected(*slot)).sum()
     }
@@ -174,7 +189,7 @@ impl Index {
         self.entries.load(Ordering::Relaxed)
     }
 
-    /// How long all records are together, as expected from what is read for them.
+    /// The bytes of all records, estimated from their read lengths.
     pub(crate) fn record_bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -220,7 +235,7 @@ mod tests {
         #[test]
         fn a_batch_does_what_its_changes_do_one_by_one(first in ops(), second in ops()) {
             let (one_by_one, batched) = (Index::new(Geometry::new(8, 1 << 16)), Index::new(Geometry::new(8, 1 << 16)));
-            let mut batch = batch::Batch::new(batched.geometry(), 0);
+            let mut batch = batch::Batch::new(batched.geometry(), usize::MAX);
             for (n, op) in first.iter().chain(&second).enumerate() {
                 match op {
                     Op::Insert(k, o) => {

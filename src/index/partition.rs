@@ -1,6 +1,9 @@
-//! One partition: slots sorted by value (so by tag), behind a seqlock.
+//! One partition: an array of slots, sorted by value and so by tag, behind a seqlock.
 //!
-//! The slot array is replaced when it grows or shrinks, and freed once no reader can be in it (epochs: Fraser, 2004).
+//! - Writers exclude each other by the seqlock's version. They move slots with relaxed stores.
+//! - Readers take no lock. They search the array and start over if a writer came in between.
+//! - A full array is replaced by a larger one, and one with much spare room by a smaller one. The
+//!   epoch frees the old array once no reader can be in it (Fraser, 2004).
 #![allow(unsafe_code, reason = "an array shared with readers that take no lock")]
 
 use std::mem::MaybeUninit;
@@ -29,17 +32,20 @@ impl Default for Partition {
 impl Drop for Partition {
     fn drop(&mut self) {
         let slots = std::mem::replace(&mut self.slots, Atomic::null());
-        // SAFETY: `&mut self` says that no reader or writer is left, and the array is owned by this partition alone.
+        // SAFETY: `&mut self` proves that no reader or writer is left, and this partition alone
+        // owns the array.
         drop(unsafe { slots.try_into_owned() });
     }
 }
 
-/// How many slots an array for `len` has: a handful of spare ones, so that an insert rarely moves all of them. None for none, so that what was emptied takes nothing.
+/// The number of slots in an array for `len` used ones.
+///
+/// A few are spare, so that an insert rarely copies the array. An empty partition has no array.
 const fn capacity_for(len: usize) -> usize {
     if len == 0 { 0 } else { (len + 1 + len / 24).next_multiple_of(2) }
 }
 
-/// An array of `capacity` slots that begins with those.
+/// An array of `capacity` slots that begins with the `used` ones.
 fn new_slots(capacity: usize, used: impl Iterator<Item = u64>) -> Owned<Slots> {
     let mut slots = Owned::<Slots>::init(capacity);
     for (slot, value) in slots.iter_mut().zip(used.chain(std::iter::repeat(0))) {
@@ -48,11 +54,13 @@ fn new_slots(capacity: usize, used: impl Iterator<Item = u64>) -> Owned<Slots> {
     slots
 }
 
-/// The array's slots, none if there is no array.
+/// The slots of an array. Null is an empty array.
 fn view<'g>(slots: Shared<'g, Slots>) -> &'g [AtomicU64] {
-    // SAFETY: an array is freed only after the epoch of the guard that `'g` stands for has ended.
+    // SAFETY: `resize` leaves the freeing of an array to the epoch, which waits for the guard that
+    // `'g` borrows. `drop` frees the last array when no method of the partition runs.
     let Some(slots) = (unsafe { slots.as_ref() }) else { return &[] };
-    // SAFETY: `new_slots` initialises every slot before the array is shared, and `MaybeUninit<T>` has the layout of `T`.
+    // SAFETY: `new_slots` initialises every slot before the array is shared, and `MaybeUninit<T>`
+    // has the layout of `T`.
     unsafe { &*(std::ptr::from_ref::<Slots>(slots) as *const [AtomicU64]) }
 }
 
@@ -60,15 +68,15 @@ fn values(slots: &[AtomicU64]) -> impl Iterator<Item = u64> {
     slots.iter().map(|slot| slot.load(Ordering::Relaxed))
 }
 
-/// About where `tag` is among `len` slots: a few slots off, since tags are uniform.
+/// The likely place of `tag` among `len` slots. It is a few slots off, since tags are uniform.
 fn interpolate(geometry: &Geometry, len: usize, tag: u64) -> usize {
     ((u128::from(tag) * len as u128) >> geometry.tag_bits()) as usize
 }
 
-/// Starts to bring what lies at `address` into the processor's cache, whatever that is.
+/// Starts to load the line at `address` into the processor's cache. The address need not be valid.
 pub(super) fn prefetch(address: usize) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    // SAFETY: this is a hint, which no address makes fail.
+    // SAFETY: a prefetch is a hint and does not fault, so any address is allowed.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T0>(std::ptr::without_provenance(address));
@@ -90,7 +98,7 @@ fn lower_bound(geometry: &Geometry, slots: &[AtomicU64], tag: u64) -> usize {
     i
 }
 
-/// The slot with this tag, if there is one.
+/// The place and value of the slot with this tag, or the place where it belongs.
 fn search(geometry: &Geometry, slots: &[AtomicU64], tag: u64) -> Result<(usize, u64), usize> {
     let i = lower_bound(geometry, slots, tag);
     match slots.get(i).map(|s| s.load(Ordering::Relaxed)) {
@@ -100,7 +108,7 @@ fn search(geometry: &Geometry, slots: &[AtomicU64], tag: u64) -> Result<(usize, 
 }
 
 impl Partition {
-    /// Runs `read` on a consistent state.
+    /// Calls `read` with the used slots until it saw a consistent state.
     fn read<'g, R>(&self, guard: &'g Guard, mut read: impl FnMut(&'g [AtomicU64]) -> R) -> R {
         self.version.read(|| {
             let slots = view(self.slots.load(Ordering::Acquire, guard));
@@ -109,7 +117,9 @@ impl Partition {
         })
     }
 
-    /// Runs `change` while other writers wait and readers start over. It gets the array (all of it) and the number of used slots, and returns the new number.
+    /// Calls `change` while other writers wait and readers start over.
+    ///
+    /// `change` gets the whole array and the number of used slots, and returns the new number.
     fn write<R>(&self, change: impl FnOnce(&Guard, &[AtomicU64], usize) -> (usize, R)) -> R {
         let guard = epoch::pin();
         self.version.write(|| {
@@ -120,33 +130,40 @@ impl Partition {
         })
     }
 
-    /// Replaces the array by one of `capacity` that begins with what is `used`. Only inside `write`. The change in capacity.
+    /// Replaces the array by one of `capacity` slots that begins with the `used` ones. Only inside
+    /// `write`.
+    ///
+    /// Returns the change in capacity.
     fn resize(&self, guard: &Guard, used: impl Iterator<Item = u64>, capacity: usize) -> isize {
         let slots = if capacity == 0 { Shared::null() } else { new_slots(capacity, used).into_shared(guard) };
         let old = self.slots.swap(slots, Ordering::AcqRel, guard);
         let old_capacity = view(old).len();
         if !old.is_null() {
-            // SAFETY: `swap` made the old array unreachable for new readers; those that have it are pinned.
+            // SAFETY: `swap` made the old array unreachable for new readers. Readers that have it
+            // are pinned.
             unsafe { guard.defer_destroy(old) };
         }
         capacity as isize - old_capacity as isize
     }
 
-    /// Starts to bring the slots in which `tag` is looked for into the processor's cache.
+    /// Starts to load the slots near `tag` into the processor's cache.
     pub(super) fn prefetch(&self, geometry: &Geometry, tag: u64, guard: &Guard) {
         let slots = self.slots.load(Ordering::Relaxed, guard).into_usize();
         let guess = interpolate(geometry, self.len.load(Ordering::Relaxed) as usize, tag);
-        // Their number lies before them.
+        // The allocation begins with the number of slots, one word.
         prefetch(slots.wrapping_add((guess + 1) * size_of::<AtomicU64>()));
     }
 
+    /// The slot with this tag, if there is one.
     pub(super) fn find(&self, geometry: &Geometry, tag: u64, guard: &Guard) -> Option<u64> {
-        // At the same time as the number of slots, which is needed first.
+        // Loads the slots and the number of slots, which the search needs first, at the same time.
         self.prefetch(geometry, tag, guard);
         self.read(guard, |slots| search(geometry, slots, tag).ok().map(|(_, slot)| slot))
     }
 
-    /// Sets the slot with this slot's tag. What it replaces, and how many slots were allocated (or freed, below zero).
+    /// Sets the slot with this slot's tag.
+    ///
+    /// Returns the slot that it replaces, and the change in capacity.
     pub(super) fn upsert(&self, geometry: &Geometry, slot: u64) -> (Option<u64>, isize) {
         self.write(|guard, slots, len| {
             let at = match search(geometry, &slots[..len], geometry.tag_of(slot)) {
@@ -170,7 +187,9 @@ impl Partition {
         })
     }
 
-    /// Removes the slot with this tag if `condition` holds for it. What was removed, and how many slots were allocated (or freed, below zero).
+    /// Removes the slot with this tag if `condition` holds for it.
+    ///
+    /// Returns the slot that was removed, and the change in capacity.
     pub(super) fn remove(&self, geometry: &Geometry, tag: u64, condition: impl Fn(u64) -> bool) -> (Option<u64>, isize) {
         self.write(|guard, slots, len| match search(geometry, &slots[..len], tag) {
             Ok((at, old)) if condition(old) => {
@@ -186,9 +205,10 @@ impl Partition {
         })
     }
 
-    /// Sets the heat of the slot with this tag if `condition` holds for it and nobody changes it meanwhile.
+    /// Sets the heat bit of the slot with this tag if `condition` holds for it.
     ///
-    /// Writers move slots by plain loads and stores, so a bit set here may be lost or be set on a copy that is about to be overwritten: both are harmless.
+    /// It takes no lock, and writers move slots by separate loads and stores. So the bit may be
+    /// lost, or be set in a copy that is about to be overwritten. Both are harmless.
     pub(super) fn warm(&self, geometry: &Geometry, tag: u64, condition: impl Fn(u64) -> bool) {
         let guard = epoch::pin();
         let slots = view(self.slots.load(Ordering::Acquire, &guard));
@@ -202,6 +222,7 @@ impl Partition {
         }
     }
 
+    /// Copies all used slots.
     pub(super) fn copy(&self, guard: &Guard, out: &mut Vec<u64>) {
         self.read(guard, |slots| {
             out.clear();
@@ -209,7 +230,7 @@ impl Partition {
         });
     }
 
-    /// Replaces all slots. The change in capacity.
+    /// Replaces all slots by sorted ones. Returns the change in capacity.
     pub(super) fn replace(&self, new: &[u64]) -> isize {
         self.write(|guard, slots, _| {
             if new.len() > slots.len() || capacity_for(new.len()) < slots.len() {

@@ -1,25 +1,30 @@
-//! A seqlock (Lameter, 2005): writers exclude each other, readers take no lock and start over if a writer was there.
+//! A seqlock (Lameter, 2005): writers exclude each other; readers take no lock, and start over if a
+//! writer came in between.
 //!
-//! What it guards consists of atomics that are stored to and loaded from with `Relaxed`; the fences here order them (Boehm, 2012).
+//! The guarded data are atomics with `Relaxed` loads and stores. The fences here order them (Boehm,
+//! 2012).
 
 #[cfg(not(loom))]
 use crossbeam::utils::Backoff;
 
 use crate::concurrent::primitives::{AtomicU32, Ordering, fence};
 
-/// Odd while a writer is in.
+/// Counts up at the beginning and at the end of each write. Odd while a writer changes the data.
 #[derive(Debug, Default)]
 pub(super) struct Version(AtomicU32);
 
 impl Version {
-    /// Runs `read` until no writer was there meanwhile. What it saw then is consistent; what it saw before may be anything.
+    /// Calls `read` until no writer came in between, and returns the last result.
+    ///
+    /// The last call saw a consistent state. Earlier calls may have seen any mix of states.
     pub(super) fn read<R>(&self, mut read: impl FnMut() -> R) -> R {
         let backoff = Backoff::new();
         loop {
             let before = self.0.load(Ordering::Acquire);
             if before & 1 == 0 {
                 let result = read();
-                // Pairs with the release fence in `write`: if a word was seen that a writer stored, so is its odd version.
+                // Pairs with the release fence in `write`: if `read` saw a word that a writer
+                // stored, the load below sees that writer's odd version or a later one.
                 fence(Ordering::Acquire);
                 if self.0.load(Ordering::Relaxed) == before {
                     return result;
@@ -29,7 +34,7 @@ impl Version {
         }
     }
 
-    /// Runs `change` while other writers wait and readers start over.
+    /// Calls `change` while other writers wait and readers start over.
     pub(super) fn write<R>(&self, change: impl FnOnce() -> R) -> R {
         let backoff = Backoff::new();
         let before = loop {
@@ -39,9 +44,10 @@ impl Version {
             }
             backoff.snooze();
         };
+        // Pairs with the acquire fence in `read`.
         fence(Ordering::Release);
         let result = change();
-        // Pairs with the acquire loads of the version.
+        // Pairs with the acquire load in `read` and the acquire exchange of the next writer.
         self.0.store(before.wrapping_add(2), Ordering::Release);
         result
     }

@@ -1,11 +1,33 @@
-//! The memory tier: values of hot records in DRAM, bounded by bytes, S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP'23).
+//! The memory tier: values of hot records in DRAM, bounded by bytes.
 //!
-//! It is keyed by the key's hash, and asked before the index. What is here is what the index names, or nothing is: whoever changes what the index says of a key does it in
-//! [`MemoryTier::supersede`], which holds the key's shard from the moment that the version before is out until the index names the new one; and whoever brings in what was read
-//! says with [`MemoryTier::insert`] whether the index still names it, under the same lock. So a hit is the newest version. An entry that has left the index may stay here a while;
-//! that it was the newest version remains true until a mutation supersedes it.
+//! # Eviction
+//! S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP'23), in each
+//! shard:
+//! - A new entry joins the *small* queue, or the *main* queue if its hash is a *ghost* or the
+//!   caller says that it is proved.
+//! - A hit raises the entry's frequency, up to 3, and moves nothing.
+//! - While the shard is over its budget, it takes the oldest entry of the small queue if that has
+//!   more than a tenth of the budget or the main queue is empty. Else it takes the oldest entry of
+//!   the main queue.
+//! - If the frequency of that entry is above 0, it becomes the newest of the main queue. An entry
+//!   from the small queue starts there at 0, and an entry from the main queue loses one.
+//! - If the frequency is 0, the entry is evicted. The hash of an entry from the small queue becomes
+//!   a ghost. The oldest ghosts are dropped while a shard has more than entries, and more than 16.
 //!
-//! Hits take no lock: buckets are linked lists that are read under an epoch (Fraser, 2004), and a hit only raises the entry's frequency and counts a handle.
+//! # Agreement with the index
+//! The tier is keyed by the hash of the key and asked before the index. It holds the newest version
+//! of a key or nothing:
+//! - A mutation changes the index in [`MemoryTier::supersede`]. That holds the lock of the key's
+//!   shard from the removal of the old version until the index names the new one.
+//! - A reader inserts a record in [`MemoryTier::insert`] only if the index still names that record,
+//!   which is checked under the same lock.
+//!
+//! An entry may stay here after the index has lost it. It remains the newest version until a
+//! mutation supersedes it.
+//!
+//! # Concurrency
+//! A hit takes no lock. Buckets are linked lists that are read under an epoch guard (Fraser, 2004),
+//! and a hit stores the frequency and counts a handle. Changes hold the lock of the shard.
 #![allow(unsafe_code, reason = "items are shared with readers that take no lock")]
 
 use std::collections::{HashSet, VecDeque};
@@ -15,39 +37,47 @@ use std::sync::{Mutex, MutexGuard};
 
 use crossbeam::epoch::{self, Guard};
 
-use super::item::{FREQUENCY_MAX, Item, NODE_LEN, Node, held, node};
+use super::item::{FREQUENCY_MAX, Item, NODE_LEN, Node, NodeRef};
 use super::queue::Queue;
 use crate::concurrent::lock;
 use crate::id::{Key, KeyHash};
 
 const SHARDS_MAX: usize = 16;
-/// A shard has at least this many bytes, so that large values find room.
+/// Bytes that a shard has at least, so that large values find room.
 const SHARD_BYTES_MIN: u64 = 4 << 20;
 const BYTES_PER_BUCKET: u64 = 512;
-/// No fewer buckets, and a multiple of any number of shards.
+/// The least number of buckets, a multiple of every possible number of shards.
 const BUCKETS_MIN: usize = 64;
 const _: () = assert!(BUCKETS_MIN.is_multiple_of(SHARDS_MAX));
-/// One in this many bytes of a shard is for entries that have not proved themselves.
+/// One in this many bytes of a shard is for the small queue.
 const SMALL_SHARE: u64 = 10;
-/// Entries are freed some time after they went, when no reader can have them any more. PastEnd this many bytes of a shard it is asked whether that is so.
+/// Bytes that a shard may have retired before it asks the epoch to free them.
+///
+/// A retired entry is freed only when no reader can have it any more.
 const GARBAGE_MAX: u64 = 256 << 10;
-/// What an entry costs besides its bytes: node, what the allocator adds, ghost place, two places in lists of what is hot.
+/// Bytes that an entry is charged with besides its own: node, allocator overhead, ghost, and a
+/// place in each of two lists of hot keys.
 const OVERHEAD: u64 = (NODE_LEN + 16 + 16 + 2 * 8) as u64;
 
-/// See the module.
+/// Values of hot records in DRAM, keyed by the hash of the key.
 #[derive(Debug)]
 pub(crate) struct MemoryTier {
-    /// In the order of the hashes that belong there, as shards are: each shard has buckets of its own.
+    /// Ordered by hash, as shards are, so that no bucket belongs to two shards.
     buckets: Box<[AtomicPtr<Node>]>,
     shards: Box<[Mutex<Shard>]>,
-    /// For each shard.
+    /// Bytes for each shard.
     budget: AtomicU64,
     bytes: AtomicU64,
     entries: AtomicU64,
-    /// Inserts so far: says whether the content changed.
+    /// Inserts so far. A change says that the content changed.
     inserts: AtomicU64,
 }
 
+/// The queues of a part of all hashes.
+///
+/// Each linked node is in one of the two queues: [`Shard::enter`] or [`Shard::replace`] follows
+/// [`MemoryTier::link`], and [`Shard::leave`] or [`Shard::replace`] follows [`MemoryTier::unlink`],
+/// under the same hold of the lock.
 #[derive(Debug, Default)]
 struct Shard {
     small: Queue,
@@ -57,14 +87,15 @@ struct Shard {
     small_bytes: u64,
     bytes: u64,
     entries: usize,
-    /// Bytes that were unlinked and may not be freed yet.
+    /// Bytes retired since the epoch was last asked to free.
     garbage: u64,
 }
 
-/// A place in a shard's queues while what holds it changes. If that panics, what has left its bucket leaves its queue too.
+/// A place in a shard's queues during [`MemoryTier::supersede`]. If the change panics, the node
+/// that left its bucket leaves its queue too.
 struct Place<'a> {
     shard: MutexGuard<'a, Shard>,
-    left_by: Option<NonNull<Node>>,
+    left_by: Option<NodeRef<'a>>,
     guard: &'a Guard,
 }
 
@@ -77,7 +108,7 @@ impl Drop for Place<'_> {
 }
 
 impl MemoryTier {
-    /// A tier that may take `budget` bytes, buckets included. It never has more buckets than `budget` says now.
+    /// A tier that may take `budget` bytes, buckets included. The number of buckets never changes.
     pub(crate) fn new(budget: u64) -> Self {
         let shards = ((budget / SHARD_BYTES_MIN).max(1) as usize).next_power_of_two().min(SHARDS_MAX);
         let buckets = ((budget / BYTES_PER_BUCKET) as usize).next_multiple_of(shards).max(BUCKETS_MIN);
@@ -93,12 +124,13 @@ impl MemoryTier {
         tier
     }
 
-    /// Changes how many bytes the tier may take.
+    /// Sets the number of bytes that the tier may take, and evicts at once if it takes more.
     pub(crate) fn set_budget(&self, budget: u64) {
         let each = budget.saturating_sub(self.buckets_len()) / self.shards.len() as u64;
         if each < self.budget.swap(each, Ordering::Relaxed) {
             for shard in &self.shards {
-                // Pinned anew for each, as in `hottest`.
+                // Pinned anew for each shard, so that the entries of the shards before can be
+                // freed.
                 let guard = epoch::pin();
                 self.shrink(&mut lock(shard), each, &guard);
             }
@@ -132,30 +164,42 @@ impl MemoryTier {
         self.inserts.load(Ordering::Relaxed)
     }
 
-    fn bucket(&self, hash: KeyHash) -> &AtomicPtr<Node> {
-        &self.buckets[part(hash, self.buckets.len())]
+    fn bucket(&self, hash: KeyHash) -> usize {
+        part(hash, self.buckets.len())
     }
 
     fn shard(&self, hash: KeyHash) -> &Mutex<Shard> {
         &self.shards[part(hash, self.shards.len())]
     }
 
-    /// The node of the entry for `hash`, which lives as long as the guard.
-    fn find(&self, hash: KeyHash, _guard: &Guard) -> Option<NonNull<Node>> {
-        let mut at = self.bucket(hash).load(Ordering::Acquire);
-        while let Some(found) = NonNull::new(at).filter(|at| node(*at).hash != hash) {
-            at = node(found).next.load(Ordering::Acquire);
-        }
-        NonNull::new(at)
+    /// The nodes of a bucket. They live as long as the guard, even if they are evicted meanwhile.
+    fn nodes<'g>(&'g self, bucket: usize, _guard: &'g Guard) -> impl Iterator<Item = NodeRef<'g>> {
+        let mut link = &self.buckets[bucket];
+        std::iter::from_fn(move || {
+            // Pairs with the release stores in `link` and `unlink`.
+            let at = NonNull::new(link.load(Ordering::Acquire))?;
+            // SAFETY: `_guard` was pinned before this load, so the walk reaches only nodes that
+            // were linked at some moment since then. (An unlinked node keeps its `next`, which
+            // names the node that was linked behind it.) The tier had a handle to the node at that
+            // moment. `retire` drops it by a deferred call of the epoch, which runs only after
+            // `_guard` has ended.
+            let at = unsafe { NodeRef::new(at) };
+            link = &at.node().next;
+            Some(at)
+        })
+    }
+
+    /// The node of the entry for `hash`.
+    fn find<'g>(&'g self, hash: KeyHash, guard: &'g Guard) -> Option<NodeRef<'g>> {
+        self.nodes(self.bucket(hash), guard).find(|at| at.node().hash == hash)
     }
 
     /// The record of `key`, whose hash is `hash`, if it is here. Counts as a use.
     pub(crate) fn get(&self, hash: KeyHash, key: Key<'_>) -> Option<Item> {
         let guard = epoch::pin();
         let at = self.find(hash, &guard)?;
-        // SAFETY: the tier's handle is dropped only once no guard is left from before the node was unlinked.
-        let item = unsafe { Item::of(at) };
-        let frequency = &node(at).frequency;
+        let item = at.item();
+        let frequency = &at.node().frequency;
         let uses = frequency.load(Ordering::Relaxed);
         if uses < FREQUENCY_MAX {
             frequency.store(uses + 1, Ordering::Relaxed);
@@ -163,12 +207,19 @@ impl MemoryTier {
         item.is_of(key).then_some(item)
     }
 
-    /// Whether a record with this hash is here.
+    /// Whether a record with this hash is here. Does not count as a use.
     pub(crate) fn holds(&self, hash: KeyHash) -> bool {
         self.find(hash, &epoch::pin()).is_some()
     }
 
-    /// Takes in a record that was read, if it `is_current`, and evicts others until it fits. `proved` says that it was used often before. False if it is superseded or too large.
+    /// Inserts a record that was read from flash, and evicts others until the shard is within its
+    /// budget.
+    ///
+    /// - `is_current` is called under the shard's lock and says whether the index still names the
+    ///   record.
+    /// - `proved` puts the record into the main queue, because it was used often before.
+    ///
+    /// Returns false if the record is superseded or too large.
     pub(crate) fn insert(&self, item: &Item, proved: bool, is_current: impl FnOnce() -> bool) -> bool {
         let (hash, guard) = (item.hash(), epoch::pin());
         let mut shard = lock(self.shard(hash));
@@ -179,17 +230,22 @@ impl MemoryTier {
         if !is_current() {
             return false;
         }
-        shard.enter(self.link(item.clone()), proved);
+        let linked = self.link(&shard, item.clone(), &guard);
+        shard.enter(linked, proved);
         self.shrink(&mut shard, budget, &guard);
         true
     }
 
-    /// Does what makes the index name another version of the key with this hash, or none, and puts `successor`, if there is one, in the place of the version before.
+    /// Calls `change`, which makes the index name another version of the key with this hash, or
+    /// none.
+    ///
+    /// The version before is out of the tier when `change` begins. `successor` takes its place
+    /// afterwards, unless it is too large. All of it happens under the shard's lock.
     pub(crate) fn supersede<T>(&self, hash: KeyHash, successor: Option<Item>, change: impl FnOnce() -> T) -> T {
         let guard = epoch::pin();
         let mut place = Place { shard: lock(self.shard(hash)), left_by: None, guard: &guard };
         if let Some(old) = self.find(hash, &guard) {
-            self.unlink(old);
+            self.unlink(&place.shard, old);
             place.left_by = Some(old);
         }
         let changed = change();
@@ -197,8 +253,13 @@ impl MemoryTier {
         match (place.left_by.take(), successor.filter(|_| budget.is_some())) {
             (None, None) => {}
             (Some(old), None) => place.shard.leave(old, &guard),
-            (None, Some(item)) => place.shard.enter(self.link(item), false),
-            (Some(old), Some(item)) => place.shard.replace(old, self.link(item), &guard),
+            (old, Some(item)) => {
+                let linked = self.link(&place.shard, item, &guard);
+                match old {
+                    None => place.shard.enter(linked, false),
+                    Some(old) => place.shard.replace(old, linked, &guard),
+                }
+            }
         }
         if let Some(budget) = budget {
             self.shrink(&mut place.shard, budget, &guard);
@@ -206,30 +267,33 @@ impl MemoryTier {
         changed
     }
 
-    /// Forgets `item` if it is here. Says whether it was.
+    /// Removes `item` if it is here. Returns whether it was.
     pub(crate) fn forget(&self, item: &Item) -> bool {
         let (hash, guard) = (item.hash(), epoch::pin());
         let mut shard = lock(self.shard(hash));
         let found = self.find(hash, &guard).filter(|at| *at == item.node());
         if let Some(at) = found {
-            self.unlink(at);
+            self.unlink(&shard, at);
             shard.leave(at, &guard);
         }
         found.is_some()
     }
 
-    /// What a shard may take, unless this item is too large for it.
+    /// The budget of a shard, unless this item takes more than a quarter of it.
     fn budget_for(&self, item: &Item) -> Option<u64> {
         let budget = self.budget.load(Ordering::Relaxed);
         (charge(item.node()) <= budget / 4).then_some(budget)
     }
 
-    /// Makes an item the first of its bucket. The caller has the shard.
-    fn link(&self, item: Item) -> NonNull<Node> {
-        let bucket = self.bucket(item.hash());
-        let at = item.into_node();
-        node(at).next.store(bucket.load(Ordering::Relaxed), Ordering::Relaxed);
-        // Pairs with the acquire loads in `find`.
+    /// Makes an item the first of its bucket. `_locked` is the item's shard, which the caller gives
+    /// the node to.
+    fn link<'g>(&self, _locked: &Shard, item: Item, _guard: &'g Guard) -> NodeRef<'g> {
+        let bucket = &self.buckets[self.bucket(item.hash())];
+        // SAFETY: the tier has the handle that `into_node` gives away. `retire` drops it by a
+        // deferred call of the epoch, which runs only after `_guard` has ended.
+        let at = unsafe { NodeRef::new(item.into_node()) };
+        at.node().next.store(bucket.load(Ordering::Relaxed), Ordering::Relaxed);
+        // Pairs with the acquire load in `nodes`.
         bucket.store(at.as_ptr(), Ordering::Release);
         self.bytes.fetch_add(charge(at), Ordering::Relaxed);
         self.entries.fetch_add(1, Ordering::Relaxed);
@@ -237,14 +301,17 @@ impl MemoryTier {
         at
     }
 
-    /// Takes a node that is here out of its bucket. The caller has the shard, and gives the node to [`Shard::leave`] or [`Shard::replace`].
-    fn unlink(&self, unlinked: NonNull<Node>) {
-        let mut link = self.bucket(node(unlinked).hash);
-        while let Some(at) = NonNull::new(link.load(Ordering::Relaxed)).filter(|at| *at != unlinked) {
-            link = &node(at).next;
+    /// Takes a linked node out of its bucket. `_locked` is the node's shard. The caller gives the
+    /// node to its [`Shard::leave`] or [`Shard::replace`].
+    fn unlink(&self, _locked: &Shard, unlinked: NodeRef<'_>) {
+        let mut link = &self.buckets[self.bucket(unlinked.node().hash)];
+        while let Some(at) = NonNull::new(link.load(Ordering::Relaxed)).filter(|at| *at != unlinked.as_non_null()) {
+            // SAFETY: the shard's lock is held, so every node in the bucket stays linked, and the
+            // tier has a handle to a linked node.
+            link = &unsafe { NodeRef::new(at) }.node().next;
         }
-        // Pairs with the acquire loads in `find`.
-        link.store(node(unlinked).next.load(Ordering::Relaxed), Ordering::Release);
+        // Pairs with the acquire load in `nodes`.
+        link.store(unlinked.node().next.load(Ordering::Relaxed), Ordering::Release);
         self.bytes.fetch_sub(charge(unlinked), Ordering::Relaxed);
         self.entries.fetch_sub(1, Ordering::Relaxed);
     }
@@ -252,18 +319,17 @@ impl MemoryTier {
     /// Evicts until the shard is within its budget.
     fn shrink(&self, shard: &mut Shard, budget: u64, guard: &Guard) {
         while shard.bytes > budget {
-            let from_small = shard.small_bytes > budget / SMALL_SHARE || shard.main.oldest().is_none();
-            let oldest = if from_small { shard.small.oldest() } else { shard.main.oldest() };
+            let from_small = shard.small_bytes > budget / SMALL_SHARE || shard.main.is_empty();
+            let oldest = if from_small { shard.small.oldest(guard) } else { shard.main.oldest(guard) };
             let Some(at) = oldest else { return };
-            let Node { frequency, hash, .. } = node(at);
+            let Node { frequency, hash, .. } = at.node();
             let uses = frequency.load(Ordering::Relaxed);
             if uses > 0 {
-                // Used since it came in, or since it was last looked at: it stays, one use poorer.
                 frequency.store(if from_small { 0 } else { uses - 1 }, Ordering::Relaxed);
                 shard.promote(at);
                 continue;
             }
-            self.unlink(at);
+            self.unlink(shard, at);
             if from_small {
                 shard.remember_ghost(*hash);
             }
@@ -271,39 +337,40 @@ impl MemoryTier {
         }
     }
 
-    /// Hashes of what is here, hottest first and at most `most`, and how many of them have proved themselves.
-    pub(crate) fn hottest(&self, most: usize) -> (Vec<KeyHash>, usize) {
-        // One list for each degree of heat, coldest first: what has proved itself comes after what has not.
+    /// The hashes of at most `max` entries, hottest first, and how many of them are in main queues.
+    pub(crate) fn hottest(&self, max: usize) -> (Vec<KeyHash>, usize) {
+        // A list for each frequency in the small queue, then for each in the main queue: coldest
+        // first.
         let mut degrees = [const { Vec::new() }; 2 * (FREQUENCY_MAX as usize + 1)];
-        // One bucket of each shard after the other: whoever refills the tier in this order fills its shards alike.
+        // Takes one bucket of each shard in turn. A tier that is refilled in this order fills its
+        // shards alike.
         let (shards, of_shard) = (self.shards.len(), self.buckets.len() / self.shards.len());
         for first in (0..of_shard).step_by(64) {
-            // Pinned anew for each few, so that what is evicted meanwhile is freed.
-            let _guard = epoch::pin();
+            // Pinned anew for every 64 buckets of a shard, so that entries evicted meanwhile are
+            // freed.
+            let guard = epoch::pin();
             let next = (first..of_shard.min(first + 64)).flat_map(|n| (0..shards).map(move |shard| shard * of_shard + n));
-            for bucket in next.map(|n| &self.buckets[n]) {
-                let first = NonNull::new(bucket.load(Ordering::Acquire));
-                for at in std::iter::successors(first, |at| NonNull::new(node(*at).next.load(Ordering::Acquire))) {
-                    let Node { frequency, in_main, hash, .. } = node(at);
-                    let proved = usize::from(in_main.load(Ordering::Relaxed)) * (FREQUENCY_MAX as usize + 1);
-                    degrees[proved + usize::from(frequency.load(Ordering::Relaxed).min(FREQUENCY_MAX))].push(*hash);
-                }
+            for at in next.flat_map(|bucket| self.nodes(bucket, &guard)) {
+                let Node { frequency, in_main, hash, .. } = at.node();
+                let proved = usize::from(in_main.load(Ordering::Relaxed)) * (FREQUENCY_MAX as usize + 1);
+                degrees[proved + usize::from(frequency.load(Ordering::Relaxed).min(FREQUENCY_MAX))].push(*hash);
             }
         }
         let proved: usize = degrees[degrees.len() / 2..].iter().map(Vec::len).sum();
         let mut hottest: Vec<KeyHash> = Vec::new();
         for degree in degrees.iter_mut().rev() {
-            // The first one is taken over as it is; the others are let go one by one.
+            // The first list is taken over without a copy. Each other one is freed once it is
+            // copied.
             match hottest.is_empty() {
                 true => hottest = std::mem::take(degree),
                 false => hottest.extend(std::mem::take(degree)),
             }
         }
-        hottest.truncate(most);
-        (hottest, proved.min(most))
+        hottest.truncate(max);
+        (hottest, proved.min(max))
     }
 
-    /// Whether the tier holds about as much as it may.
+    /// Whether the tier takes at least 15/16 of its budget.
     pub(crate) fn is_full(&self) -> bool {
         let budget = self.budget.load(Ordering::Relaxed) * self.shards.len() as u64;
         self.bytes() >= budget - budget / 16
@@ -313,94 +380,121 @@ impl MemoryTier {
 impl Drop for MemoryTier {
     fn drop(&mut self) {
         for bucket in &mut self.buckets {
-            let mut at = *bucket.get_mut();
-            while let Some(linked) = NonNull::new(at) {
-                at = node(linked).next.load(Ordering::Relaxed);
-                // SAFETY: `&mut self` says that no reader is left, and what is linked has the tier's handle.
-                drop(unsafe { Item::from_node(linked) });
+            let mut next = *bucket.get_mut();
+            while let Some(linked) = NonNull::new(next) {
+                // SAFETY: `link` gave the tier a handle to each node in a bucket, and `retire`
+                // takes back only those of unlinked nodes. `&mut self` proves that there is no
+                // reader.
+                let item = unsafe { Item::from_node(linked) };
+                next = item.node().node().next.load(Ordering::Relaxed);
             }
         }
     }
 }
 
-/// Which of so many equal parts of all hashes this one is in.
+/// The number of the part that a hash is in, if all hashes are divided into `parts` equal ones.
 fn part(hash: KeyHash, parts: usize) -> usize {
     ((u128::from(hash.0) * parts as u128) >> u64::BITS) as usize
 }
 
-fn charge(at: NonNull<Node>) -> u64 {
-    held(at) + OVERHEAD
+/// Bytes that an entry counts against the budget.
+fn charge(at: NodeRef<'_>) -> u64 {
+    at.held() + OVERHEAD
 }
 
 impl Shard {
-    /// A node was linked.
-    fn enter(&mut self, at: NonNull<Node>, proved: bool) {
+    /// Takes in a node that was just linked.
+    fn enter(&mut self, at: NodeRef<'_>, proved: bool) {
         self.bytes += charge(at);
         self.entries += 1;
-        if proved || self.ghost_set.contains(&ghost(node(at).hash)) {
-            node(at).in_main.store(true, Ordering::Relaxed);
-            self.main.push(at);
+        if proved || self.ghost_set.contains(&ghost(at.node().hash)) {
+            self.push_main(at);
         } else {
-            self.small.push(at);
+            // SAFETY: the node was just linked, so it is in no queue and the tier has a handle to
+            // it. `retire` gives that up, after `leave` or `replace` took the node out of its
+            // queue.
+            unsafe { self.small.push(at) };
             self.small_bytes += charge(at);
         }
     }
 
-    /// The oldest of the small queue, or of the main one, becomes the newest of the main one.
-    fn promote(&mut self, at: NonNull<Node>) {
+    /// Makes a node the newest of the main queue. It is in a queue.
+    fn promote(&mut self, at: NodeRef<'_>) {
         self.withdraw(at);
-        node(at).in_main.store(true, Ordering::Relaxed);
-        self.main.push(at);
+        self.push_main(at);
+    }
+
+    /// Makes a node the newest of the main queue. It is linked and in no queue.
+    fn push_main(&mut self, at: NodeRef<'_>) {
+        at.node().in_main.store(true, Ordering::Relaxed);
+        // SAFETY: `enter` has a node that was just linked, and `promote` has just withdrawn its
+        // node, so the node is in no queue and the tier has a handle to it. `retire` gives that up,
+        // after `leave` or `replace` took the node out of its queue.
+        unsafe { self.main.push(at) };
     }
 
     /// Takes a node out of its queue.
-    fn withdraw(&mut self, at: NonNull<Node>) {
-        if node(at).in_main.load(Ordering::Relaxed) {
-            self.main.remove(at);
+    fn withdraw(&mut self, at: NodeRef<'_>) {
+        if at.node().in_main.load(Ordering::Relaxed) {
+            // SAFETY: a node that `enter` or `replace` took in and that did not leave is in the
+            // queue that `in_main` names.
+            unsafe { self.main.remove(at) };
         } else {
-            self.small.remove(at);
+            // SAFETY: a node that `enter` or `replace` took in and that did not leave is in the
+            // queue that `in_main` names.
+            unsafe { self.small.remove(at) };
             self.small_bytes -= charge(at);
         }
     }
 
-    /// A node was unlinked under `guard`.
-    fn leave(&mut self, at: NonNull<Node>, guard: &Guard) {
+    /// Gives up a node that was unlinked under `guard`.
+    fn leave(&mut self, at: NodeRef<'_>, guard: &Guard) {
         self.withdraw(at);
         self.entries -= 1;
         self.retire(at, guard);
     }
 
-    /// A node was unlinked under `guard`, and another one linked that takes its place and inherits its uses.
-    fn replace(&mut self, old: NonNull<Node>, new: NonNull<Node>, guard: &Guard) {
-        let (before, after) = (node(old), node(new));
+    /// Gives up `old`, which was unlinked under `guard`, and puts `new`, which was linked since,
+    /// into its place. The queue and the frequency are inherited.
+    fn replace(&mut self, old: NodeRef<'_>, new: NodeRef<'_>, guard: &Guard) {
+        let (before, after) = (old.node(), new.node());
         after.frequency.store(before.frequency.load(Ordering::Relaxed), Ordering::Relaxed);
         after.in_main.store(before.in_main.load(Ordering::Relaxed), Ordering::Relaxed);
         if before.in_main.load(Ordering::Relaxed) {
-            self.main.replace(old, new);
+            // SAFETY: `old` is in the queue that its `in_main` names. `new` was just linked, so it
+            // is in no queue and the tier has a handle to it. `retire` gives that up, after `leave`
+            // or `replace` took the node out of its queue.
+            unsafe { self.main.replace(old, new) };
         } else {
-            self.small.replace(old, new);
+            // SAFETY: `old` is in the queue that its `in_main` names. `new` was just linked, so it
+            // is in no queue and the tier has a handle to it. `retire` gives that up, after `leave`
+            // or `replace` took the node out of its queue.
+            unsafe { self.small.replace(old, new) };
             self.small_bytes = self.small_bytes - charge(old) + charge(new);
         }
         self.bytes += charge(new);
         self.retire(old, guard);
     }
 
-    /// Drops the tier's handle once no reader can come from a bucket.
-    fn retire(&mut self, at: NonNull<Node>, guard: &Guard) {
+    /// Drops the tier's handle once no reader can come from a bucket. The node is out of its bucket
+    /// and its queue.
+    fn retire(&mut self, at: NodeRef<'_>, guard: &Guard) {
         let charge = charge(at);
-        // SAFETY: it was linked, so it has the tier's handle, which is taken back here alone.
-        let item = unsafe { Item::from_node(at) };
+        // SAFETY: `link` gave the handle to the tier. A node is unlinked once, and only `retire`
+        // takes back the handle of an unlinked node.
+        let item = unsafe { Item::from_node(at.as_non_null()) };
         guard.defer(move || drop(item));
         self.bytes -= charge;
         self.garbage += charge;
         if self.garbage > GARBAGE_MAX {
-            // Else it would lie in this thread's list until that is full: of large values, many bytes.
+            // Without it the garbage waits in this thread's list until the list is full, which is
+            // many bytes if values are large.
             guard.flush();
             self.garbage = 0;
         }
     }
 
-    /// Remembers an entry that left without having proved itself; as many as there are entries.
+    /// Adds the ghost of an entry that left the small queue unused.
     fn remember_ghost(&mut self, hash: KeyHash) {
         if self.ghost_set.insert(ghost(hash)) {
             self.ghosts.push_back(ghost(hash));
@@ -413,6 +507,7 @@ impl Shard {
     }
 }
 
+/// The 32 bits of a hash that are remembered after an eviction.
 fn ghost(hash: KeyHash) -> u32 {
     (hash.0 >> 16) as u32
 }
@@ -433,8 +528,8 @@ mod tests {
     }
 
     fn version(n: u64, lsn: u64, len: usize) -> Item {
-        let about = ItemMeta { hash: hash(n), namespace: NamespaceGeneration::FIRST, lsn: Lsn(lsn), expires_ms: None };
-        Item::copied(about, &n.to_le_bytes(), &vec![lsn as u8; len], &Meter::default())
+        let meta = ItemMeta { hash: hash(n), namespace: NamespaceGeneration::FIRST, lsn: Lsn(lsn), expires_ms: None };
+        Item::copied(meta, &n.to_le_bytes(), &vec![lsn as u8; len], &Meter::default())
     }
 
     fn insert(tier: &MemoryTier, n: u64, len: usize) -> bool {
@@ -478,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn a_successor_takes_the_place_of_the_version_before_and_what_is_not_current_does_not() {
+    fn a_successor_takes_the_place_of_the_version_before() {
         let tier = MemoryTier::new(1 << 20);
         insert(&tier, 1, 100);
         let old = get(&tier, 1).unwrap();
@@ -576,7 +671,7 @@ mod tests {
     }
 
     fn no_older_version_is_seen(tier: &MemoryTier, keys: u64, rounds: u64) {
-        // What the index would name, and what has been superseded for certain.
+        // The version that an index would name, and the newest version whose successor is in place.
         let [named, newest] = [(); 2].map(|()| (0..keys).map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
         std::thread::scope(|s| {
             s.spawn(|| {

@@ -1,6 +1,7 @@
-//! Where values live besides flash. Policies are pure and testable without a disk.
+//! The memory tier and the list that warms it up after a restart. Eviction is testable without a
+//! disk.
 
-pub(crate) mod heat;
 pub(crate) mod item;
 pub(crate) mod memory;
 mod queue;
+pub(crate) mod warmth_list;

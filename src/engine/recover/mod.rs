@@ -37,6 +37,9 @@ const SLOT_BYTES: u64 = 9;
 /// Of what the index leaves of its room once it is there, one byte in so many may be changes to it that wait, and no more than this: the index grows meanwhile.
 const CHANGES_SHARE: u64 = 2;
 const CHANGES_BYTES_MAX: u64 = 256 << 20;
+/// Index changes that are merged at once, however little DRAM there is: each merge passes over the
+/// whole index.
+const BATCH_LEN_MIN: usize = 1 << 21;
 
 /// A store that is ready for its next manifest.
 #[derive(Debug)]
@@ -56,6 +59,8 @@ struct Recovery<'a> {
     index: Index,
     /// Changes that are not in the index yet.
     batch: Batch,
+    /// See [`Settings::batch_len_max`].
+    batch_len_max: usize,
     catalog: Catalog,
     report: RecoveryReport,
     floor: Position,
@@ -64,6 +69,13 @@ struct Recovery<'a> {
     failed: Vec<SegmentId>,
     /// Records of unsealed segments are looked at even if nothing speaks against them: an opening before may have marked what it could not read, and been refused.
     trusts_nothing: bool,
+}
+
+/// An empty batch for the index changes that `room` bytes of DRAM hold.
+///
+/// It holds [`BATCH_LEN_MIN`] changes even if there is less room, but never more than `len_max`.
+fn new_batch(geometry: Geometry, room: u64, len_max: usize) -> Batch {
+    Batch::new(geometry, Batch::len_for(room).max(BATCH_LEN_MIN).min(len_max))
 }
 
 /// What the checkpoint that counts states of itself, if it can be read.
@@ -167,7 +179,8 @@ fn attempt(
         hash_seed: manifest.hash_seed,
         rows: table::rows_of(&manifest.segments),
         index: Index::new(geometry),
-        batch: Batch::new(geometry, room),
+        batch: new_batch(geometry, room, settings.batch_len_max),
+        batch_len_max: settings.batch_len_max,
         catalog: manifest.catalog.clone(),
         report,
         floor: manifest.floor,

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Recovery, SLOT_BYTES, change, open_segment};
+use super::{Recovery, SLOT_BYTES, change, new_batch, open_segment};
 use crate::engine::file_names;
 use crate::id::Position;
 use crate::index::batch::Batch;
@@ -41,6 +41,7 @@ impl Recovery<'_> {
         let mut rows: Vec<Row> = self.rows.iter().filter(after).copied().collect();
         rows.sort_by_key(|r| r.life.base);
         let (disk, store, hash_seed, geometry) = (self.disk, self.store, self.hash_seed, self.index.geometry());
+        let batch_len_max = self.batch_len_max;
         let (to, from) = crossbeam::channel::bounded(0);
         let read_all = move || {
             for row in rows {
@@ -52,7 +53,7 @@ impl Recovery<'_> {
             }
         };
         let mut merge = |recovery: &mut Self, batch: &mut Batch| {
-            let mut full = std::mem::replace(batch, Batch::new(geometry, room));
+            let mut full = std::mem::replace(batch, new_batch(geometry, room, batch_len_max));
             match named.take() {
                 Some(checkpoint) => recovery.load_checkpoint(checkpoint.sequence, full),
                 None => {
@@ -63,7 +64,7 @@ impl Recovery<'_> {
         };
         scope(|workers| {
             workers.spawn(read_all)?;
-            let mut batch = Batch::new(geometry, entries.saturating_mul(SLOT_BYTES).saturating_add(room));
+            let mut batch = new_batch(geometry, entries.saturating_mul(SLOT_BYTES).saturating_add(room), batch_len_max);
             for (row, contents) in from {
                 let is_damaged = match &contents {
                     Ok(contents) => contents.lost > 0,

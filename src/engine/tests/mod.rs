@@ -19,15 +19,25 @@ use proptest::prelude::*;
 
 use super::Condition;
 use super::background::INLINE;
+use super::context::Mode;
 use super::ops::write::{Observed, Tried};
-use super::{DeleteOptions, Engine, PutOptions, Start, Wait, open};
-use crate::clock::SimClock;
+use super::{DeleteOptions, Engine, PutOptions, Start, Wait};
+use crate::clock::{Clock, SimClock};
 use crate::config::{Ack, OnHostCrash, Options, WalValues};
 use crate::engine::Scan;
 use crate::engine::open::budget::fit_index;
 use crate::id::{Key, Lsn, NamespaceGeneration};
 use crate::io::Disk;
 use crate::io::sim::{PowerCut, SimDisk};
+
+/// Index changes that recovery merges at once here: so few that small stores need several merges.
+const BATCH_LEN_MAX: usize = 200;
+
+/// Opens a store whose recovery merges index changes in small batches.
+fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dyn Clock>, driver: Mode) -> Result<Arc<Engine>, crate::Error> {
+    let options = Options { batch_len_max: BATCH_LEN_MAX, ..options.clone() };
+    super::open(&options, disk, clock, driver)
+}
 
 struct Store {
     disk: SimDisk,

@@ -1,7 +1,7 @@
-//! The bytes of a checkpoint: every slot of the index, in order, so that loading is reading. `docs/FORMAT.md` explains them.
+//! Loading a checkpoint: one thread reads ahead, the caller checks chunks and cuts them into
+//! stretches of partitions, and worker threads fill the partitions.
 //!
-#![doc = concat!("```text\n", include_str!("checkpoint.layout.txt"), "```")]
-//! The payloads together: the base position of each segment (u64), then for each partition the number of its slots (u32) and the slots (u64).
+//! Buffers that were used up go back to the reading thread.
 
 use std::io;
 use std::sync::Arc;
@@ -9,205 +9,46 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::channel::{Receiver, Sender};
 
-use super::Index;
-use super::batch::{Changes, Pending};
-use super::geometry::Geometry;
-use crate::codec::{self, Put, Reader};
+use super::format::{CHUNK_LEN, Header, PAYLOAD_LEN, chunk_check};
+use crate::codec::Reader;
 use crate::id::{Location, StoreId};
+use crate::index::Index;
+use crate::index::batch::{Changes, Pending};
+use crate::index::geometry::Geometry;
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, File};
 use crate::parallel::{self, scope};
 
-/// The table above, as `inspect layout` prints it.
-pub(crate) const LAYOUT: &str = include_str!("checkpoint.layout.txt");
-const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"EWCP");
-const CHUNK_MAGIC: u32 = u32::from_le_bytes(*b"EWCC");
-pub(crate) const VERSION: u32 = 1;
-pub(crate) const CHUNK_LEN: usize = 64 << 10;
-const PAYLOAD_LEN: usize = CHUNK_LEN - 8;
-/// Chunks that are read at once.
+/// Chunks in one read.
 const BATCH: usize = 16;
-/// Chunks that are written at once: fewer, since the reads of others wait for each write.
-const WRITE_BATCH: usize = 4;
-/// Batches that are read or looked at at the same time.
+/// Buffers of [`BATCH`] chunks that are in use at the same time.
 const READ_AHEAD: usize = 3;
-/// Slots that a thread takes at once while a checkpoint is loaded, about.
+/// Slots in a stretch, the share that a worker thread takes at once. A stretch ends with a
+/// partition.
 const STRETCH: usize = 32 << 10;
-/// By so much at once the heap of a thread that fills partitions grows. glibc's would by a page at a time, each a system call that other threads' page faults wait for.
+/// Step by which the heap of a worker thread grows.
+///
+/// Without it glibc extends the heap page by page, and the page faults of other threads wait for
+/// each of these system calls.
 const HEAP_STEP: usize = 96 << 10;
 
-/// What a checkpoint states of itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Header {
-    pub(crate) sequence: u64,
-    pub(crate) geometry: Geometry,
-    pub(crate) chunks: u32,
-    pub(crate) bases: u32,
-    pub(crate) entries: u64,
-}
-
-impl Header {
-    pub(crate) fn encode(&self, store: StoreId, block: &mut [u8]) {
-        let mut out = Vec::with_capacity(64);
-        out.put_u32(self.chunks);
-        out.put_u64(store.0);
-        out.put_u64(self.sequence);
-        out.put_u32(self.geometry.partition_bits);
-        out.put_u32(self.geometry.segment_bits);
-        out.put_u32(self.geometry.offset_bits);
-        out.put_u32(self.bases);
-        out.put_u64(self.entries);
-        block.fill(0);
-        block[..4].copy_from_slice(&HEADER_MAGIC.to_le_bytes());
-        block[4..8].copy_from_slice(&VERSION.to_le_bytes());
-        block[12..12 + out.len()].copy_from_slice(&out);
-        let check = codec::checksum(store, HEADER_MAGIC, self.sequence, &[&block[12..]]);
-        block[8..12].copy_from_slice(&check.to_le_bytes());
-    }
-
-    pub(crate) fn decode(store: StoreId, block: &[u8]) -> Option<Self> {
-        let mut r = Reader::new(block);
-        if r.u32()? != HEADER_MAGIC || r.u32()? != VERSION {
-            return None;
-        }
-        let check = r.u32()?;
-        let chunks = r.u32()?;
-        let owner = r.u64()?;
-        let sequence = r.u64()?;
-        let geometry = Geometry { partition_bits: r.u32()?, segment_bits: r.u32()?, offset_bits: r.u32()? };
-        let header = Self { sequence, geometry, chunks, bases: r.u32()?, entries: r.u64()? };
-        let expected = codec::checksum(store, HEADER_MAGIC, sequence, &[block.get(12..)?]);
-        (owner == store.0 && check == expected).then_some(header)
-    }
-}
-
-fn chunk_check(store: StoreId, sequence: u64, number: u32, chunk: &[u8]) -> u32 {
-    codec::checksum(store, CHUNK_MAGIC, sequence | u64::from(number) << 40, &[&chunk[4..]])
-}
-
-/// Bytes that a checkpoint of `index` may take while writers go on meanwhile: puts wait rather than outrun it by a sixth. A small index may outgrow that, and the file is made
-/// anew.
-pub(crate) fn file_len(index: &Index, bases: usize) -> u64 {
-    let payload = index.entries() * 8 + (index.geometry().partitions() * 4 + bases * 8) as u64;
-    let room = payload + payload / 6 + BLOCK as u64;
-    BLOCK as u64 + room.div_ceil(PAYLOAD_LEN as u64) * CHUNK_LEN as u64
-}
-
-/// Writes a checkpoint of `index` into `file`, whose length is [`file_len`], and syncs it. `bases` are the segments' base positions when it
-/// began. What was written, or `None` if the index outgrew the file.
-pub(crate) fn write(store: StoreId, sequence: u64, index: &Index, bases: &[u64], file: &dyn File) -> io::Result<Option<u64>> {
-    let mut out = Chunks { store, sequence, file, batch: AlignedBuf::zeroed(WRITE_BATCH * CHUNK_LEN), number: 0, used: 0, full: false };
-    for base in bases {
-        out.push(&base.to_le_bytes())?;
-    }
-    let (mut slots, mut bytes, mut entries) = (Vec::new(), Vec::new(), 0);
-    for partition in 0..index.geometry().partitions() {
-        index.copy_partition(partition, &mut slots);
-        bytes.clear();
-        bytes.put_u32(slots.len() as u32);
-        slots.iter().for_each(|slot| bytes.put_u64(*slot));
-        entries += slots.len() as u64;
-        out.push(&bytes)?;
-        if out.full {
-            return Ok(None);
-        }
-    }
-    let chunks = out.finish()?;
-    if out.full {
-        return Ok(None);
-    }
-    file.sync()?;
-    let mut block = AlignedBuf::zeroed(BLOCK);
-    let header = Header { sequence, geometry: index.geometry(), chunks, bases: bases.len() as u32, entries };
-    header.encode(store, &mut block);
-    file.write_at(0, &block)?;
-    file.sync()?;
-    Ok(Some(BLOCK as u64 + u64::from(chunks) * CHUNK_LEN as u64))
-}
-
-/// Cuts a payload into checked chunks.
-struct Chunks<'a> {
-    store: StoreId,
-    sequence: u64,
-    file: &'a dyn File,
-    batch: AlignedBuf,
-    /// Of the chunk that `used` is in.
-    number: u32,
-    /// Payload bytes in the current chunk.
-    used: usize,
-    full: bool,
-}
-
-impl Chunks<'_> {
-    fn push(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() && !self.full {
-            let n = bytes.len().min(PAYLOAD_LEN - self.used);
-            let start = self.number as usize % WRITE_BATCH * CHUNK_LEN + 8 + self.used;
-            self.batch[start..start + n].copy_from_slice(&bytes[..n]);
-            self.used += n;
-            bytes = &bytes[n..];
-            if self.used == PAYLOAD_LEN {
-                self.close_chunk()?;
-            }
-        }
-        Ok(())
-    }
-
-    fn close_chunk(&mut self) -> io::Result<()> {
-        let slot = self.number as usize % WRITE_BATCH;
-        let chunk = &mut self.batch[slot * CHUNK_LEN..(slot + 1) * CHUNK_LEN];
-        chunk[8 + self.used..].fill(0);
-        chunk[4..8].copy_from_slice(&(self.used as u32).to_le_bytes());
-        let check = chunk_check(self.store, self.sequence, self.number, chunk);
-        chunk[..4].copy_from_slice(&check.to_le_bytes());
-        self.number += 1;
-        self.used = 0;
-        if slot + 1 == WRITE_BATCH {
-            self.write_batch(WRITE_BATCH)?;
-        }
-        Ok(())
-    }
-
-    fn write_batch(&mut self, chunks: usize) -> io::Result<()> {
-        let first = self.number as usize - chunks;
-        let offset = (BLOCK + first * CHUNK_LEN) as u64;
-        let len = chunks * CHUNK_LEN;
-        if offset + len as u64 > self.file.len() {
-            self.full = true;
-            return Ok(());
-        }
-        self.file.write_at(offset, &self.batch[..len])
-    }
-
-    fn finish(&mut self) -> io::Result<u32> {
-        if self.used > 0 {
-            self.close_chunk()?;
-        }
-        match self.number as usize % WRITE_BATCH {
-            0 => {}
-            rest => self.write_batch(rest)?,
-        }
-        Ok(self.number)
-    }
-}
-
-/// What came of loading a checkpoint.
+/// The result of loading a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Loaded {
-    /// So many slots were kept.
+    /// The number of slots that were kept.
     Entries(u64),
-    /// Its slots are divided otherwise.
+    /// The checkpoint has slots of another geometry. Nothing was loaded.
     OtherGeometry,
-    /// It does not verify. What was loaded may not stay.
+    /// The checkpoint does not verify. The caller discards the index, which may be filled in part.
     Broken,
 }
 
-/// Which slots of a checkpoint are kept: of each segment those whose records begin at an offset or later.
+/// Which slots of a checkpoint are kept: for each segment, those of records from an offset on.
 #[derive(Debug)]
 pub(crate) struct Keep(Vec<u32>);
 
 impl Keep {
-    /// Keeps all of the segments that there can be.
+    /// Keeps every slot.
     pub(crate) fn all(geometry: Geometry) -> Self {
         Self(vec![0; 1 << geometry.segment_bits])
     }
@@ -218,15 +59,17 @@ impl Keep {
 }
 
 impl FromIterator<Option<u32>> for Keep {
-    /// From the first segment on. None of a segment without an offset is kept.
+    /// The offsets of the segments, from the first segment on. Of a segment without an offset no
+    /// slot is kept.
     fn from_iter<T: IntoIterator<Item = Option<u32>>>(offsets: T) -> Self {
-        // No record begins there: they begin at multiples of their unit.
+        // No record begins at `u32::MAX`: offsets are multiples of `UNIT`.
         Self(offsets.into_iter().map(|from| from.unwrap_or(u32::MAX)).collect())
     }
 }
 
-/// Loads checkpoint `sequence` from `file` into the empty `index`: the slots that `keep` says, given the bases in the checkpoint, and then the `changes` since.
-/// One thread reads, others fill partitions.
+/// Loads checkpoint `sequence` from `file` into the empty `index`, and applies the `changes` since.
+///
+/// `keep` gets the base positions that the checkpoint states, and decides which slots are kept.
 pub(crate) fn load(
     store: StoreId,
     sequence: u64,
@@ -275,7 +118,7 @@ pub(crate) fn load(
                 }
             };
             match workers.spawn(fill) {
-                // Fewer do as well.
+                // One worker is enough.
                 Err(_) if number > 0 => break,
                 spawned => spawned?,
             }
@@ -286,7 +129,8 @@ pub(crate) fn load(
     Ok(if is_whole { Loaded::Entries(loaded.into_inner()) } else { Loaded::Broken })
 }
 
-/// Reads batches of so many `chunks`, in order, into buffers that come back.
+/// Reads a checkpoint of `chunks` chunks in order, into buffers from `spare`, until the receiver is
+/// gone.
 fn read_ahead(file: &dyn File, chunks: usize, spare: &Receiver<AlignedBuf>, to: &Sender<io::Result<AlignedBuf>>) {
     for first in (0..chunks).step_by(BATCH) {
         let Ok(mut buf) = spare.recv() else { return };
@@ -298,9 +142,10 @@ fn read_ahead(file: &dyn File, chunks: usize, spare: &Receiver<AlignedBuf>, to: 
     }
 }
 
-/// Partitions that follow each other.
+/// The slots of consecutive partitions.
 struct Stretch {
     first: usize,
+    /// The number of slots of each partition.
     counts: Vec<u32>,
     slots: Vec<u64>,
 }
@@ -310,14 +155,14 @@ impl Stretch {
         Self { first, counts: Vec::new(), slots: Vec::new() }
     }
 
-    /// Fills the partitions. How many slots were kept.
+    /// Fills the partitions. Returns the number of slots that were kept.
     fn load(mut self, index: &Index, keep: &Keep, changes: &Changes, scratch: &mut Vec<u64>) -> u64 {
         let (geometry, mut loaded, mut rest) = (index.geometry(), 0, &mut self.slots[..]);
         let mut room = 0;
         for (number, count) in (self.first..).zip(self.counts) {
             let need = size_of::<u64>() * count as usize;
             if room < need {
-                // What is given back at once is there for what comes.
+                // The freed block stays in the heap and serves the next allocations.
                 drop(std::hint::black_box(Vec::<u8>::with_capacity(HEAP_STEP)));
                 room = HEAP_STEP;
             }
@@ -343,22 +188,22 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
     bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b))
 }
 
-/// Reads a checked payload from front to back.
+/// Reads the payload from front to back, and checks each chunk.
 struct Payload {
     store: StoreId,
     header: Header,
     from: Receiver<io::Result<AlignedBuf>>,
     give_back: Sender<AlignedBuf>,
-    /// What the open chunk lies in.
+    /// The buffer with the open chunk.
     batch: Option<AlignedBuf>,
     /// The next chunk to open.
     number: u32,
-    /// What is left of the open chunk, as a range of `batch`.
+    /// The unread bytes of the open chunk, as a range of `batch`.
     rest: std::ops::Range<usize>,
 }
 
 impl Payload {
-    /// Sends all partitions, in order. Whether they verify.
+    /// Sends all partitions to the workers, in order. Returns whether they verify.
     fn send_stretches(&mut self, partitions: usize, changes: &mut Pending, to: &Sender<(Stretch, Changes)>) -> io::Result<bool> {
         let (mut stretch, mut bytes) = (Stretch::beginning_at(0), Vec::new());
         for partition in 0..partitions {
@@ -374,13 +219,13 @@ impl Payload {
             if stretch.slots.len() >= STRETCH || partition + 1 == partitions {
                 let full = std::mem::replace(&mut stretch, Stretch::beginning_at(partition + 1));
                 let changes = changes.next(full.first..partition + 1);
-                to.send((full, changes)).expect("whoever receives them ends after this");
+                to.send((full, changes)).expect("the workers end after this thread");
             }
         }
         Ok(true)
     }
 
-    /// Puts the next `len` bytes into `out`. False if there are not that many that verify.
+    /// Puts the next `len` bytes into `out`. Returns false if fewer bytes verify.
     fn take(&mut self, len: usize, out: &mut Vec<u8>) -> io::Result<bool> {
         out.clear();
         if len as u64 > u64::from(self.header.chunks) * PAYLOAD_LEN as u64 {
@@ -404,7 +249,7 @@ impl Payload {
         }
         let slot = self.number as usize % BATCH;
         if slot == 0 {
-            // Whoever reads may have ended, and wants none back.
+            // The reading thread may have ended, and then the buffer is dropped.
             let _unwanted = self.batch.take().map(|read| self.give_back.send(read));
             self.batch = self.from.recv().ok().transpose()?;
         }
@@ -427,6 +272,7 @@ mod tests {
     use super::*;
     use crate::id::{KeyHash, Location, SegmentId};
     use crate::index::batch::Batch;
+    use crate::index::checkpoint::write::{file_len, write};
     use crate::index::geometry::IndexEntry;
     use crate::io::Disk;
     use crate::io::sim::SimDisk;
@@ -452,7 +298,8 @@ mod tests {
 
     #[test]
     fn a_checkpoint_of_any_number_of_batches_is_loaded_as_it_was() {
-        // Less than a chunk; and batches that are written, not full and full, and then read in others.
+        // Less than a chunk; then partial and full write batches, which do not coincide with read
+        // batches.
         for entries in [10, 20_000, 31_000, 170_000] {
             let geometry = Geometry::new(4, 4 << 20);
             let (index, loaded) = (Index::new(geometry), Index::new(geometry));
@@ -471,8 +318,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_has_the_changes_made_to_it_and_nothing_else_comes_back() {
-        // Of many partitions, and of fewer than there are buckets of changes.
+    fn kept_slots_have_the_changes_since_and_no_other_slot_comes_back() {
+        // Many partitions, and fewer than there are buckets of changes.
         for (entries, geometry) in
             [(10, Geometry::new(4, 4 << 20)), (170_000, Geometry::new(64, 4 << 20)), (3_000, Geometry::new(4, 1 << 16))]
         {
@@ -481,7 +328,7 @@ mod tests {
             (0..entries).for_each(|n| insert(&index, n, &before(n)));
             let file = SimDisk::new(1).create("checkpoint", file_len(&index, 3)).unwrap();
             write(StoreId(1), 7, &index, &[5, 6, 7], file.as_ref()).unwrap().unwrap();
-            // All of the first segment, a part of the second, nothing of the third.
+            // Keeps the first segment, a part of the second, and nothing of the third.
             let from = 1_000 * 8;
             let is_kept = |n: u64| match n % 3 {
                 0 => true,
@@ -490,8 +337,8 @@ mod tests {
             };
             (0..entries).filter(|n| is_kept(*n)).for_each(|n| insert(&expected, n, &before(n)));
             let kept = expected.entries();
-            let mut changes = Batch::new(geometry, 0);
-            // Of a key that is changed twice, the later change counts.
+            let mut changes = Batch::new(geometry, usize::MAX);
+            // If a key is changed twice, the later change counts.
             let (first, second) = ((0..2 * entries).filter(|n| n % 7 < 3), (0..entries).step_by(5));
             let is_put = |n: u64| n.is_multiple_of(2);
             for (n, is_put) in first.map(|n| (n, is_put(n))).chain(second.map(|n| (n, !is_put(n)))) {

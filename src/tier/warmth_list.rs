@@ -1,7 +1,9 @@
-//! The bytes of a heat file: which keys were in the memory tier, hottest first, so that a restarted store can refill it. `docs/FORMAT.md` explains them.
+//! The warmth list, file `heat.N`: hashes of keys in the memory tier, hottest first.
 //!
-#![doc = concat!("```text\n", include_str!("heat.layout.txt"), "```")]
-//! Nothing but warmth depends on it: a hash that no longer has an entry is passed over.
+//! A restarted store refills its memory tier in this order. `docs/FORMAT.md` explains the bytes.
+//!
+#![doc = concat!("```text\n", include_str!("warmth_list.layout.txt"), "```")]
+//! A lost list costs warmth only, and a hash without an entry is skipped.
 
 use std::io;
 
@@ -11,29 +13,32 @@ use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, File};
 
 /// The table above, as `inspect layout` prints it.
-pub(crate) const LAYOUT: &str = include_str!("heat.layout.txt");
+pub(crate) const LAYOUT: &str = include_str!("warmth_list.layout.txt");
 const MAGIC: u32 = u32::from_le_bytes(*b"EWHT");
 pub(crate) const VERSION: u32 = 1;
 const HEAD_LEN: usize = 40;
-/// Where what is checked begins.
+/// Offset of the first byte that the checksum covers.
 const CHECKED: usize = 12;
-/// Bytes that are read or written at once, whole blocks.
+/// Bytes in one read or write, a multiple of a block.
 const PIECE: usize = 64 << 10;
-/// A longer file is not one.
+/// A longer file is refused.
 const FILE_LEN_MAX: u64 = 256 << 20;
-/// Keys that a file can list.
+/// The most keys that a file can list.
 pub(crate) const KEYS_MAX: usize = (FILE_LEN_MAX as usize - HEAD_LEN) / 8;
 
-/// What a heat file says.
+/// The content of a warmth list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Heat {
+pub(crate) struct WarmthList {
+    /// The number of the list. Of two lists the one with the larger number counts.
     pub(crate) sequence: u64,
+    /// Hottest first.
     pub(crate) hashes: Vec<KeyHash>,
+    /// How many of the first hashes were in the main queue.
     pub(crate) proved: usize,
 }
 
-impl Heat {
-    /// Bytes of its file.
+impl WarmthList {
+    /// Bytes of the file, a multiple of a block.
     pub(crate) fn file_len(&self) -> u64 {
         round_up((HEAD_LEN + self.hashes.len() * 8) as u64, BLOCK as u64)
     }
@@ -51,7 +56,7 @@ impl Heat {
         out.try_into().expect("the table at the top states this length")
     }
 
-    /// Calls `with` with the file's bytes, piece by piece, each at its offset.
+    /// Calls `with` for each piece of the file, with its offset and its bytes.
     fn pieces(&self, head: &[u8; HEAD_LEN], mut with: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
         let mut piece = AlignedBuf::zeroed(PIECE);
         let (mut start, mut used) = (0, HEAD_LEN);
@@ -69,7 +74,7 @@ impl Heat {
         with(start, &piece[..end])
     }
 
-    /// Fills the front of `file` with it.
+    /// Writes the list to the front of `file`.
     pub(crate) fn write(&self, store: StoreId, file: &dyn File) -> io::Result<()> {
         let mut checksum = Checksum::new(store, MAGIC, self.sequence);
         self.pieces(&self.head(store, 0), |at, piece| {
@@ -79,7 +84,7 @@ impl Heat {
         self.pieces(&self.head(store, checksum.finish()), |at, piece| file.write_at(at, piece))
     }
 
-    /// What `file` says, of it the `most` hottest keys. `None` if it is not whole.
+    /// Reads the `most` hottest keys from `file`. `None` if the file does not verify.
     pub(crate) fn read(store: StoreId, file: &dyn File, most: usize) -> io::Result<Option<Self>> {
         let len = file.len();
         if !(BLOCK as u64..=FILE_LEN_MAX).contains(&len) {
@@ -94,28 +99,30 @@ impl Heat {
             if at == 0 {
                 found = Begun::decode(store, &piece[..part], len);
             }
-            let Some(Begun { heat, checksum, count, .. }) = &mut found else { return Ok(None) };
-            // The file may be longer than what it says: an earlier one was.
+            let Some(Begun { list, checksum, count, .. }) = &mut found else { return Ok(None) };
+            // The file may be longer than its content: it is reused, and an earlier list was
+            // longer.
             let end = round_up((HEAD_LEN + *count * 8) as u64, BLOCK as u64).saturating_sub(at).min(part as u64) as usize;
             let (checked, listed) = if at == 0 { (CHECKED, HEAD_LEN) } else { (0, 0) };
             checksum.update(&piece[checked.min(end)..end]);
             let hashes = piece[listed.min(end)..end].as_chunks::<8>().0;
-            let wanted = most.min(*count) - heat.hashes.len();
-            heat.hashes.extend(hashes.iter().take(wanted).map(|hash| KeyHash(u64::from_le_bytes(*hash))));
+            let wanted = most.min(*count) - list.hashes.len();
+            list.hashes.extend(hashes.iter().take(wanted).map(|hash| KeyHash(u64::from_le_bytes(*hash))));
             at += part as u64;
         }
-        let Some(Begun { mut heat, checksum, stated, .. }) = found else { return Ok(None) };
-        heat.proved = heat.proved.min(heat.hashes.len());
-        Ok((stated == checksum.finish()).then_some(heat))
+        let Some(Begun { mut list, checksum, stated, .. }) = found else { return Ok(None) };
+        list.proved = list.proved.min(list.hashes.len());
+        Ok((stated == checksum.finish()).then_some(list))
     }
 }
 
-/// What the first bytes of a file say, and what is known of the rest so far.
+/// A list that is being read.
 struct Begun {
-    heat: Heat,
+    list: WarmthList,
     checksum: Checksum,
+    /// The checksum that the file states.
     stated: u32,
-    /// Keys that it lists.
+    /// Keys that the file lists.
     count: usize,
 }
 
@@ -128,8 +135,8 @@ impl Begun {
         let (stated, count) = (r.u32()?, r.u32()? as usize);
         let (owner, sequence, proved) = (StoreId(r.u64()?), r.u64()?, r.u32()? as usize);
         let fits = round_up((HEAD_LEN + count * 8) as u64, BLOCK as u64) <= len;
-        let heat = Heat { sequence, hashes: Vec::new(), proved };
-        (owner == store && fits).then(|| Self { heat, checksum: Checksum::new(store, MAGIC, sequence), stated, count })
+        let list = WarmthList { sequence, hashes: Vec::new(), proved };
+        (owner == store && fits).then(|| Self { list, checksum: Checksum::new(store, MAGIC, sequence), stated, count })
     }
 }
 
@@ -139,21 +146,21 @@ mod tests {
     use crate::io::Disk;
     use crate::io::sim::SimDisk;
 
-    fn read(disk: &SimDisk, store: StoreId, most: usize) -> Option<Heat> {
-        Heat::read(store, disk.open("heat").unwrap().as_ref(), most).unwrap()
+    fn read(disk: &SimDisk, store: StoreId, most: usize) -> Option<WarmthList> {
+        WarmthList::read(store, disk.open("heat").unwrap().as_ref(), most).unwrap()
     }
 
     #[test]
-    fn heat_round_trips_and_any_flipped_bit_is_noticed() {
+    fn a_warmth_list_round_trips_and_any_flipped_bit_is_noticed() {
         for count in [0, 1, 700, (PIECE - HEAD_LEN) / 8, 20_000] {
-            let heat = Heat { sequence: 3, hashes: (0..count as u64).map(|n| KeyHash(n * 77)).collect(), proved: count.min(30) };
+            let list = WarmthList { sequence: 3, hashes: (0..count as u64).map(|n| KeyHash(n * 77)).collect(), proved: count.min(30) };
             let disk = SimDisk::new(1);
-            // An earlier one was longer.
-            let file = disk.create("heat", heat.file_len() + 3 * BLOCK as u64).unwrap();
-            heat.write(StoreId(4), file.as_ref()).unwrap();
-            assert_eq!(read(&disk, StoreId(4), usize::MAX), Some(heat.clone()), "{count}");
+            // The file is longer than the list needs.
+            let file = disk.create("heat", list.file_len() + 3 * BLOCK as u64).unwrap();
+            list.write(StoreId(4), file.as_ref()).unwrap();
+            assert_eq!(read(&disk, StoreId(4), usize::MAX), Some(list.clone()), "{count}");
             assert_eq!(read(&disk, StoreId(5), usize::MAX), None);
-            let few = Heat { hashes: heat.hashes[..count.min(20)].to_vec(), proved: count.min(20), ..heat };
+            let few = WarmthList { hashes: list.hashes[..count.min(20)].to_vec(), proved: count.min(20), ..list };
             assert_eq!(read(&disk, StoreId(4), 20), Some(few), "{count}");
             for at in (0..few_bytes(count)).step_by(13) {
                 disk.corrupt("heat", at, 1 << (at % 8));
