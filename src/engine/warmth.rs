@@ -13,7 +13,7 @@ use crate::io::aligned::AlignedBuf;
 use crate::io::{Disk, is_shortage};
 use crate::segment::extent::Extent;
 use crate::segment::format;
-use crate::tier::warmth_list::{KEYS_MAX, WarmthList as Heat};
+use crate::tier::warmth_list::{KEYS_MAX, WarmthList};
 
 /// How often the memory tier's content is recorded while it changes.
 pub(in crate::engine) const INTERVAL: Duration = Duration::from_secs(2);
@@ -46,11 +46,11 @@ pub(in crate::engine) struct WarmthState {
 impl WarmthState {
     /// The newest heat file that is whole. None at all is no loss but warmth.
     pub(in crate::engine) fn load(disk: &dyn Disk, store: StoreId, memory: u64) -> Self {
-        let read = |parity: u64| Heat::read(store, disk.open(&file_names::heat(parity))?.as_ref(), keys_max(memory));
-        let newest = [0, 1].into_iter().filter_map(|parity| read(parity).ok().flatten()).max_by_key(|heat| heat.sequence);
-        let Some(mut heat) = newest else { return Self::default() };
-        heat.hashes.reverse();
-        Self { sequence: heat.sequence, recorded_inserts: 0, refill: heat.hashes, refill_proved: heat.proved }
+        let read = |parity: u64| WarmthList::read(store, disk.open(&file_names::heat(parity))?.as_ref(), keys_max(memory));
+        let newest = [0, 1].into_iter().filter_map(|parity| read(parity).ok().flatten()).max_by_key(|list| list.sequence);
+        let Some(mut list) = newest else { return Self::default() };
+        list.hashes.reverse();
+        Self { sequence: list.sequence, recorded_inserts: 0, refill: list.hashes, refill_proved: list.proved }
     }
 }
 
@@ -79,9 +79,9 @@ impl Engine {
 
     fn record_warmth(&self, sequence: u64) -> io::Result<()> {
         let (hashes, proved) = self.reads.memory().hottest(keys_max(self.context.settings.memory));
-        let heat = Heat { sequence, hashes, proved };
-        let file = self.context.disk.create(&file_names::heat(sequence), heat.file_len())?;
-        heat.write(self.context.store, file.as_ref())
+        let list = WarmthList { sequence, hashes, proved };
+        let file = self.context.disk.create(&file_names::heat(sequence), list.file_len())?;
+        list.write(self.context.store, file.as_ref())
     }
 
     /// Brings back the next keys of the recorded ones. Says whether there may be more.

@@ -5,15 +5,15 @@
 //! 1. the base position of each segment (u64);
 //! 2. for each partition, the number of its slots (u32) and the slots (u64).
 
-use crate::codec::{self, Put, Reader};
+use crate::codec::{self, HeaderBlock, Put};
 use crate::id::StoreId;
 use crate::index::geometry::Geometry;
 
 /// The table above, as `inspect layout` prints it.
 pub(crate) const LAYOUT: &str = include_str!("format.layout.txt");
-const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"EWCP");
 const CHUNK_MAGIC: u32 = u32::from_le_bytes(*b"EWCC");
 pub(crate) const VERSION: u32 = 1;
+const HEADER: HeaderBlock = HeaderBlock::new(*b"EWCP", VERSION);
 pub(crate) const CHUNK_LEN: usize = 64 << 10;
 pub(super) const PAYLOAD_LEN: usize = CHUNK_LEN - 8;
 
@@ -29,36 +29,19 @@ pub(crate) struct Header {
 
 impl Header {
     pub(crate) fn encode(&self, store: StoreId, block: &mut [u8]) {
-        let mut out = Vec::with_capacity(64);
-        out.put_u32(self.chunks);
-        out.put_u64(store.0);
-        out.put_u64(self.sequence);
-        out.put_u32(self.geometry.partition_bits);
-        out.put_u32(self.geometry.segment_bits);
-        out.put_u32(self.geometry.offset_bits);
-        out.put_u32(self.bases);
-        out.put_u64(self.entries);
-        block.fill(0);
-        block[..4].copy_from_slice(&HEADER_MAGIC.to_le_bytes());
-        block[4..8].copy_from_slice(&VERSION.to_le_bytes());
-        block[12..12 + out.len()].copy_from_slice(&out);
-        let check = codec::checksum(store, HEADER_MAGIC, self.sequence, &[&block[12..]]);
-        block[8..12].copy_from_slice(&check.to_le_bytes());
+        let mut fields = Vec::with_capacity(24);
+        fields.put_u32(self.geometry.partition_bits);
+        fields.put_u32(self.geometry.segment_bits);
+        fields.put_u32(self.geometry.offset_bits);
+        fields.put_u32(self.bases);
+        fields.put_u64(self.entries);
+        HEADER.encode(store, self.chunks, self.sequence, &fields, block);
     }
 
     pub(crate) fn decode(store: StoreId, block: &[u8]) -> Option<Self> {
-        let mut r = Reader::new(block);
-        if r.u32()? != HEADER_MAGIC || r.u32()? != VERSION {
-            return None;
-        }
-        let check = r.u32()?;
-        let chunks = r.u32()?;
-        let owner = r.u64()?;
-        let sequence = r.u64()?;
+        let (chunks, sequence, mut r) = HEADER.decode(store, block)?;
         let geometry = Geometry { partition_bits: r.u32()?, segment_bits: r.u32()?, offset_bits: r.u32()? };
-        let header = Self { sequence, geometry, chunks, bases: r.u32()?, entries: r.u64()? };
-        let expected = codec::checksum(store, HEADER_MAGIC, sequence, &[block.get(12..)?]);
-        (owner == store.0 && check == expected).then_some(header)
+        Some(Self { sequence, geometry, chunks, bases: r.u32()?, entries: r.u64()? })
     }
 }
 
