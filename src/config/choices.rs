@@ -9,14 +9,15 @@ use crate::error::Error;
 ///
 /// The table on the [crate page](crate#durability) states which stops each level survives. A level
 /// is set for the cache with [`Options::ack`] and for one call with
-/// [`PutOptions::ack`](crate::PutOptions::ack) or [`DeleteOptions::ack`](crate::DeleteOptions::ack).
+/// [`PutOptions::ack`](crate::PutOptions::ack) or
+/// [`DeleteOptions::ack`](crate::DeleteOptions::ack).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "toml", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Ack {
     /// Once every reader in the process sees the mutation. Promises nothing after a crash.
     Memory,
-    /// Once the record and its WAL frame are in the page cache or on the device. Survives a
-    /// process crash: kill -9, panic, out-of-memory kill. The default.
+    /// Once the record and its WAL frame are in the page cache or on the device. Survives a process
+    /// crash: kill -9, panic, out-of-memory kill. The default.
     #[default]
     Process,
     /// Once the record and its WAL frame are synced. Survives a host crash: power cut, kernel
@@ -52,8 +53,8 @@ pub enum Compression {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "toml", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Backend {
-    /// `io_uring` if the process may use it, else `pread`. [`Stats::io_uring`](crate::Stats::io_uring)
-    /// says which. The default.
+    /// `io_uring` if the process may use it, else `pread`.
+    /// [`Stats::io_uring`](crate::Stats::io_uring) says which. The default.
     #[default]
     Auto,
     /// `io_uring`. Opening fails with [`Error::InvalidOption`] if it cannot be used.
@@ -69,8 +70,9 @@ pub enum Backend {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "toml", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum OnHostCrash {
-    /// Serves the data. [`RecoveryReport::maybe_lost_after`](crate::RecoveryReport::maybe_lost_after)
-    /// states the LSN up to which every mutation is present. The default.
+    /// Serves the data.
+    /// [`RecoveryReport::maybe_lost_after`](crate::RecoveryReport::maybe_lost_after) states the LSN
+    /// up to which every mutation is present. The default.
     #[default]
     Serve,
     /// Starts empty.

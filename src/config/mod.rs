@@ -129,8 +129,8 @@ impl Options {
     /// - Minimum: 1 MiB. Large flash needs more; a 512th of `flash` is always enough.
     /// - Maximum: the physical memory of the machine.
     ///
-    /// If the index outgrows the budget, the oldest entries are evicted. The
-    /// [crate page](crate#memory) states the parts of the budget.
+    /// If the index outgrows the budget, the oldest entries are evicted. The [crate
+    /// page](crate#memory) states the parts of the budget.
     #[must_use]
     pub fn memory(mut self, bytes: u64) -> Self {
         self.memory = Some(bytes);
@@ -156,8 +156,8 @@ impl Options {
     ///
     /// - Range: a power of two from 64 KiB to 2 GiB, such that `flash` holds 8 to 4096 segments.
     /// - Default for a store that exists with the same `flash`: its segment size.
-    /// - Default otherwise: a 512th of `flash`, rounded up to a power of two, at least 256 KiB and at
-    ///   most 1 GiB. It is 2 GiB if `flash` exceeds 4 TiB, and 64 KiB if `flash` is below 4 MiB.
+    /// - Default otherwise: a 512th of `flash`, rounded up to a power of two, at least 256 KiB and
+    ///   at most 1 GiB. It is 2 GiB if `flash` exceeds 4 TiB, and 64 KiB if `flash` is below 4 MiB.
     #[must_use]
     pub fn segment_size(mut self, bytes: u64) -> Self {
         self.segment_size = Some(bytes);
@@ -172,8 +172,8 @@ impl Options {
         self
     }
 
-    /// Age of the oldest unsynced mutation at which a sync begins. Default 100 ms, range 1 ms to 1 h.
-    /// Writers wait while the oldest unsynced mutation is older than three times this.
+    /// Age of the oldest unsynced mutation at which a sync begins. Default 100 ms, from 1 ms to 1
+    /// h. Writers wait while the oldest unsynced mutation is older than three times this.
     #[must_use]
     pub fn sync_interval(mut self, interval: Duration) -> Self {
         self.sync_interval = interval;
@@ -210,8 +210,8 @@ impl Options {
         self
     }
 
-    /// Whether a store is created if the directory holds none. Default true. If false, opening fails
-    /// with [`Error::NotFound`] instead.
+    /// Whether a store is created if the directory holds none. Default true. If false, opening
+    /// fails with [`Error::NotFound`] instead.
     #[must_use]
     pub fn create(mut self, create: bool) -> Self {
         self.create = create;
@@ -220,8 +220,8 @@ impl Options {
 
     /// Whether an opening may change the size of the store. Default true.
     ///
-    /// - If true, a store of another `flash` or `segment_size` is brought to the given sizes. A store
-    ///   whose index exceeds the given `memory` loses its oldest entries.
+    /// - If true, a store of another `flash` or `segment_size` is brought to the given sizes. A
+    ///   store whose index exceeds the given `memory` loses its oldest entries.
     /// - If false, opening fails with [`Error::NeedsResize`] in these cases.
     #[must_use]
     pub fn resize(mut self, resize: bool) -> Self {
@@ -229,9 +229,9 @@ impl Options {
         self
     }
 
-    /// Time to wait for the lock of the directory if its holder is a dying process whose last writes
-    /// are still landing. Default 5 s. A holder that lives is given 200 ms at most, a holder in this
-    /// process no time. Then opening fails with [`Error::Locked`].
+    /// Time to wait for the lock of the directory if its holder is a dying process whose last
+    /// writes are still landing. Default 5 s. A holder that lives is given 200 ms at most, a holder
+    /// in this process no time. Then opening fails with [`Error::Locked`].
     #[must_use]
     pub fn lock_timeout(mut self, timeout: Duration) -> Self {
         self.lock_timeout = timeout;
@@ -245,16 +245,16 @@ impl Options {
         self
     }
 
-    /// Reads that are in flight at once, for one `get_many` and for all tasks together. Default 128,
-    /// range 1 to 4096.
+    /// Reads that are in flight at once, for one `get_many` and for all tasks together. Default
+    /// 128, range 1 to 4096.
     #[must_use]
     pub fn depth(mut self, reads: u32) -> Self {
         self.depth = reads;
         self
     }
 
-    /// Threads that read for tasks where `io_uring` is not used. They are started on demand. Default
-    /// 8, range 1 to 256.
+    /// Threads that read for tasks where `io_uring` is not used. They are started on demand.
+    /// Default 8, range 1 to 256.
     #[must_use]
     pub fn read_threads(mut self, threads: u32) -> Self {
         self.read_threads = threads;
@@ -285,12 +285,12 @@ impl Options {
         self
     }
 
-    /// Calls `listener` for each entry that leaves flash while the oldest segment is emptied. Default:
-    /// no listener.
+    /// Calls `listener` for each entry that leaves flash while the oldest segment is emptied.
+    /// Default: no listener.
     ///
     /// - The thread that empties the segment makes the call and waits for its return. So `listener`
-    ///   must not call mutations, `checkpoint` or `close` of the same cache: they may wait for work of
-    ///   that thread.
+    ///   must not call mutations, `checkpoint` or `close` of the same cache: they may wait for work
+    ///   of that thread.
     /// - Entries that are replaced, deleted or found expired by a get do not count as evicted.
     /// - An entry whose record cannot be read or does not verify leaves without a call.
     /// - A panic in `listener` is logged and otherwise ignored.

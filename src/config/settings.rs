@@ -140,7 +140,7 @@ impl Options {
         Ok(())
     }
 
-    /// Chooses the size of flash and of a segment: as given, else as stored, else the default.
+    /// Chooses the size of flash and of a segment: as given, or as stored, or the default.
     fn derive_geometry(&self, stored: Option<Stored>) -> Result<Sizes> {
         let flash = self.flash.or(stored.map(|s| s.flash)).unwrap_or(FLASH_DEFAULT);
         if flash < SEGMENTS_MIN * SEGMENT_SIZE_MIN {
@@ -199,9 +199,9 @@ impl Options {
     fn derive_rings(&self, memory: u64, flash: u64, stored: Option<Stored>) -> Rings {
         let power_below = |n: u64| 1u64 << n.max(1).ilog2();
         let kept = stored.filter(|_| self.memory.is_none());
-        // A record fits half of this ring. `flash` holds eight segments or more, so half of a
-        // quarter of it is a whole segment: only a small `memory` or a segment above RING_MAX / 2
-        // makes the ring limit the length of a record.
+        // A record fits into half of this ring. `flash` holds eight segments or more, so half of a
+        // quarter of it is a whole segment. The ring is smaller, and limits the length of a record,
+        // only if `memory` is small or a segment exceeds RING_MAX / 2.
         let segment = kept.map_or(power_below(memory.min(flash) / 4).clamp(2 * SEGMENT_SIZE_MIN, RING_MAX), |s| s.segment_ring);
         let wal = match self.wal_values {
             WalValues::Always => segment,
@@ -210,12 +210,12 @@ impl Options {
         Rings { segment, wal: wal.max(kept.map_or(0, |s| s.wal_ring)) }
     }
 
-    /// Refuses a `memory` that is too small for the index: for an empty one, or for the entries of a
-    /// store that must not be resized.
+    /// Refuses a `memory` that is too small for the index: for an empty one, or for the entries of
+    /// a store that must not be resized.
     fn check_index(&self, memory: u64, index_bytes_max: u64, flash: u64, stored: Option<Stored>) -> Result<()> {
         let empty_index = empty_index(flash);
-        // The first validation runs before the manifest is read, and a store that exists may have less
-        // flash than the default.
+        // The first validation runs before the manifest is read, and a store that exists may have
+        // less flash than the default.
         let is_known = self.flash.is_some() || stored.is_some();
         if is_known && empty_index > index_bytes_max / 2 {
             let reason = format!("{memory} B given, {flash} B of flash need at least {} B", (empty_index * 4).max(MEMORY_MIN));

@@ -8,8 +8,8 @@ use serde::{Deserialize, Deserializer};
 use super::{Ack, Backend, Compression, OnHostCrash, Options, RecoveryMode, WalValues};
 use crate::error::{Error, Result};
 
-/// Parses a size in bytes: `4096`, `64MiB`, `2G` or `512 k`. The units are B, k, M, G and T, powers of
-/// 1024, in upper or lower case, with or without `B` or `iB`.
+/// Parses a size in bytes: `4096`, `64MiB`, `2G` or `512 k`. The units are B, k, M, G and T, powers
+/// of 1024, in upper or lower case, with or without `B` or `iB`.
 ///
 /// # Errors
 /// A message for a person that names the bad number or unit, or says that the size exceeds 64 bits.
@@ -83,8 +83,8 @@ struct File {
 }
 
 impl Options {
-    /// Options from TOML. Each key is the name of a method of [`Options`], with `_ms` appended for times. A
-    /// key that is absent leaves the default.
+    /// Options from TOML. Each key is the name of a method of [`Options`], with `_ms` appended for
+    /// times. A key that is absent leaves the default.
     ///
     /// | keys | value |
     /// |---|---|
@@ -111,8 +111,8 @@ impl Options {
     /// ```
     ///
     /// # Errors
-    /// [`Error::InvalidToml`] names the line and the mistake: a syntax error, an unknown key, or a value
-    /// of the wrong type. Ranges are checked when the cache is opened.
+    /// [`Error::InvalidToml`] names the line and the mistake: a syntax error, an unknown key, or a
+    /// value of the wrong type. Ranges are checked when the cache is opened.
     pub fn from_toml(text: &str) -> Result<Self> {
         Self::new("").with_toml(text)
     }
