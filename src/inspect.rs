@@ -1,4 +1,4 @@
-//! Read-only decoding of a store's files, beside a live owner or after a crash.
+//! Read-only decoding of the files of a store, beside a live owner or after a crash.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,8 @@ use crate::wal::replay::{IgnoreAll, Replay};
 use crate::wal::writer;
 use crate::{index, segment, tier, wal};
 
-/// The byte tables of every file kind, as the code that reads them states them.
+/// Name and byte table of every kind of file, in the words of the code that reads it. `everwarm
+/// inspect layout` prints them.
 pub const LAYOUT: [(&str, &str); 7] = [
     ("manifest", manifest::format::LAYOUT),
     ("segment", segment::format::LAYOUT),
@@ -33,95 +34,126 @@ pub const LAYOUT: [(&str, &str); 7] = [
     ("heat", tier::warmth_list::LAYOUT),
 ];
 
-/// What a store's directory holds.
+/// Contents of the directory of a store, found by [`inspect`] or [`verify`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Inspection {
     /// The directory.
     pub dir: PathBuf,
-    /// Identity of the store, drawn at creation.
+    /// Identity of the store, drawn at creation, in hexadecimal.
     pub store_id: String,
-    /// Number of the newest manifest.
+    /// Sequence number of the newest manifest.
     pub manifest_sequence: u64,
-    /// Whether both copies of the manifest are whole.
+    /// Whether both copies of the manifest are there and verify.
     pub manifest_whole: bool,
-    /// Whether the last stop was an orderly close. False also while the store is open.
+    /// Whether the store was closed in order. False also while it is open.
     pub clean: bool,
-    /// The newest mutation that the manifest knows to be synced.
+    /// LSN up to which the manifest knows every mutation to be synced.
     pub durable: u64,
-    /// Entries up to this version may have been evicted.
+    /// Entries with an LSN up to this one may have been evicted; newer ones were not.
     pub reclaimed: u64,
-    /// Store time of the manifest, ms since 1970.
+    /// Store time of the manifest, in ms since 1970.
     pub time_ms: u64,
-    /// Bytes that segments may take.
+    /// Bytes of flash for segments.
     pub flash: u64,
-    /// Bytes of a segment.
+    /// Bytes of one segment.
     pub segment_size: u64,
-    /// All segments that have a life.
+    /// All segments that are not free, in the order of their numbers.
     pub segments: Vec<SegmentInspection>,
-    /// Segments without a life.
+    /// Number of free segments.
     pub segments_free: usize,
-    /// Numbers of the WAL files, and their names.
+    /// Number and file name of each WAL file in use, oldest first.
     pub wal_files: Vec<(u64, String)>,
-    /// Sequence and entries of the checkpoint that counts, if it is there.
+    /// Sequence number and entries of the checkpoint that the manifest names. `None` if the
+    /// manifest names none, or if the header of the file does not verify.
     pub checkpoint: Option<(u64, u64)>,
-    /// What [`verify`] read beyond that.
+    /// Findings of [`verify`]. `None` after [`inspect`].
     pub verified: Option<Verified>,
-    /// What does not verify, one line each. Beside a live owner, what it is just writing may be among it.
+    /// Everything that does not verify, one line each. Beside a live owner this may include bytes
+    /// that the owner is writing.
     pub problems: Vec<String>,
 }
 
-/// What was found to be whole.
+/// Counts of the records, frames and entries that verify.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct Verified {
-    /// Records of sealed segments.
+    /// Records of puts in sealed segments.
     pub records: u64,
-    /// Frames of the WAL that an opening would replay.
+    /// WAL frames that an opening would replay. 0 after a clean stop, which leaves no WAL to
+    /// replay.
     pub wal_frames: u64,
-    /// The newest mutation that the WAL speaks of.
+    /// LSN of the newest mutation in the WAL.
     pub wal_last: u64,
-    /// Bytes of WAL above the durable watermark that are not whole.
+    /// Bytes of a torn WAL tail above the durable watermark.
     pub torn_bytes: u64,
     /// Entries of the checkpoint.
     pub checkpoint_entries: u64,
 }
 
-/// What one segment holds.
+/// Contents of one segment, from the manifest and from its footer.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct SegmentInspection {
-    /// Number of its file.
+    /// Number of the segment and of its file.
     pub id: u32,
     /// `open`, `sealed`, `failed` or `quarantined`.
     pub state: &'static str,
-    /// Stream position of its first byte.
+    /// Stream position of the first byte.
     pub base: u64,
-    /// Bytes.
+    /// Bytes of the segment.
     pub size: u64,
-    /// Puts that its footer describes; 0 before it is sealed.
+    /// Puts that the footer describes. 0 unless the segment is sealed.
     pub puts: u64,
-    /// Tombstones that its footer describes.
+    /// Tombstones that the footer describes. 0 unless the segment is sealed.
     pub tombstones: u64,
-    /// Bytes of records.
+    /// Bytes of the records that the footer describes. 0 unless the segment is sealed.
     pub data_bytes: u64,
-    /// Stretches of which neither footer nor records verify.
+    /// Stretches of the segment in which neither the footer block nor the records verify.
     pub lost: u64,
 }
 
-/// Reads what `dir` holds, changing nothing: the manifest, headers and footers of segments, and headers of WAL files and the checkpoint. Records, frames and the
-/// checkpoint's body are verified when they are used.
+/// Reads the directory of a store without changing it, also beside a live owner: the manifest,
+/// headers and footers of segments, headers of WAL files and of the checkpoint.
+///
+/// It does not read records, WAL frames and the body of the checkpoint; [`verify`] does. Damage in
+/// the files that it reads is listed in [`Inspection::problems`] and is no error.
 ///
 /// # Errors
-/// [`Error::NotFound`], [`Error::NewerVersion`], [`Error::Corrupt`], [`Error::Io`].
+/// - [`Error::NotFound`]: the directory does not exist, or holds no store.
+/// - [`Error::NewerVersion`]: a newer version of this crate wrote the store.
+/// - [`Error::Corrupt`]: no copy of the manifest verifies.
+/// - [`Error::Io`]: the operating system failed a read.
+///
+/// # Examples
+/// ```
+/// # use everwarm::{Cache, Options};
+/// # fn main() -> everwarm::Result<()> {
+/// # let temporary = tempfile::tempdir().unwrap();
+/// # let dir = temporary.path().join("store");
+/// let cache = Cache::open(Options::new(&dir).memory(1 << 20).flash(1 << 20))?;
+/// cache.put("key", "value")?;
+/// cache.close()?;
+///
+/// let found = everwarm::inspect(&dir)?;
+/// assert!(found.clean && found.problems.is_empty());
+/// assert_eq!(found.flash, 1 << 20);
+/// assert_eq!(found.segments.iter().map(|segment| segment.puts).sum::<u64>(), 1);
+/// assert_eq!(found.checkpoint.map(|(_, entries)| entries), Some(1));
+/// # Ok(())
+/// # }
+/// ```
 pub fn inspect(dir: impl AsRef<Path>) -> Result<Inspection> {
     inspect_manifest(&PosixDisk::read_only(dir.as_ref()), dir.as_ref()).map(|(_, found)| found)
 }
 
-/// As [`inspect`], and reads everything else as well: records, frames of the WAL, the checkpoint. Takes as long as reading all of flash does, and DRAM for the index.
+/// Reads the directory of a store like [`inspect`], and every record of sealed segments, every WAL
+/// frame and the whole checkpoint as well. Changes nothing.
+///
+/// Takes as long as reading all of flash, and DRAM for the index.
 ///
 /// # Errors
-/// As [`inspect`].
+/// Those of [`inspect`].
 pub fn verify(dir: impl AsRef<Path>) -> Result<Inspection> {
     let dir = dir.as_ref();
     let disk = PosixDisk::read_only(dir);
@@ -141,10 +173,12 @@ pub fn verify(dir: impl AsRef<Path>) -> Result<Inspection> {
 fn inspect_manifest(disk: &PosixDisk, dir: &Path) -> Result<(Manifest, Inspection)> {
     let path = || dir.join(manifest::FILES[0]);
     let (manifest, damaged) = manifest::load(disk).map_err(|e| match e {
-        LoadError::Missing if has_others(disk) => Error::Corrupt { path: path(), what: "it is missing, and so is its copy".to_owned() },
+        LoadError::Missing if has_others(disk) => {
+            Error::Corrupt { path: path(), what: "both copies of the manifest are missing".to_owned() }
+        }
         LoadError::Missing => Error::NotFound { path: dir.to_owned() },
         LoadError::Newer { found } => Error::NewerVersion { path: path(), found, supported: manifest::format::VERSION },
-        LoadError::Corrupt => Error::Corrupt { path: path(), what: "neither copy of the manifest is whole".to_owned() },
+        LoadError::Corrupt => Error::Corrupt { path: path(), what: "neither copy of the manifest verifies".to_owned() },
         LoadError::TwoStores => Error::Corrupt { path: path(), what: manifest::TWO_STORES.to_owned() },
         LoadError::Io(source) => Error::Io { action: "read", path: path(), source },
     })?;
@@ -167,7 +201,7 @@ fn inspect_manifest(disk: &PosixDisk, dir: &Path) -> Result<(Manifest, Inspectio
         problems: Vec::new(),
     };
     if damaged {
-        out.problems.push("one copy of the manifest is missing or not whole".to_owned());
+        out.problems.push("one copy of the manifest is missing or does not verify".to_owned());
     }
     inspect_segments(disk, &manifest, &mut out);
     inspect_wal(disk, &manifest, &mut out).map_err(Error::io("read the WAL in", dir))?;
@@ -187,12 +221,13 @@ fn row_of(number: usize, segment: &manifest::Segment) -> Row {
 }
 
 fn verify_records(disk: &dyn Disk, manifest: &Manifest, row: &Row, verified: &mut Verified, out: &mut Inspection) {
-    // That it cannot be opened was said before.
+    // `inspect_segments` has reported a file that cannot be opened.
     let Ok(file) = disk.open(&table::file_name(row.life.id)) else { return };
     let contents = reader::entries(manifest.store, row, manifest.hash_seed, file.as_ref());
     let mut window = SegmentView::new(file.as_ref(), row.size, WINDOW);
     let mut bad = 0u64;
-    // A tombstone may describe a record that was lost, so that nothing older is served.
+    // A tombstone in a footer may stand for a record that was lost, so that no older version is
+    // served. Its own record need not verify.
     for entry in contents.entries.iter().filter(|entry| !entry.tombstone) {
         let at = row.life.base.plus(entry.offset.into());
         let bytes = window.bytes(entry.offset, entry.len).ok();
@@ -210,7 +245,7 @@ fn verify_records(disk: &dyn Disk, manifest: &Manifest, row: &Row, verified: &mu
 fn verify_wal(disk: &dyn Disk, manifest: &Manifest, verified: &mut Verified, out: &mut Inspection) -> std::io::Result<()> {
     let ring: Arc<dyn Mapping> = match disk.open(&file_names::wal_ring(manifest.wal_ring)) {
         Ok(file) if file.len() == manifest.wal_ring => Arc::new(InMemory::copy_of(file.as_ref())?),
-        // That it is missing was said before.
+        // `inspect_wal` has reported a ring that is missing.
         _ => Arc::new(InMemory::zeroed(manifest.wal_ring)),
     };
     let page_cache_whole = manifest.boot_id == disk.boot_id();
@@ -235,12 +270,12 @@ fn verify_checkpoint(disk: &dyn Disk, manifest: &Manifest, verified: &mut Verifi
         Keep::all(header.geometry)
     }) {
         Ok(Loaded::Entries(entries)) => verified.checkpoint_entries = entries,
-        Ok(_) => out.problems.push(format!("checkpoint {} does not verify; the next open rebuilds from footers", named.sequence)),
+        Ok(_) => out.problems.push(format!("checkpoint {} does not verify; the next open rebuilds the index from footers", named.sequence)),
         Err(error) => out.problems.push(format!("checkpoint {}: {error}", named.sequence)),
     }
 }
 
-/// Whether there are files that a store makes after its manifest.
+/// Whether the directory holds files that a store creates only after its first manifest.
 fn has_others(disk: &dyn Disk) -> bool {
     disk.list().is_ok_and(|files| files.iter().any(|(name, _)| file_names::is_store_file(name)))
 }
@@ -261,11 +296,12 @@ fn inspect_segments(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) 
         let read = disk.open(&table::file_name(id)).and_then(|file| {
             let mut block = AlignedBuf::zeroed(BLOCK);
             file.read_at(0, &mut block)?;
-            // One that was emptied may have the header of a life that the manifest does not know yet.
+            // A segment that was emptied may already have the header of its next life, which the
+            // manifest does not state yet.
             if !format::decode_header(manifest.store, &block)
                 .is_some_and(|found| found == life || (found.id == id && found.base > life.base))
             {
-                out.problems.push(format!("segment {id}: its header is not the one of the life that the manifest states"));
+                out.problems.push(format!("segment {id}: its header does not match the manifest"));
             }
             if segment.state != SegmentState::Sealed {
                 return Ok(());
@@ -279,13 +315,13 @@ fn inspect_segments(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) 
         });
         match read {
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
-                out.problems.push(format!("segment {id}: the file is shorter than the {} B that the manifest states", segment.size));
+                out.problems.push(format!("segment {id}: its file is shorter than {} B, its size in the manifest", segment.size));
             }
             Err(error) => out.problems.push(format!("segment {id}: {error}")),
             Ok(()) => {}
         }
         if found.lost > 0 {
-            out.problems.push(format!("segment {id}: {} stretches do not verify", found.lost));
+            out.problems.push(format!("segment {id}: {} stretches are lost: neither footer nor records verify", found.lost));
         }
         out.segments.push(found);
     }
@@ -298,19 +334,19 @@ fn inspect_wal(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) -> st
             continue;
         }
         disk.open(&name)?.read_at(0, &mut block)?;
-        // A spare file has no header of this store, or an old one.
+        // A spare file has no header of this store, or that of an earlier use.
         let header = FileHeader::decode(manifest.store, &block);
         out.wal_files.extend(header.filter(|h| (h.number + 1) * h.payload > manifest.wal_start).map(|h| (h.number, name)));
     }
     out.wal_files.sort();
     for (before, after) in out.wal_files.iter().zip(out.wal_files.iter().skip(1)) {
         if after.0 != before.0 + 1 {
-            out.problems.push(format!("the WAL lacks what should be between {} and {}", before.1, after.1));
+            out.problems.push(format!("the WAL has a gap: the numbers of {} and {} are not consecutive", before.1, after.1));
         }
     }
     let first = manifest.wal_start / manifest.wal_payload;
     if let Some((number, name)) = out.wal_files.first().filter(|(number, _)| *number > first) {
-        out.problems.push(format!("the WAL begins with {name}, which has number {number}, not {first}"));
+        out.problems.push(format!("the WAL begins with {name}, whose number is {number} instead of {first}"));
     }
     if !manifest.clean {
         let rings = [
@@ -320,7 +356,7 @@ fn inspect_wal(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) -> st
         for (name, expected) in rings {
             match disk.list()?.iter().find(|(there, _)| *there == name) {
                 Some((_, len)) if *len == expected => {}
-                Some((_, len)) => out.problems.push(format!("{name} has {len} B, not {expected}")),
+                Some((_, len)) => out.problems.push(format!("{name} has {len} B instead of {expected} B")),
                 None => out.problems.push(format!("{name} is missing")),
             }
         }
@@ -334,9 +370,12 @@ fn inspect_checkpoint(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection
     let read = disk.open(&file_names::checkpoint(named.sequence)).and_then(|file| file.read_at(0, &mut block));
     match read.map(|()| index::checkpoint::Header::decode(manifest.store, &block)) {
         Ok(Some(header)) if header.sequence == named.sequence => out.checkpoint = Some((header.sequence, header.entries)),
-        Ok(_) => out.problems.push(format!("checkpoint {} is not whole; the next open rebuilds from footers", named.sequence)),
+        Ok(_) => out
+            .problems
+            .push(format!("checkpoint {}: its header does not verify; the next open rebuilds the index from footers", named.sequence)),
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
-            out.problems.push(format!("checkpoint {} is cut off; the next open rebuilds from footers", named.sequence));
+            out.problems
+                .push(format!("checkpoint {}: its file is too short; the next open rebuilds the index from footers", named.sequence));
         }
         Err(error) => out.problems.push(format!("checkpoint {}: {error}", named.sequence)),
     }

@@ -1,4 +1,7 @@
-//! Pieces of the engine with what they work on, for `benches/pieces.rs`. No part of the interface: only the feature `internals` shows it, and it promises nothing.
+//! Parts of the engine, each with the data that it works on, for `benches/pieces.rs`.
+//!
+//! Not part of the public interface: only the feature `internals` exposes this module, and it may
+//! change in any version.
 
 use std::io;
 use std::path::Path;
@@ -21,17 +24,17 @@ const STORE: StoreId = StoreId(1);
 const SEGMENTS: u32 = 512;
 const SEGMENT_SIZE: u64 = 32 << 20;
 
-/// CRC-32 of a record's or a block's bytes, as every file has it.
+/// The checksum of records and blocks: a seeded CRC-32 of `bytes`.
 pub fn checksum(bytes: &[u8]) -> u32 {
     crate::codec::checksum(STORE, 1, 2, &[bytes])
 }
 
-/// A record of a put.
+/// The encoded record of a put.
 #[derive(Debug)]
 pub struct Record(Vec<u8>);
 
 impl Record {
-    /// Encodes it, as a put does.
+    /// Encodes a record like a put.
     pub fn new(key: &[u8], value: &[u8]) -> Self {
         let draft = Draft::put(Key { namespace: crate::id::NamespaceGeneration::FIRST, bytes: key }, Content::Plain(value), None);
         let prefix = draft.prefix(STORE, Position(0), Lsn(1), Lsn(1)).expect("the LSN is near");
@@ -41,18 +44,18 @@ impl Record {
         Self(bytes)
     }
 
-    /// Decodes and verifies it, as a get does.
+    /// Decodes and verifies the record like a get. Returns whether it verifies.
     pub fn is_whole(&self) -> bool {
         format::decode_record(STORE, Position(0), Lsn(1), &self.0).is_some()
     }
 }
 
-/// The index of a store of 16 GiB.
+/// The index of a store with 16 GiB of flash.
 #[derive(Debug)]
 pub struct Index(index::Index);
 
 impl Index {
-    /// With the entries below `entries`.
+    /// An index with the entries 0 to `entries - 1`.
     pub fn new(entries: u64) -> Self {
         let index = Self(index::Index::new(Geometry::new(SEGMENTS, SEGMENT_SIZE)));
         (0..entries).for_each(|n| index.insert(n));
@@ -63,41 +66,50 @@ impl Index {
         KeyHash(n.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15))
     }
 
-    /// Puts entry `n`, or puts it again.
+    /// Inserts entry `n`, or replaces it.
     pub fn insert(&self, n: u64) {
         let location = Location { segment: SegmentId(n as u32 % SEGMENTS), offset: (n as u32).wrapping_mul(8) % SEGMENT_SIZE as u32 };
         self.0.insert(Self::hash(n), &IndexEntry::new(location, 1_000));
     }
 
-    /// Whether there is an entry `n`.
+    /// Whether the index holds entry `n`.
     pub fn contains(&self, n: u64) -> bool {
         self.0.get(Self::hash(n)).is_some()
     }
 
-    /// Bytes of DRAM.
+    /// Bytes of DRAM that the index takes.
     pub fn allocated(&self) -> u64 {
         self.0.allocated()
     }
 }
 
-/// A directory for checkpoints and WAL files.
+/// A directory for the checkpoint and the WAL files of a benchmark.
 #[derive(Debug)]
 pub struct Dir(Arc<dyn Disk>);
 
 impl Dir {
-    /// One that exists, and is empty.
+    /// Opens `dir`, which must exist and be empty.
+    ///
+    /// # Errors
+    /// That of the system, if the directory cannot be opened.
     pub fn new(dir: &Path) -> io::Result<Self> {
         Ok(Self(Arc::new(PosixDisk::new(dir, std::fs::File::open(dir)?, Backend::Portable, 1, 1)?)))
     }
 
-    /// Writes a checkpoint and syncs it.
+    /// Writes a checkpoint of `index` and syncs it.
+    ///
+    /// # Errors
+    /// That of the failed write or sync.
     pub fn write_checkpoint(&self, index: &Index) -> io::Result<Checkpoint> {
         let file = self.0.create("checkpoint.1", checkpoint::file_len(&index.0, 0))?;
-        checkpoint::write(STORE, 1, &index.0, &[], file.as_ref())?.expect("nobody writes meanwhile");
+        checkpoint::write(STORE, 1, &index.0, &[], file.as_ref())?.expect("no thread writes meanwhile");
         Ok(Checkpoint { file, geometry: index.0.geometry() })
     }
 
-    /// A WAL of so many mutations, written out and synced.
+    /// Makes a WAL of `mutations` frames, written out and synced.
+    ///
+    /// # Errors
+    /// That of the failed write or sync.
     pub fn write_wal(&self, mutations: u64) -> io::Result<Log> {
         const PAYLOAD: u64 = 16 << 20;
         let (ring, _) = self.0.map("ring", PAYLOAD / 2)?;
@@ -117,7 +129,7 @@ impl Dir {
     }
 }
 
-/// A checkpoint that was written.
+/// A checkpoint file on disk.
 #[derive(Debug)]
 pub struct Checkpoint {
     file: Arc<dyn File>,
@@ -125,7 +137,10 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Loads it into an empty index, as opening does. How many entries there were.
+    /// Loads the checkpoint into an empty index like an opening. Returns the number of entries.
+    ///
+    /// # Errors
+    /// That of the failed read, or one that says that the checkpoint does not verify.
     pub fn load(&self) -> io::Result<u64> {
         let index = index::Index::new(self.geometry);
         match checkpoint::load(STORE, 1, self.file.as_ref(), &index, Pending::none(self.geometry), |_| {
@@ -137,7 +152,7 @@ impl Checkpoint {
     }
 }
 
-/// A WAL that was written.
+/// A WAL on disk.
 #[derive(Debug)]
 pub struct Log {
     disk: Arc<dyn Disk>,
@@ -146,7 +161,10 @@ pub struct Log {
 }
 
 impl Log {
-    /// Replays it, as opening does. How many frames there were.
+    /// Replays the WAL like an opening. Returns the number of frames.
+    ///
+    /// # Errors
+    /// That of the failed read.
     pub fn replay(&self) -> io::Result<u64> {
         let mut replay = Replay::open(self.disk.as_ref(), STORE, Arc::clone(&self.ring), self.payload)?;
         Ok(replay.run((0, Lsn(1)), Lsn::ZERO, true, &mut IgnoreAll)?.frames)

@@ -1,6 +1,6 @@
-//! The handle that users hold.
+//! The handles that users hold: [`Cache`] for threads, [`AsyncCache`] for tasks.
 
-mod tasks;
+mod async_cache;
 
 use std::fmt;
 use std::ops::Range;
@@ -11,21 +11,54 @@ use bytes::Bytes;
 
 use crate::clock::SystemClock;
 use crate::concurrent::lock;
+#[cfg(doc)]
+use crate::config::RecoveryMode;
 use crate::config::{Ack, Options};
 use crate::engine::background::Threads;
 use crate::engine::context::Mode;
 use crate::engine::{self, DeleteOptions, Engine, Entry, FillError, Namespace, PutOptions, RecoveryReport, Scan, Stats, Value};
+#[cfg(doc)]
+use crate::error::Error;
 use crate::error::Result;
 use crate::id::{Key, Lsn};
-pub use tasks::AsyncCache;
+pub use async_cache::AsyncCache;
 
-/// An open cache. Cheap to clone; all clones are the same cache.
+/// An open cache, for threads. Cheap to clone; all clones are the same cache.
 ///
-/// When the last clone is dropped without [`Cache::close`], the background ends where it is: no worse than a kill.
+/// Keys and values are byte strings. A get returns the bytes of the newest put of exactly that key,
+/// or it misses. Every mutation returns its version, an [`Lsn`] that grows with each mutation of
+/// the store.
+///
+/// Call [`Cache::close`] before the last clone is dropped, so that the next open reads little.
+/// Without it, dropping the last clone stops the background threads at once: the store is then as
+/// after a process crash. [`Cache::for_tasks`] gives the handle for async code.
+///
+/// # Examples
+/// ```
+/// use everwarm::{Cache, Options};
+///
+/// # fn main() -> everwarm::Result<()> {
+/// # let temporary = tempfile::tempdir().unwrap();
+/// # let dir = temporary.path().join("store");
+/// let cache = Cache::open(Options::new(&dir).memory(1 << 20).flash(1 << 20))?;
+/// let first = cache.put("user:17", "Ada")?;
+/// let second = cache.put("user:17", "Ada L.")?;
+/// assert!(second > first);
+/// cache.delete("user:18")?;
+/// cache.close()?;
+///
+/// // A store that exists keeps its size.
+/// let cache = Cache::open(Options::new(&dir))?;
+/// let value = cache.get("user:17")?.expect("it survives a close");
+/// assert_eq!((&value[..], value.version()), (&b"Ada L."[..], second));
+/// assert!(cache.get("user:18")?.is_none());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Cache {
     running: Arc<Running>,
-    /// The namespace that keys belong to.
+    /// The namespace of this handle's keys.
     space: Arc<Namespace>,
 }
 
@@ -50,11 +83,21 @@ impl Drop for Running {
 }
 
 impl Cache {
-    /// Opens the cache in the options' directory: creates it, or brings back what it held.
+    /// Opens the store in the directory of `options`. Creates it if there is none, else recovers
+    /// its entries. The handle is for the default namespace.
     ///
     /// # Errors
-    /// Each cause has its own: [`crate::Error::InvalidOption`], [`crate::Error::Locked`], [`crate::Error::NotAStore`], [`crate::Error::NotFound`],
-    /// [`crate::Error::NewerVersion`], [`crate::Error::Corrupt`], [`crate::Error::Io`]. None of them changes what is stored.
+    /// A refused opening loses nothing that is stored.
+    ///
+    /// - [`Error::InvalidOption`]: an option is out of its range, or this machine cannot give it.
+    /// - [`Error::NeedsResize`]: the store has other sizes, and [`Options::resize`] is false.
+    /// - [`Error::Locked`]: the directory is open, here or in another process.
+    /// - [`Error::NotFound`]: there is no store, and [`Options::create`] is false.
+    /// - [`Error::NotAStore`]: the directory holds files of something else.
+    /// - [`Error::NewerVersion`]: a newer version of this crate wrote the store.
+    /// - [`Error::Corrupt`]: both copies of the manifest are damaged, or the mode is
+    ///   [`RecoveryMode::Refuse`] and something is damaged.
+    /// - [`Error::Io`]: the operating system failed an operation, for example on a full disk.
     pub fn open(options: Options) -> Result<Self> {
         let engine = engine::open(&options, None, Arc::new(SystemClock), Mode::Threads)?;
         let threads = Threads::start(&engine).map_err(crate::Error::io("start threads for", options.dir))?;
@@ -62,69 +105,131 @@ impl Cache {
         Ok(Self { running: Arc::new(Running { engine, threads: Mutex::new(Some(threads)) }), space })
     }
 
-    /// The same cache, seen through another namespace: keys of different namespaces are different keys. Made if there is none with this name; the empty name is the
-    /// default one's. A store has up to 1024, with names of up to 255 bytes.
+    /// A handle of the same cache for the namespace `name`. Equal keys in different namespaces are
+    /// different entries.
+    ///
+    /// A namespace that does not exist is created, at the acknowledgement level of the cache. The
+    /// empty name is the default namespace. A store has up to 1024 namespaces besides the default
+    /// one, with names of up to 255 bytes.
     ///
     /// # Errors
-    /// [`crate::Error::InvalidName`], and as [`Cache::put`].
+    /// - [`Error::InvalidName`]: the name is too long, or there are 1024 namespaces already.
+    /// - [`Error::Failed`], [`Error::Closed`]: a namespace cannot be created any more.
+    ///
+    /// # Examples
+    /// ```
+    /// # use everwarm::{Cache, Options};
+    /// # fn main() -> everwarm::Result<()> {
+    /// # let temporary = tempfile::tempdir().unwrap();
+    /// # let dir = temporary.path().join("store");
+    /// let cache = Cache::open(Options::new(&dir).memory(1 << 20).flash(1 << 20))?;
+    /// let users = cache.namespace("users")?;
+    /// let feeds = cache.namespace("feeds")?;
+    /// users.put("17", "Ada")?;
+    /// feeds.put("17", "a feed")?;
+    ///
+    /// // Drops every entry of one namespace in constant time.
+    /// users.clear()?;
+    /// assert!(users.get("17")?.is_none());
+    /// assert_eq!(feeds.get("17")?.as_deref(), Some(&b"a feed"[..]));
+    /// assert_eq!(cache.namespaces(), ["feeds", "users"]);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn namespace(&self, name: &str) -> Result<Self> {
         Ok(Self { running: Arc::clone(&self.running), space: self.engine().namespace(name)? })
     }
 
-    /// As [`Cache::namespace`], if there is one with this name. Changes nothing.
+    /// A handle of the same cache for the namespace `name`, or `None` if it does not exist. Changes
+    /// nothing.
     pub fn existing_namespace(&self, name: &str) -> Option<Self> {
         Some(Self { running: Arc::clone(&self.running), space: self.engine().namespaces().handle(name)? })
     }
 
-    /// Names of all namespaces but the default one.
+    /// Names of all namespaces but the default one, sorted.
     pub fn namespaces(&self) -> Vec<String> {
         self.engine().namespaces().names()
     }
 
-    /// The name of this handle's namespace, empty for the default one.
+    /// Name of the namespace of this handle. Empty for the default one.
     pub fn name(&self) -> &str {
         self.space.name()
     }
 
-    /// Drops everything in this handle's namespace, in constant time: one record. Its place on flash is won back as segments are reclaimed. The version of the drop.
+    /// Drops every entry in the namespace of this handle, at the acknowledgement level of the
+    /// cache. Returns the version of the drop.
+    ///
+    /// Writes one record, so it takes constant time. The space on flash is freed as segments are
+    /// reclaimed.
     ///
     /// # Errors
-    /// As [`Cache::put`].
+    /// [`Error::Failed`], [`Error::Closed`].
     pub fn clear(&self) -> Result<Lsn> {
         self.engine().clear(&self.space, None)
     }
 
-    /// Drops everything in every namespace, in constant time.
+    /// Drops every entry in every namespace, at the acknowledgement level of the cache. Returns the
+    /// version of the drop. Writes one record, so it takes constant time.
     ///
     /// # Errors
-    /// As [`Cache::put`].
+    /// [`Error::Failed`], [`Error::Closed`].
     pub fn clear_all(&self) -> Result<Lsn> {
         self.engine().clear_all(None)
     }
 
-    /// Sets a resume token at the cache's acknowledgement level: for example the position in a change stream up to which invalidations were applied. It is never more
-    /// durable than a mutation that returned before. An empty value removes it. Up to 64 tokens of up to 1 KiB, with names of up to 255 bytes.
+    /// Sets a resume token, a small value that belongs to the store instead of a key. Returns the
+    /// version of the change.
+    ///
+    /// A token states for example the position in a change stream up to which invalidations were
+    /// applied. A token is never more durable than a mutation that returned before it was set: if
+    /// the token is there after a crash, no such mutation was lost.
+    ///
+    /// The token is set at the acknowledgement level of the cache. An empty value removes it. A
+    /// store has up to 64 tokens of up to 1024 bytes, with names of up to 255 bytes.
     ///
     /// # Errors
-    /// [`crate::Error::InvalidName`], [`crate::Error::ValueTooLarge`], and as [`Cache::put`].
+    /// - [`Error::InvalidName`]: the name is too long, or there are 64 tokens already.
+    /// - [`Error::ValueTooLarge`]: the value is longer than 1024 bytes.
+    /// - [`Error::Failed`], [`Error::Closed`].
+    ///
+    /// # Examples
+    /// ```
+    /// # use everwarm::{Cache, Options};
+    /// # fn main() -> everwarm::Result<()> {
+    /// # let temporary = tempfile::tempdir().unwrap();
+    /// # let dir = temporary.path().join("store");
+    /// # let options = || Options::new(&dir).memory(1 << 20).flash(1 << 20);
+    /// let cache = Cache::open(options())?;
+    /// // The change at offset 4711 says that user 17 changed: first invalidate, then advance.
+    /// cache.delete("user:17")?;
+    /// cache.set_resume_token("changes", 4711_u64.to_le_bytes())?;
+    /// drop(cache);
+    ///
+    /// // After a restart, read the change stream from here on.
+    /// let cache = Cache::open(options())?;
+    /// assert_eq!(cache.resume_token("changes").as_deref(), Some(&4711_u64.to_le_bytes()[..]));
+    /// assert!(cache.resume_token("others").is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn set_resume_token(&self, name: &str, value: impl AsRef<[u8]>) -> Result<Lsn> {
         self.engine().set_resume_token(name, value.as_ref(), None)
     }
 
-    /// As [`Cache::set_resume_token`], at this level.
+    /// Sets a resume token like [`Cache::set_resume_token`], but acknowledged at `level`.
     ///
     /// # Errors
-    /// As [`Cache::set_resume_token`].
+    /// Those of [`Cache::set_resume_token`].
     pub fn set_resume_token_with(&self, name: &str, value: impl AsRef<[u8]>, level: Ack) -> Result<Lsn> {
         self.engine().set_resume_token(name, value.as_ref(), Some(level))
     }
 
-    /// The resume token with this name, if there is one.
+    /// Value of the resume token `name`, or `None` if it is not set.
     pub fn resume_token(&self, name: &str) -> Option<Vec<u8>> {
         self.engine().namespaces().resume_token(name)
     }
 
-    /// Names of all resume tokens.
+    /// Names of all resume tokens, sorted.
     pub fn resume_tokens(&self) -> Vec<String> {
         self.engine().namespaces().resume_tokens()
     }
@@ -137,83 +242,148 @@ impl Cache {
         self.space.key(key.as_ref())
     }
 
-    /// The value of `key`, if it has one.
+    /// The value of `key`, or `None` if it has none.
     ///
     /// # Errors
-    /// [`crate::Error::Closed`]. A value that cannot be read or does not verify is a miss, and counted.
+    /// [`Error::Closed`]. A value that cannot be read or does not verify is a miss; [`Stats`]
+    /// counts it in `read_errors` or `damaged`.
     pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Value>> {
         self.engine().get(self.key(&key), true)
     }
 
-    /// The values of `keys`, in their order: the same answers as a get of each, but what must be read from flash is read together.
+    /// The values of `keys`, in the order of `keys`. The result is that of a [`Cache::get`] of each
+    /// key, but reads from flash are in flight together, up to [`Options::depth`] at once.
     ///
     /// # Errors
-    /// As [`Cache::get`].
+    /// [`Error::Closed`].
+    ///
+    /// # Examples
+    /// ```
+    /// # use everwarm::{Cache, Options};
+    /// # fn main() -> everwarm::Result<()> {
+    /// # let temporary = tempfile::tempdir().unwrap();
+    /// # let dir = temporary.path().join("store");
+    /// let cache = Cache::open(Options::new(&dir).memory(1 << 20).flash(1 << 20))?;
+    /// cache.put("a", "1")?;
+    /// cache.put("c", "3")?;
+    /// let values = cache.get_many(&["a", "b", "c"])?;
+    /// let values: Vec<Option<&[u8]>> = values.iter().map(|value| value.as_deref()).collect();
+    /// assert_eq!(values, [Some(&b"1"[..]), None, Some(&b"3"[..])]);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn get_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Value>>> {
         let keys: Vec<Key<'_>> = keys.iter().map(|key| self.key(key)).collect();
         self.engine().get_many(&keys)
     }
 
-    /// A range of the value of `key`, cut to its length. A checksum covers the whole value, so all of it is read; the handle returned shares it.
+    /// The bytes `range` of the value of `key`, cut at the end of the value. `None` if the key has
+    /// no value.
+    ///
+    /// The checksum covers the whole value, so the whole value is read. The returned handle keeps
+    /// all of it in DRAM.
     ///
     /// # Errors
-    /// As [`Cache::get`].
+    /// [`Error::Closed`].
     pub fn get_range(&self, key: impl AsRef<[u8]>, range: Range<usize>) -> Result<Option<Bytes>> {
         Ok(self.get(key)?.map(|value| value.into_range(range)))
     }
 
-    /// The value of `key`, if it has one, without counting as a use.
+    /// The value of `key`, or `None` if it has none, without counting as a use.
+    ///
+    /// Unlike [`Cache::get`], it is not counted as a hit or a miss, does not mark the entry as hot
+    /// on flash and brings nothing into the memory tier. A value that is in the memory tier already
+    /// is marked as used there.
     ///
     /// # Errors
-    /// As [`Cache::get`].
+    /// [`Error::Closed`].
     pub fn peek(&self, key: impl AsRef<[u8]>) -> Result<Option<Value>> {
         self.engine().get(self.key(&key), false)
     }
 
-    /// Whether `key` has a value. Reads it.
+    /// Whether `key` has a value. Reads the value like [`Cache::peek`].
     ///
     /// # Errors
-    /// As [`Cache::get`].
+    /// [`Error::Closed`].
     pub fn contains(&self, key: impl AsRef<[u8]>) -> Result<bool> {
         Ok(self.peek(key)?.is_some())
     }
 
-    /// False if `key` certainly has no value. Asks only DRAM; wrong for a few keys in a million.
+    /// Whether `key` may have a value, from DRAM alone. `false` is certain. `true` is wrong for a
+    /// few absent keys in a million, and for entries that have expired but were not removed yet.
     pub fn may_contain(&self, key: impl AsRef<[u8]>) -> bool {
         self.engine().may_contain(self.key(&key))
     }
 
-    /// Sets the value of `key`, at the cache's acknowledgement level. Its version.
+    /// Sets the value of `key`, at the acknowledgement level of the cache and without an expiry.
+    /// Returns the version of the put.
+    ///
+    /// Waits while the write buffer is full, and as long as the disk is full.
     ///
     /// # Errors
-    /// [`crate::Error::EmptyKey`], [`crate::Error::KeyTooLarge`], [`crate::Error::ValueTooLarge`], [`crate::Error::Failed`], [`crate::Error::Closed`].
+    /// - [`Error::EmptyKey`], [`Error::KeyTooLarge`], [`Error::ValueTooLarge`]: nothing was stored.
+    /// - [`Error::Failed`]: the store refuses mutations until it is opened again. The put may have
+    ///   been stored or not.
+    /// - [`Error::Closed`].
+    /// - [`Error::Io`]: compressing the value failed.
     pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<Lsn> {
         let version = self.put_with(key, value, &PutOptions::new())?;
         Ok(version.unwrap_or(Lsn::ZERO))
     }
 
-    /// Sets the value of `key` as `options` say. Its version, or `None` if the condition did not hold.
+    /// Sets the value of `key` with an expiry, level, condition, limit of waiting or hint of its
+    /// own. Returns the version of the put, or `None` if the condition did not hold.
     ///
     /// # Errors
-    /// As [`Cache::put`], and [`crate::Error::WouldBlock`] or [`crate::Error::TimedOut`] if the options do not wait forever.
+    /// Those of [`Cache::put`], and:
+    ///
+    /// - [`Error::WouldBlock`], [`Error::TimedOut`]: there was no room within [`PutOptions::wait`].
+    /// - [`Error::Io`]: the condition needs the current version, and its record cannot be read.
     pub fn put_with(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>, options: &PutOptions) -> Result<Option<Lsn>> {
         self.engine().put(self.key(&key), value.as_ref(), options)
     }
 
-    /// Sets the values of many keys, in order, as `options` say, and waits once at the end. The versions, `None` where the condition did not hold.
+    /// Sets the values of many keys, in order, and waits for their acknowledgement once at the end.
+    /// Returns the version of each put, `None` where the condition did not hold.
     ///
     /// # Errors
-    /// As [`Cache::put_with`]; the entries before the one that failed are stored.
+    /// Those of [`Cache::put_with`]. The entries before the one that failed are stored.
     pub fn put_many<K: AsRef<[u8]>, V: AsRef<[u8]>>(&self, entries: &[(K, V)], options: &PutOptions) -> Result<Vec<Option<Lsn>>> {
         let entries: Vec<(Key<'_>, &[u8])> = entries.iter().map(|(key, value)| (self.key(key), value.as_ref())).collect();
         self.engine().put_many(&entries, options)
     }
 
-    /// The value of `key`, or what `load` gives. Of all who miss the key at once one runs its loader; the others wait and take what it stored. A put or delete of
-    /// the key meanwhile wins: the loaded value is returned and not stored.
+    /// The value of `key`. On a miss, `load` makes the value, and it is stored with `options`.
+    ///
+    /// - Of all callers that miss a key at once, one runs its `load`. The others wait for its
+    ///   value; if it fails, they try themselves.
+    /// - A put or delete of the key during the load wins: the loaded value is returned but not
+    ///   stored.
+    /// - A value that is too large to store is returned all the same.
+    /// - `load` runs under no lock. It must not call `get_or_fill` for the same key, which would
+    ///   wait for itself.
     ///
     /// # Errors
-    /// [`crate::FillError`].
+    /// [`FillError::Loader`] if `load` failed, [`FillError::Cache`] if the cache failed.
+    ///
+    /// # Examples
+    /// ```
+    /// # use everwarm::{Cache, Options};
+    /// use everwarm::PutOptions;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let temporary = tempfile::tempdir()?;
+    /// # let dir = temporary.path().join("store");
+    /// let cache = Cache::open(Options::new(&dir).memory(1 << 20).flash(1 << 20))?;
+    /// let load = || Ok::<_, std::io::Error>("Ada".into());
+    /// assert_eq!(cache.get_or_fill("user:17", &PutOptions::new(), load)?, "Ada");
+    ///
+    /// // It is a hit from now on, so this loader does not run.
+    /// let fail = || Err(std::io::Error::other("the database is down"));
+    /// assert_eq!(cache.get_or_fill("user:17", &PutOptions::new(), fail)?, "Ada");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn get_or_fill<E>(
         &self,
         key: impl AsRef<[u8]>,
@@ -223,80 +393,127 @@ impl Cache {
         self.engine().get_or_fill(self.key(&key), options, load)
     }
 
-    /// Gives the entry of `key` another expiry, or none. Its new version, or `None` if there is no entry. Writes the entry again.
+    /// Sets the expiry of the entry of `key` to `ttl` from now (millisecond steps), or removes it
+    /// (`None`). Writes the whole record again. Returns its new version, or `None` if there is no
+    /// entry.
     ///
     /// # Errors
-    /// As [`Cache::put`].
+    /// Those of [`Cache::put`], and [`Error::Io`] if the record cannot be read.
     pub fn touch(&self, key: impl AsRef<[u8]>, ttl: Option<Duration>) -> Result<Option<Lsn>> {
         self.engine().touch(self.key(&key), ttl)
     }
 
-    /// Removes the value of `key`, whether or not it has one, at the cache's acknowledgement level. The version of the removal.
+    /// Removes the value of `key`, at the acknowledgement level of the cache. Writes a tombstone
+    /// even if the key has no value. Returns the version of the tombstone.
     ///
     /// # Errors
-    /// As [`Cache::put`].
+    /// - [`Error::EmptyKey`], [`Error::KeyTooLarge`]: no key like this can have a value.
+    /// - [`Error::Failed`]: the store refuses mutations until it is opened again. The delete may
+    ///   have been stored or not.
+    /// - [`Error::Closed`].
     pub fn delete(&self, key: impl AsRef<[u8]>) -> Result<Lsn> {
         let version = self.engine().delete(self.key(&key), &DeleteOptions::new())?;
         Ok(version.unwrap_or(Lsn::ZERO))
     }
 
-    /// Removes the value of `key` as `options` say. The version of the removal, or `None` if the condition did not hold.
+    /// Removes the value of `key` with a level, condition or limit of waiting of its own. Returns
+    /// the version of the tombstone, or `None` if the condition did not hold.
     ///
     /// # Errors
-    /// As [`Cache::put_with`].
+    /// Those of [`Cache::delete`], and:
+    ///
+    /// - [`Error::WouldBlock`], [`Error::TimedOut`]: there was no room within
+    ///   [`DeleteOptions::wait`].
+    /// - [`Error::Io`]: the condition needs the current version, and its record cannot be read.
     pub fn delete_with(&self, key: impl AsRef<[u8]>, options: &DeleteOptions) -> Result<Option<Lsn>> {
         self.engine().delete(self.key(&key), options)
     }
 
-    /// Everything that is live in this handle's namespace, in no order. What changes meanwhile may be seen or not.
+    /// Iterates over the live entries in the namespace of this handle, in no order. An entry that
+    /// is put, replaced or deleted meanwhile may be seen or not. An entry that cannot be read is
+    /// skipped.
     pub fn entries(&self) -> Entries<'_> {
         Entries { cache: self, scan: Scan::new([(self.space.generation(), self.space.name().into())]) }
     }
 
-    /// Everything that is live in any namespace, in no order. As [`Cache::entries`].
+    /// Iterates over the live entries of every namespace, in no order. An entry that is put,
+    /// replaced or deleted meanwhile may be seen or not. An entry that cannot be read is skipped.
     pub fn entries_of_all_namespaces(&self) -> Entries<'_> {
         Entries { cache: self, scan: Scan::new(self.engine().namespaces().named_generations()) }
     }
 
-    /// Makes everything acknowledged so far as durable as `level` says. Waits as long as that takes: while the disk is full, until there is room.
+    /// Makes every mutation that was acknowledged before the call as durable as `level` promises.
+    /// At [`Ack::Host`] it waits for a sync, and as long as the disk is full. At the other levels
+    /// it returns at once.
     ///
     /// # Errors
-    /// [`crate::Error::Failed`] if a sync failed.
+    /// [`Error::Failed`] if a write or a sync failed.
     pub fn persist(&self, level: Ack) -> Result<()> {
         self.engine().persist(level)
     }
 
-    /// Takes a checkpoint of the index now, so that the next open has less to replay. Says whether there is one: without room on the disk, or after a failed write, the last
-    /// one counts on, and [`crate::Stats::disk_full`] or [`crate::Stats::write_errors`] has grown.
+    /// Writes a checkpoint of the index now, so that the next open has less to replay. Returns
+    /// whether it was written.
+    ///
+    /// `false` means that the disk is full or that a write failed. The previous checkpoint stays
+    /// valid, and [`Stats::disk_full`] or [`Stats::write_errors`] has grown.
     ///
     /// # Errors
-    /// [`crate::Error::Failed`], [`crate::Error::Closed`].
+    /// [`Error::Failed`], [`Error::Closed`].
     pub fn checkpoint(&self) -> Result<bool> {
         self.engine().check_mutable()?;
         self.engine().step_checkpoint(true)
     }
 
-    /// What the cache holds and has done.
+    /// Sizes, watermarks, and the counters since the cache was opened.
     pub fn stats(&self) -> Stats {
         self.engine().stats()
     }
 
-    /// What was found when the cache was opened.
+    /// The findings of the opening: the kind of stop before it, damage, and the time it took.
+    ///
+    /// # Examples
+    /// ```
+    /// # use everwarm::{Cache, Options};
+    /// use everwarm::Start;
+    ///
+    /// # fn main() -> everwarm::Result<()> {
+    /// # let temporary = tempfile::tempdir().unwrap();
+    /// # let dir = temporary.path().join("store");
+    /// # let options = || Options::new(&dir).memory(1 << 20).flash(1 << 20);
+    /// let cache = Cache::open(options())?;
+    /// assert_eq!(cache.recovery().kind, Start::Created);
+    /// cache.put("key", "value")?;
+    /// drop(cache); // No close: for the store this is a process crash.
+    ///
+    /// let cache = Cache::open(options())?;
+    /// let report = cache.recovery();
+    /// assert_eq!((report.kind, report.entries), (Start::Process, 1));
+    /// assert!(report.damaged.is_empty());
+    /// if let Some(version) = report.maybe_lost_after {
+    ///     println!("the host crashed: mutations after {version} may be missing");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn recovery(&self) -> &RecoveryReport {
         self.engine().recovery()
     }
 
-    /// Ends in order: everything durable and sealed, and a checkpoint, so that the next open reads little. Other clones get [`crate::Error::Closed`] from then on.
+    /// Closes the cache: syncs and seals everything, and writes a checkpoint, so that the next open
+    /// reads little. Operations of other clones return [`Error::Closed`] from then on.
     ///
     /// # Errors
-    /// [`crate::Error::Failed`], also if the disk is full: the store is then as after a kill.
+    /// [`Error::Failed`] if a write or a sync failed, now or earlier, or if the disk is full. The
+    /// store is then as after a process crash.
     pub fn close(self) -> Result<()> {
         self.running.stop();
         self.engine().finish()
     }
 }
 
-/// See [`Cache::entries`].
+/// Iterator over live entries, in no order. Made by [`Cache::entries`] and
+/// [`Cache::entries_of_all_namespaces`].
 #[derive(Debug)]
 pub struct Entries<'a> {
     cache: &'a Cache,

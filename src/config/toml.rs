@@ -8,10 +8,11 @@ use serde::{Deserialize, Deserializer};
 use super::{Ack, Backend, Compression, OnHostCrash, Options, RecoveryMode, WalValues};
 use crate::error::{Error, Result};
 
-/// Parses `4096`, `64MiB`, `2G` or `512 k`. Units are powers of 1024, in any case, with or without `B` or `iB`.
+/// Parses a size in bytes: `4096`, `64MiB`, `2G` or `512 k`. The units are B, k, M, G and T, powers
+/// of 1024, in upper or lower case, with or without `B` or `iB`.
 ///
 /// # Errors
-/// What is wrong with `text`, for a person.
+/// A message for a person that names the bad number or unit, or says that the size exceeds 64 bits.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -23,7 +24,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         "m" | "mb" | "mib" => 20,
         "g" | "gb" | "gib" => 30,
         "t" | "tb" | "tib" => 40,
-        _ => return Err(format!("`{unit}` is not a unit of size; k, M, G and T are")),
+        _ => return Err(format!("`{unit}` is not a unit of size; use k, M, G or T")),
     };
     number.checked_mul(1 << shift).ok_or_else(|| format!("`{text}` does not fit 64 bits"))
 }
@@ -49,11 +50,11 @@ fn compression<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Compression>
         ("none", _) => Ok(Some(Compression::None)),
         ("zstd", _) => Ok(Some(Compression::Zstd(3))),
         (_, Some(level)) => Ok(Some(Compression::Zstd(level))),
-        _ => Err(serde::de::Error::custom(format!("`{text}` is not a compression; \"none\", \"zstd\" and \"zstd:LEVEL\" are"))),
+        _ => Err(serde::de::Error::custom(format!("`{text}` is not a compression; use \"none\", \"zstd\" or \"zstd:LEVEL\""))),
     }
 }
 
-/// The options' names and types as a file has them.
+/// Names and types of the options in TOML.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -82,10 +83,20 @@ struct File {
 }
 
 impl Options {
-    /// Options from TOML, by their names here; `dir` may also be set afterwards. Sizes are numbers of bytes or texts such as `"64MiB"`; times are `sync_interval_ms` and
-    /// `lock_timeout_ms`; choices are their names in lower case, with `_` between words; `compression` is `"none"`, `"zstd"` or `"zstd:LEVEL"`. What is not given has its
-    /// default.
+    /// Options from TOML. Each key is the name of a method of [`Options`], with `_ms` appended for
+    /// times. A key that is absent leaves the default.
     ///
+    /// | keys | value |
+    /// |---|---|
+    /// | `dir` | text; may be absent if [`Options::dir`] is called afterwards |
+    /// | `memory`, `flash`, `segment_size`, `sync_bytes` | bytes as a number, or text such as `"64MiB"` (see [`parse_size`]) |
+    /// | `sync_interval_ms`, `lock_timeout_ms` | milliseconds, a number |
+    /// | `ack`, `wal_values`, `on_host_crash`, `backend`, `recovery` | name of the choice in lower case, `_` between words: `"io_uring"` |
+    /// | `compression` | `"none"`, `"zstd"` (level 3) or `"zstd:LEVEL"` |
+    /// | `create`, `resize` | `true` or `false` |
+    /// | `depth`, `read_threads` | number |
+    ///
+    /// # Examples
     /// ```
     /// # fn main() -> everwarm::Result<()> {
     /// let options = everwarm::Options::from_toml(r#"
@@ -100,16 +111,17 @@ impl Options {
     /// ```
     ///
     /// # Errors
-    /// [`Error::InvalidToml`] names the line and what is wrong: a syntax error, an option that does not exist, a value of the wrong type. Ranges are checked when the
-    /// cache is opened.
+    /// [`Error::InvalidToml`] names the line and the mistake: a syntax error, an unknown key, or a
+    /// value of the wrong type. Ranges are checked when the cache is opened.
     pub fn from_toml(text: &str) -> Result<Self> {
         Self::new("").with_toml(text)
     }
 
-    /// These options, but for those that a TOML text gives. As [`Options::from_toml`].
+    /// Replaces the options that a TOML text gives, and keeps the others. The keys are those of
+    /// [`Options::from_toml`].
     ///
     /// # Errors
-    /// As [`Options::from_toml`].
+    /// [`Error::InvalidToml`], as for [`Options::from_toml`].
     pub fn with_toml(mut self, text: &str) -> Result<Self> {
         let file: File = toml::from_str(text).map_err(|e| Error::InvalidToml { reason: e.to_string() })?;
         let or = |given: Option<u64>, before: Duration| given.map_or(before, Duration::from_millis);
@@ -139,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_option_can_be_given() {
+    fn every_option_has_a_key() {
         let options = Options::from_toml(
             "dir = 'x'\nmemory = 2097152\nflash = '1GiB'\nsegment_size = '1 MiB'\nack = 'host'\nsync_interval_ms = 7\nsync_bytes = '1M'\nwal_values = 'always'\n\
              compression = 'zstd:5'\non_host_crash = 'cold'\ncreate = false\nresize = false\nlock_timeout_ms = 9\nbackend = 'io_uring'\ndepth = 3\nread_threads = 2\nrecovery = 'refuse'\n",
@@ -159,14 +171,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_given_stays_as_it_was() {
+    fn an_absent_key_keeps_the_option() {
         let options = Options::new("x").memory(1 << 20).resize(false).with_toml("flash = '1GiB'").unwrap();
         assert_eq!((options.dir.to_str(), options.memory, options.flash, options.resize), (Some("x"), Some(1 << 20), Some(1 << 30), false));
         assert!(options.with_toml("resize = true").unwrap().resize);
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn a_mistake_is_named() {
         for (text, named) in [
             ("dir = 'x'\nmemry = 1", "memry"),
             ("dir = 'x'\nmemory = '3 parsecs'", "parsecs"),
