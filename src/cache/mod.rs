@@ -17,9 +17,7 @@ use crate::config::{Ack, Options};
 use crate::engine::background::Threads;
 use crate::engine::context::Mode;
 use crate::engine::{self, DeleteOptions, Engine, Entry, FillError, Namespace, PutOptions, RecoveryReport, Scan, Stats, Value};
-#[cfg(doc)]
-use crate::error::Error;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::{Key, Lsn};
 pub use async_cache::AsyncCache;
 
@@ -100,7 +98,7 @@ impl Cache {
     /// - [`Error::Io`]: the operating system failed an operation, for example on a full disk.
     pub fn open(options: Options) -> Result<Self> {
         let engine = engine::open(&options, None, Arc::new(SystemClock), Mode::Threads)?;
-        let threads = Threads::start(&engine).map_err(crate::Error::io("start threads for", options.dir))?;
+        let threads = Threads::start(&engine).map_err(Error::io("start threads for", options.dir))?;
         let space = engine.namespace("")?;
         Ok(Self { running: Arc::new(Running { engine, threads: Mutex::new(Some(threads)) }), space })
     }
@@ -455,8 +453,10 @@ impl Cache {
     /// Writes a checkpoint of the index now, so that the next open has less to replay. Returns
     /// whether it was written.
     ///
-    /// `false` means that the disk is full or that a write failed. The previous checkpoint stays
-    /// valid, and [`Stats::disk_full`] or [`Stats::write_errors`] has grown.
+    /// `false` means one of these, and the previous checkpoint stays valid:
+    /// - The disk is full, and [`Stats::disk_full`] has grown.
+    /// - A write failed, and [`Stats::write_errors`] has grown.
+    /// - Records of a failed segment are still being moved, so nothing can be synced now.
     ///
     /// # Errors
     /// [`Error::Failed`], [`Error::Closed`].

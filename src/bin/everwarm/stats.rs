@@ -71,6 +71,8 @@ fn rows(stats: &Stats) -> Vec<(&'static str, u64)> {
         ("checkpoints", stats.checkpoints),
         ("syncs", stats.syncs),
         ("io_uring", stats.io_uring.into()),
+        ("waits", stats.waits.total()),
+        ("refusals", stats.refusals.total()),
         ("unsynced_age_ms", stats.unsynced_age.as_millis() as u64),
     ]
 }
