@@ -5,6 +5,7 @@ mod damage;
 mod exhaustive;
 mod failing;
 mod golden;
+mod pressure;
 mod renewed;
 mod simulation;
 
