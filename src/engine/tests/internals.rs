@@ -1,0 +1,141 @@
+//! Every place where a test looks below the engine's own interface.
+
+#![cfg_attr(not(test), allow(dead_code, reason = "fuzzing uses only a part"))]
+
+use std::sync::Arc;
+
+use super::store::value;
+use crate::clock::{Clock, SystemClock};
+use crate::concurrent::lock;
+use crate::config::{Options, Settings};
+use crate::engine::driver::{Mode, Threads};
+use crate::engine::open::fit_index;
+use crate::engine::write::{Observed, Tried};
+use crate::engine::{Engine, PutOptions, Wait, open};
+use crate::error::Error;
+use crate::id::{Key, Location, Lsn};
+use crate::index::geometry::IndexEntry;
+use crate::io::sim::SimDisk;
+use crate::segment::reader;
+use crate::segment::table::Stage;
+
+/// Opens the store on a simulated disk. A call that must wait does the background work itself, so
+/// that every run of a test takes the same course.
+pub(super) fn open_inline(options: &Options, disk: &SimDisk, clock: Arc<dyn Clock>) -> Result<Arc<Engine>, Error> {
+    open(options, Some(Arc::new(disk.clone())), clock, Mode::Inline)
+}
+
+/// Store time in milliseconds.
+pub(super) fn now_ms(engine: &Engine) -> u64 {
+    engine.time.now_ms()
+}
+
+/// The first failure of the store as a whole, if there was one.
+pub(super) fn failure(engine: &Engine) -> Option<&str> {
+    engine.failure.get().map(String::as_str)
+}
+
+/// Sequence number of the checkpoint that the manifest names.
+pub(super) fn named_checkpoint(engine: &Engine) -> Option<u64> {
+    lock(&engine.manifest).checkpoint.map(|checkpoint| checkpoint.sequence)
+}
+
+/// Opens the store with its background threads, on the clock of this machine.
+pub(super) fn open_with_threads(options: &Options, disk: &SimDisk) -> (Arc<Engine>, Threads) {
+    let clock = Arc::new(SystemClock);
+    let engine = open(options, Some(Arc::new(disk.clone())), clock, Mode::Threads).unwrap();
+    let threads = Threads::start(&engine).unwrap();
+    (engine, threads)
+}
+
+/// Writes the manifest, as the background thread for segments does.
+pub(super) fn write_manifest(engine: &Engine) {
+    engine.write_manifest(&mut lock(&engine.manifest)).unwrap();
+}
+
+/// Gives the next mutation this LSN, as if the mutations in between had come and gone.
+pub(super) fn skip_to_lsn(engine: &Engine, lsn: Lsn) {
+    lock(&engine.log).next_lsn = lsn;
+}
+
+/// Appends a mark that states this time.
+pub(super) fn record_time_passed(engine: &Engine, ms: u64) {
+    engine.record_time_passed(ms);
+}
+
+/// Where the index says that the record of a key lies.
+pub(super) fn location_of(engine: &Engine, key: Key<'_>) -> Location {
+    engine.index.get(engine.hash(key)).unwrap().location
+}
+
+/// Takes a key out of the index alone, as if its segment had become unreadable while it drained.
+pub(super) fn drop_from_index(engine: &Engine, key: Key<'_>) {
+    assert!(engine.index.remove(engine.hash(key)).is_some());
+}
+
+/// Makes the index name the record of `key` for `alias` too, as if their fingerprints were equal.
+pub(super) fn alias_in_index(engine: &Engine, key: Key<'_>, alias: Key<'_>) {
+    engine.index.insert(engine.hash(alias), &engine.index.get(engine.hash(key)).unwrap());
+}
+
+pub(super) fn index_entries(engine: &Engine) -> u64 {
+    engine.index.entries()
+}
+
+/// Bytes of memory that the index has allocated.
+pub(super) fn index_bytes(engine: &Engine) -> u64 {
+    engine.index.allocated()
+}
+
+pub(super) fn settings(engine: &Engine) -> &Settings {
+    &engine.settings
+}
+
+/// The settings with room for an index of `index` bytes, if `options` allow it.
+pub(super) fn fit(mut settings: Settings, options: &Options, index: u64) -> Result<Settings, Error> {
+    fit_index(&mut settings, options, index)?;
+    Ok(settings)
+}
+
+/// Attempts a put that has seen `version` in the memory tier alone. Whether a mutation of the key
+/// overtook it.
+pub(super) fn put_is_overtaken(
+    engine: &Engine,
+    key: Key<'_>,
+    value: &[u8],
+    version: Lsn,
+    options: &PutOptions,
+    meanwhile: impl FnOnce(),
+) -> bool {
+    let request = engine.put_request(key, value, None, options).unwrap();
+    let seen = Observed { at: None, version: Some(version) };
+    meanwhile();
+    matches!(engine.attempt(&request, Some(&seen), None), Ok(Tried::Overtaken))
+}
+
+/// Appends the entries of the one segment that failed elsewhere.
+pub(super) fn rescue_failed(engine: &Engine) {
+    let failed: Vec<_> = lock(&engine.log).failed.iter().cloned().collect();
+    assert_eq!(failed.len(), 1);
+    engine.rescue(&failed[0]).unwrap();
+    assert!(failed[0].is_done());
+}
+
+/// Moves the entries of a sealed segment, as reclaiming does, until there is no room. After each
+/// move, a put of a small entry: key 1,000 and following.
+pub(super) fn move_among_puts(engine: &Engine) {
+    let row = engine.table.select(|r| r.stage == Stage::Sealed)[0];
+    engine.table.change(row.life.id, &[Stage::Sealed], |row| row.stage = Stage::Draining);
+    let file = engine.table.file(row.life.id).unwrap();
+    let contents = reader::entries(engine.store, &row, engine.hash_seed, file.as_ref());
+    assert!(contents.entries.len() > 50);
+    for (n, entry) in (1_000u64..).zip(&contents.entries) {
+        let place = IndexEntry::new(Location { segment: row.life.id, offset: entry.offset }, entry.len as usize);
+        let found = engine.read(&place, &row.life).unwrap().unwrap();
+        if engine.reinsert(&row, entry, &found.record, found.bytes()).is_err() {
+            break;
+        }
+        let options = PutOptions::new().wait(Wait::No);
+        engine.put((&n.to_le_bytes()).into(), &value(n, 0, 60), &options).unwrap();
+    }
+}
