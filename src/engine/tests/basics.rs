@@ -6,8 +6,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::internals;
-use super::model::{Evictions, History, Keys, Step};
-use super::store::{Machine, Store, close, small, value};
+use super::model::{Evictions, History, Keys, Step, value};
+use super::store::{Machine, Store, close, small};
 use crate::config::{Ack, OnHostCrash, Options, WalValues};
 use crate::engine::{Condition, DeleteOptions, PutOptions, Scan, Start, Wait};
 use crate::id::{Key, Lsn, NamespaceGeneration};

@@ -4,12 +4,12 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::internals::{move_among_puts, open_inline};
-use super::model::{Evictions, History, Keys, Step, has_noticed};
+use super::internals::{move_entries, open_inline};
+use super::model::{Evictions, History, Keys, Step, has_noticed, value};
 use super::seeds::{each_seed, seeds};
-use super::store::{Machine, Store, close, small, value};
+use super::store::{Machine, Store, close, small};
 use crate::config::{Ack, Options, WalValues};
-use crate::engine::{Engine, Stats};
+use crate::engine::{Engine, PutOptions, Stats, Wait};
 use crate::error::Error;
 use crate::io::sim::{FaultOp, PowerCut, SimClock, SimDisk};
 
@@ -214,7 +214,12 @@ fn moves_that_a_power_cut_takes_back_among_puts_leave_room_for_the_footer() {
     engine.step_all().unwrap();
     engine.persist(Ack::Host).unwrap();
     // Nothing of the moves is synced.
-    move_among_puts(engine);
+    let mut keys = 1_000u64..;
+    let options = PutOptions::new().wait(Wait::No);
+    move_entries(engine, || {
+        let n = keys.next().unwrap();
+        engine.put((&n.to_le_bytes()).into(), &value(n, 0, 60), &options).unwrap();
+    });
     let mut replayed = 0;
     for seed in 0..300 {
         let back = reopen(&store.options, &store.disk.after_power_cut(seed, PowerCut::Random)).unwrap();

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::internals::{named_checkpoint, open_inline};
-use super::model::has_noticed;
+use super::model::{has_noticed, value};
 use super::seeds::{each_seed, seeds};
-use super::store::{Store, close, small, value};
+use super::store::{Store, close, small};
 use crate::config::{Ack, RecoveryMode, WalValues};
 use crate::engine::{DeleteOptions, Engine, PutOptions};
 use crate::error::Error;

@@ -6,7 +6,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::internals::{failure, open_inline, open_with_threads, write_manifest};
-use super::store::{Store, small, value};
+use super::model::value;
+use super::store::{Store, small};
 use crate::clock::SystemClock;
 use crate::concurrent::Event;
 use crate::config::{Ack, Options, WalValues};
@@ -220,7 +221,7 @@ fn a_manifest_without_room_to_grow_holds_back_catalog_changes() {
         engine.persist(Ack::Host).unwrap();
         write_manifest(engine);
     }
-    // Opened again, without a byte to spare.
+    // The store is opened again on a disk without a free byte.
     let used: u64 = store.disk.files().iter().map(|(_, len)| len).sum();
     store.disk.capacity(used);
     store.power_cut(1, PowerCut::LoseAll);
@@ -386,12 +387,12 @@ fn a_segment_that_cannot_be_written_is_given_up_and_loses_nothing() {
 }
 
 #[test]
-fn a_full_store_goes_on_or_says_so_when_a_segment_fails() {
+fn a_full_store_goes_on_or_returns_the_error_when_a_segment_fails() {
     let mut quarantined = 0;
     for op in [FaultOp::Write, FaultOp::Sync, FaultOp::SyncDroppingPages] {
         for nth in 1..90 {
             let store = Store::new(small().flash(512 << 10).wal_values([WalValues::Never, WalValues::Always][nth as usize % 2]));
-            // Keys that are put again leave room to win, and others that are asked for are moved.
+            // Replaced entries free room when their segment drains, and hot entries move.
             let len = [1_000, 2_000, 5_000, 9_000][nth as usize / 2 % 4];
             for n in 0..400 {
                 assert_eq!(fill_with(store.engine(), if n % 4 == 0 { n } else { n % 10 }, 1, len), 1);
@@ -411,7 +412,7 @@ fn a_full_store_goes_on_or_says_so_when_a_segment_fails() {
                     }
                 }
             }
-            // The fault may only come now, in the WAL: then it says so.
+            // The fault may come only now, in the WAL: then the call returns the error.
             if store.engine().persist(Ack::Host).is_ok() {
                 quarantined += store.engine().stats().segments_quarantined;
             }
@@ -456,8 +457,8 @@ fn every_write_and_sync_of_a_scenario_may_fail_once_and_nothing_lies() {
                 let newest = acked.iter().rev().find(|n| **n % 20 == key);
                 let found = store.get(&key.to_le_bytes());
                 let version = found.as_ref().map(|v| String::from_utf8_lossy(v).split(':').nth(1).unwrap().parse::<u64>().unwrap());
-                // Acknowledged at least at Process, so a kill takes nothing away; one more may have
-                // happened without being acknowledged.
+                // Every put was acknowledged at `Process` or higher, so a kill takes nothing away. One
+                // more put may have happened without an acknowledgement.
                 assert!(version >= newest.copied(), "{op:?} {nth}: key {key} is at {version:?} after {newest:?}");
             }
         }

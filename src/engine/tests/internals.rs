@@ -4,14 +4,13 @@
 
 use std::sync::Arc;
 
-use super::store::value;
 use crate::clock::{Clock, SystemClock};
 use crate::concurrent::lock;
 use crate::config::{Options, Settings};
 use crate::engine::driver::{Mode, Threads};
 use crate::engine::open::fit_index;
 use crate::engine::write::{Observed, Tried};
-use crate::engine::{Engine, PutOptions, Wait, open};
+use crate::engine::{Engine, PutOptions, open};
 use crate::error::Error;
 use crate::id::{Key, Location, Lsn};
 use crate::index::geometry::IndexEntry;
@@ -121,21 +120,20 @@ pub(super) fn rescue_failed(engine: &Engine) {
     assert!(failed[0].is_done());
 }
 
-/// Moves the entries of a sealed segment, as reclaiming does, until there is no room. After each
-/// move, a put of a small entry: key 1,000 and following.
-pub(super) fn move_among_puts(engine: &Engine) {
+/// Moves the entries of a sealed segment, as reclaiming does, until there is no room. Calls `between`
+/// after each move.
+pub(super) fn move_entries(engine: &Engine, mut between: impl FnMut()) {
     let row = engine.table.select(|r| r.stage == Stage::Sealed)[0];
     engine.table.change(row.life.id, &[Stage::Sealed], |row| row.stage = Stage::Draining);
     let file = engine.table.file(row.life.id).unwrap();
     let contents = reader::entries(engine.store, &row, engine.hash_seed, file.as_ref());
     assert!(contents.entries.len() > 50);
-    for (n, entry) in (1_000u64..).zip(&contents.entries) {
+    for entry in &contents.entries {
         let place = IndexEntry::new(Location { segment: row.life.id, offset: entry.offset }, entry.len as usize);
         let found = engine.read(&place, &row.life).unwrap().unwrap();
         if engine.reinsert(&row, entry, &found.record, found.bytes()).is_err() {
             break;
         }
-        let options = PutOptions::new().wait(Wait::No);
-        engine.put((&n.to_le_bytes()).into(), &value(n, 0, 60), &options).unwrap();
+        between();
     }
 }

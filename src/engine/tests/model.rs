@@ -26,7 +26,6 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use super::internals::{failure, named_checkpoint, now_ms};
-use super::store::value;
 use crate::config::Ack;
 use crate::engine::{DeleteOptions, Engine, PutOptions, Value, files};
 use crate::error::Error;
@@ -398,10 +397,8 @@ impl History {
         self.prefix(engine, floor, |_| false, context);
     }
 
-    /// Checks the same with all that returned as the floor, and takes the shortest prefix that fits
-    /// for the history from now on.
-    ///
-    /// Everything that a restart has shown is durable.
+    /// Checks that a restart shows a prefix with every mutation that returned, and cuts the history
+    /// to the shortest prefix that fits. Everything that a restart has shown is durable.
     pub(super) fn settle(&mut self, engine: &Engine, context: &str) -> Settled {
         let (len, missing) = self.prefix(engine, self.returned, |key| key % 2 == 0, context);
         let doubted = self.keys.all().filter(|key| self.log[len..].iter().any(|m| m.touches(*key))).collect();
@@ -477,8 +474,8 @@ impl History {
         !is_put || is_superseded() || has_expired() || is_excused() || self.may_be_evicted(engine, mutation.lsn)
     }
 
-    /// Whether an entry of this LSN may have been evicted. One that never returned has none that is
-    /// known.
+    /// Whether an entry of this LSN may have been evicted. The LSN of a put that never returned is
+    /// not known.
     fn may_be_evicted(&self, engine: &Engine, lsn: Option<Lsn>) -> bool {
         let until = match self.evictions {
             Evictions::Never => return false,
@@ -487,6 +484,13 @@ impl History {
         };
         lsn.is_none_or(|lsn| lsn <= until)
     }
+}
+
+/// A value that states its key and its version, and is `len` bytes longer than that.
+pub(super) fn value(key: u64, version: u64, len: usize) -> Vec<u8> {
+    let mut out = format!("{key}:{version}:").into_bytes();
+    out.resize(out.len() + len, (key ^ version) as u8);
+    out
 }
 
 /// The newest version that `engine` may have evicted. Zero as long as everything has found room.

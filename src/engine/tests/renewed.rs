@@ -5,7 +5,8 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 
 use super::internals::{location_of, rescue_failed, write_manifest};
-use super::store::{Store, close, small, value};
+use super::model::value;
+use super::store::{Store, close, small};
 use crate::config::{Ack, OnHostCrash, Options, RecoveryMode, WalValues};
 use crate::engine::{PutOptions, Wait};
 use crate::error::Error;

@@ -19,7 +19,7 @@ pub(super) fn each_seed<T: Send>(seeds: Range<u64>, name: &str, test: &str, work
     let one = |seed: u64| {
         let done = catch_unwind(AssertUnwindSafe(|| work(seed)));
         done.unwrap_or_else(|_| {
-            // The other threads begin no more.
+            // The other threads take no more seeds.
             next.store(seeds.end, Ordering::Relaxed);
             panic!("repeat with: EVERWARM_{name}_FIRST={seed} EVERWARM_{name}_SEEDS=1 cargo test --release --lib {test}")
         })

@@ -227,14 +227,12 @@ impl Simulation {
                 break;
             }
         }
-        if !failed && self.draw.one_in(4) {
-            if close(engine).is_ok() && !disk.has_stopped() {
-                self.history.synced();
-                return match self.draw.one_in(2) {
-                    true => End::Close,
-                    false => End::PowerCut(self.draw_damage()),
-                };
-            }
+        if !failed && self.draw.one_in(4) && close(engine).is_ok() && !disk.has_stopped() {
+            self.history.synced();
+            return match self.draw.one_in(2) {
+                true => End::Close,
+                false => End::PowerCut(self.draw_damage()),
+            };
         }
         match self.draw.one_in(2) {
             true => End::Kill,

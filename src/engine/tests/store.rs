@@ -15,13 +15,6 @@ pub(crate) fn small() -> Options {
     Options::new("sim").memory(1 << 20).flash(1 << 20).segment_size(64 << 10)
 }
 
-/// A value that states its key and its version, and is `len` bytes longer than that.
-pub(crate) fn value(key: u64, version: u64, len: usize) -> Vec<u8> {
-    let mut out = format!("{key}:{version}:").into_bytes();
-    out.resize(out.len() + len, (key ^ version) as u8);
-    out
-}
-
 /// A store, its disk and its clock.
 pub(crate) struct Store {
     pub(super) disk: SimDisk,
@@ -142,6 +135,7 @@ impl Machine {
         if is_close {
             close(&engine)?;
         }
+        self.history.life_ended(&engine);
         self.ended.push(engine.stats());
         if self.store.disk.has_stopped() { Err(Error::Closed) } else { Ok(()) }
     }
