@@ -512,3 +512,101 @@ pub(super) fn has_noticed(engine: &Engine, replaced: u64) -> bool {
     let (report, stats) = (engine.recovery(), engine.stats());
     stats.disk_full > 0 || report.manifest_repaired || report.segments_renewed > replaced || has_lost(engine)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+    use crate::engine::tests::store::{Store, small};
+
+    /// Puts key 1 twice and key 2 once, between two tokens. Then `change` changes the store without
+    /// the history, or the history without the store.
+    ///
+    /// Returns the messages with which the check of a restart and the check of a get of key 1 fail.
+    fn failures(change: impl Fn(&Engine, &mut History)) -> [Option<String>; 2] {
+        let store = Store::new(small());
+        let mut history = History::new(Keys { count: 3, len: 1 }, 0, Evictions::Counted(Lsn::ZERO));
+        let put = |key| Step::put(key, 10, Ack::Process);
+        for step in [Step::Token(Ack::Process), put(1), put(2), put(1), Step::Token(Ack::Process)] {
+            history.apply(store.engine(), &step, &store.disk).unwrap();
+        }
+        change(store.engine(), &mut history);
+        let message = |check: &mut dyn FnMut()| {
+            let failed = catch_unwind(AssertUnwindSafe(check)).err()?;
+            Some(failed.downcast_ref::<String>().expect("a message with values").clone())
+        };
+        [
+            message(&mut || history.check(store.engine(), history.returned, "restart")),
+            message(&mut || history.clone().apply(store.engine(), &Step::Get(1), &store.disk).unwrap()),
+        ]
+    }
+
+    fn put(engine: &Engine, bytes: &[u8]) {
+        engine.put((&[1]).into(), bytes, &PutOptions::new()).unwrap();
+    }
+
+    #[test]
+    fn an_undisturbed_store_passes() {
+        assert_eq!(failures(|_, _| {}), [None, None]);
+    }
+
+    #[test]
+    fn each_kind_of_wrong_answer_fails() {
+        type Change = fn(&Engine, &mut History);
+        let both: [(&str, Change); 5] = [
+            ("is lost", |engine, _| assert!(engine.delete((&[1]).into(), &DeleteOptions::new()).is_ok())),
+            ("is torn", |engine, _| put(engine, b"1:3:tornbytes!")),
+            ("which was never put", |engine, _| put(engine, &value(1, 7, 10))),
+            ("which was never put", |engine, _| put(engine, &value(1, 2, 10))),
+            ("came back", |_, history| history.rule_out(&[1])),
+        ];
+        for (expected, change) in both {
+            let messages = failures(change);
+            assert!(messages.iter().all(|message| message.as_ref().is_some_and(|m| m.contains(expected))), "{expected}: {messages:?}");
+        }
+        let [restart, get] = failures(|engine, _| put(engine, &value(1, 1, 10)));
+        assert!(restart.is_some_and(|m| m.contains("fits no prefix")) && get.is_some_and(|m| m.contains("is stale")));
+        let tokens: [(&str, Change); 3] = [
+            ("fits no prefix", |engine, _| drop(engine.set_resume_token("stream", &0u64.to_le_bytes(), None))),
+            ("was never set", |engine, _| drop(engine.set_resume_token("stream", &1u64.to_le_bytes(), None))),
+            ("fits no prefix", |engine, history| {
+                // An excuse lets a token be forgotten, but not go back.
+                history.excuse_all();
+                drop(engine.set_resume_token("stream", &0u64.to_le_bytes(), None));
+            }),
+        ];
+        for (expected, change) in tokens {
+            let [restart, get] = failures(change);
+            assert!(restart.clone().is_some_and(|m| m.contains(expected)) && get.is_none(), "{expected}: {restart:?}, {get:?}");
+        }
+    }
+
+    #[test]
+    fn an_excuse_allows_a_miss_and_no_older_value() {
+        let lose = |engine: &Engine, history: &mut History| {
+            history.excuse_all();
+            engine.delete((&[1]).into(), &DeleteOptions::new()).unwrap();
+        };
+        assert_eq!(failures(lose), [None, None]);
+        let go_back = |engine: &Engine, history: &mut History| {
+            history.excuse_all();
+            put(engine, &value(1, 1, 10));
+        };
+        assert!(failures(go_back).iter().all(Option::is_some));
+    }
+
+    #[test]
+    fn excuses_end_where_the_history_is_cut() {
+        let store = Store::new(small());
+        let mut history = History::new(Keys { count: 3, len: 1 }, 0, Evictions::Never);
+        // A put that never reached the store, and a fault.
+        history.begin(Effect::Put { key: 1, expires_ms: None });
+        history.excuse_all();
+        assert_eq!(history.settle(store.engine(), "restart").doubted, [1]);
+        history.apply(store.engine(), &Step::put(1, 10, Ack::Process), &store.disk).unwrap();
+        store.engine().delete((&[1]).into(), &DeleteOptions::new()).unwrap();
+        let lost = catch_unwind(AssertUnwindSafe(|| history.check(store.engine(), 1, "lost")));
+        assert!(lost.is_err(), "the put took the place of the excused one");
+    }
+}
