@@ -457,8 +457,8 @@ fn every_write_and_sync_of_a_scenario_may_fail_once_and_nothing_lies() {
                 let newest = acked.iter().rev().find(|n| **n % 20 == key);
                 let found = store.get(&key.to_le_bytes());
                 let version = found.as_ref().map(|v| String::from_utf8_lossy(v).split(':').nth(1).unwrap().parse::<u64>().unwrap());
-                // Every put was acknowledged at `Process` or higher, so a kill takes nothing away. One
-                // more put may have happened without an acknowledgement.
+                // Every put was acknowledged at `Process` or higher, so a kill takes nothing away.
+                // One more put may have happened without an acknowledgement.
                 assert!(version >= newest.copied(), "{op:?} {nth}: key {key} is at {version:?} after {newest:?}");
             }
         }

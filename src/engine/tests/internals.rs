@@ -120,8 +120,8 @@ pub(super) fn rescue_failed(engine: &Engine) {
     assert!(failed[0].is_done());
 }
 
-/// Moves the entries of a sealed segment, as reclaiming does, until there is no room. Calls `between`
-/// after each move.
+/// Moves the entries of a sealed segment, as reclaiming does, until there is no room. Calls
+/// `between` after each move.
 pub(super) fn move_entries(engine: &Engine, mut between: impl FnMut()) {
     let row = engine.table.select(|r| r.stage == Stage::Sealed)[0];
     engine.table.change(row.life.id, &[Stage::Sealed], |row| row.stage = Stage::Draining);

@@ -1,7 +1,7 @@
 //! The engine on the simulated disk, mostly on one thread, against a model.
 //!
-//! `internals` looks below the engine's interface, `model` has the steps, the history and its check,
-//! and `store` runs steps. The other files draw steps, or test one behaviour at a time.
+//! `internals` looks below the engine's interface, `model` has the steps, the history and its
+//! check, and `store` runs steps. The other files draw steps, or test one behaviour at a time.
 
 #![cfg_attr(not(test), allow(dead_code, reason = "fuzzing uses only the model"))]
 
