@@ -1,14 +1,12 @@
-//! Every decoder on bytes that nobody wrote, as if their checksums held, and the whole engine on operations that nobody thought of. `fuzz/` runs these; so do the tests, on
-//! what `fuzz/corpus` keeps.
+//! Fuzz targets: each decoder on arbitrary bytes, as if their checksums held, and the whole engine
+//! on arbitrary steps. `fuzz/` runs them, and so do the tests, on the inputs of `fuzz/corpus`.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::clock::SimClock;
 use crate::codec::unchecked;
 use crate::config::{Ack, Options};
-use crate::engine::background::INLINE;
-use crate::engine::{self, DeleteOptions, Engine, PutOptions};
+use crate::engine::tests::model::{Evictions, History, Keys, Step};
+use crate::engine::tests::store::{Machine, Store, small};
 use crate::id::{Lsn, Position, SegmentId, StoreId};
 use crate::index::batch::Pending;
 use crate::index::geometry::Geometry;
@@ -23,10 +21,10 @@ use crate::tier::warmth_list::WarmthList;
 use crate::wal::format::{FileHeader, Mutation};
 use crate::wal::replay::{Hole, PastEnd, Replay, Visitor};
 
-/// Takes the bytes, and panics if they do harm.
+/// Takes the bytes, and panics if a check fails.
 type Target = fn(&[u8]);
 
-/// Every target by its name: that of its binary and of its corpus.
+/// Every target, by the name of its binary and of its corpus.
 pub const TARGETS: [(&str, Target); 8] = [
     ("manifest", manifest),
     ("record", record),
@@ -47,7 +45,7 @@ fn file(disk: &SimDisk, name: &str, len: usize, bytes: &[u8]) -> Arc<dyn File> {
     file
 }
 
-/// A manifest that is taken for one says the same once it is written again.
+/// A manifest that decodes is equal after encoding and decoding it again.
 pub fn manifest(data: &[u8]) {
     unchecked(|| {
         if let Ok(manifest) = Manifest::decode(data) {
@@ -70,7 +68,8 @@ pub fn record(data: &[u8]) {
     });
 }
 
-/// The footer of a segment, which ends where the trailer says: the first two bytes are what the trailer is made of.
+/// The footer of a segment, which ends where the trailer says. The first two bytes are the
+/// trailer's fields.
 pub fn footer(data: &[u8]) {
     const SIZE: usize = 16 * BLOCK;
     let Some(([blocks, end], rest)) = data.split_first_chunk() else { return };
@@ -128,7 +127,7 @@ pub fn wal(data: &[u8]) {
     }
 }
 
-/// A checkpoint: the first five bytes are what its header is made of, the others begin its chunks.
+/// A checkpoint. The first five bytes are its header's fields, the others begin its chunks.
 pub fn checkpoint_file(data: &[u8]) {
     let Some(([chunks, bases @ ..], rest)) = data.split_first_chunk::<5>() else { return };
     let geometry = Geometry::new(8, 64 << 10);
@@ -145,13 +144,13 @@ pub fn checkpoint_file(data: &[u8]) {
     .expect("no fault is planned");
 }
 
-/// The list of what was hot.
+/// A list of hot entries.
 pub fn heat(data: &[u8]) {
     let disk = SimDisk::new(1);
     let file = file(&disk, "heat.0", data.len().next_multiple_of(BLOCK).max(BLOCK), data);
-    for most in [usize::MAX, 3] {
-        let list = unchecked(|| WarmthList::read(STORE, file.as_ref(), most)).expect("no fault is planned");
-        assert!(list.is_none_or(|list| list.hashes.len() <= most && list.proved <= list.hashes.len()));
+    for max in [usize::MAX, 3] {
+        let list = unchecked(|| WarmthList::read(STORE, file.as_ref(), max)).expect("no fault is planned");
+        assert!(list.is_none_or(|list| list.hashes.len() <= max && list.proved <= list.hashes.len()));
     }
 }
 
@@ -165,119 +164,31 @@ pub fn options(data: &[u8]) {
     let _ = data;
 }
 
-/// A store whose operations, kills and power cuts the bytes say. Nothing older than what was acknowledged, and durable if power failed, is ever served.
+/// Runs the steps that the bytes stand for on a new store: mutations, reads, background work,
+/// kills, stops and power cuts. Every answer and every restart is checked.
 pub fn operations(data: &[u8]) {
-    let mut lives = Lives::new();
-    for (n, step) in data.chunks_exact(2).take(400).enumerate() {
-        lives.step(n as u64, step[0], step[1]);
+    let keys = Keys { count: 16, len: 1 };
+    let history = History::new(keys, 0, Evictions::Counted(Lsn::ZERO));
+    let mut machine = Machine::new(Store::new(small()), history);
+    let steps = data.chunks_exact(2).take(400).map(|bytes| step(bytes[0], bytes[1]));
+    for step in steps.chain((0..16).map(Step::Get)) {
+        machine.run(&step).expect("no fault is planned");
     }
-    lives.check_all();
 }
 
-/// What a key has had: the versions in their order, `None` for a removal, each with its LSN.
-type History = Vec<(Lsn, Option<u64>)>;
-
-struct Lives {
-    disk: SimDisk,
-    clock: Arc<SimClock>,
-    engine: Option<Arc<Engine>>,
-    keys: HashMap<u8, History>,
-}
-
-impl Lives {
-    fn new() -> Self {
-        let mut lives = Self { disk: SimDisk::new(1), clock: Arc::new(SimClock::new(2)), engine: None, keys: HashMap::new() };
-        lives.open();
-        lives
-    }
-
-    fn open(&mut self) {
-        let options = Options::new("sim").memory(1 << 20).flash(1 << 20).segment_size(64 << 10);
-        self.engine =
-            Some(engine::open(&options, Some(Arc::new(self.disk.clone())), self.clock.clone(), INLINE).expect("no fault is planned"));
-    }
-
-    fn engine(&self) -> &Engine {
-        self.engine.as_deref().expect("it is open")
-    }
-
-    fn step(&mut self, n: u64, what: u8, which: u8) {
-        let key = which % 16;
-        let ack = if which & 64 != 0 { Ack::Host } else { Ack::Process };
-        match what % 16 {
-            0..=5 => {
-                let mut value = n.to_le_bytes().to_vec();
-                value.resize(8 + usize::from(what / 16) * 800, key);
-                let lsn = self.engine().put((&[key]).into(), &value, &PutOptions::new().ack(ack)).expect("no fault is planned");
-                self.keys.entry(key).or_default().push((lsn.expect("unconditional"), Some(n)));
-            }
-            6 | 7 => {
-                let lsn = self.engine().delete((&[key]).into(), &DeleteOptions::new().ack(ack)).expect("no fault is planned");
-                self.keys.entry(key).or_default().push((lsn.expect("unconditional"), None));
-            }
-            8 | 9 => self.check(key),
-            10 => self.engine().step_all().expect("no fault is planned"),
-            11 => drop(self.engine().step_checkpoint(true).expect("no fault is planned")),
-            12 => {
-                let after = self.disk.after_kill();
-                self.engine = None;
-                self.disk = after;
-                self.open();
-            }
-            13 => {
-                let engine = self.engine.take().expect("it is open");
-                engine.begin_close();
-                engine.finish().expect("no fault is planned");
-                drop(engine);
-                self.open();
-            }
-            14 => self.stop_at(u64::from(which)),
-            _ => self.power_cut(which),
-        }
-    }
-
-    /// Dies at one of the operations of what is to be done in the background.
-    fn stop_at(&mut self, operation: u64) {
-        self.disk.stop_at(self.disk.operations() + operation % 24);
-        let _stopped_or_not = self.engine().step_all();
-        let after = self.disk.after_kill();
-        self.engine = None;
-        self.disk = after;
-        self.open();
-    }
-
-    fn power_cut(&mut self, seed: u8) {
-        let durable = self.engine().stats().durable;
-        let after = self.disk.after_power_cut(u64::from(seed), PowerCut::Random);
-        self.engine = None;
-        self.disk = after;
-        self.open();
-        for key in 0..16 {
-            let history = self.keys.entry(key).or_default();
-            let kept = history.iter().rposition(|(lsn, _)| *lsn <= durable).unwrap_or(0);
-            let found = Self::version(self.engine.as_deref().expect("it is open"), key);
-            let may = history.iter().skip(kept).any(|(_, version)| *version == found);
-            assert!(found.is_none() || may, "key {key} has version {found:?} after a power cut at {durable}: {history:?}");
-            *history = vec![(durable, found)];
-        }
-    }
-
-    fn version(engine: &Engine, key: u8) -> Option<u64> {
-        let value = engine.get((&[key]).into(), true).expect("open")?;
-        assert!(value[8..].iter().all(|byte| *byte == key), "the bytes are those of key {key}");
-        Some(u64::from_le_bytes(value[..8].try_into().expect("eight bytes")))
-    }
-
-    /// A miss is always right, and lasts.
-    fn check(&mut self, key: u8) {
-        let found = Self::version(self.engine(), key);
-        let history = self.keys.entry(key).or_default();
-        let newest = history.last().and_then(|(_, version)| *version);
-        assert!(found.is_none() || found == newest, "key {key} has version {found:?}: {history:?}");
-    }
-
-    fn check_all(&mut self) {
-        (0..16).for_each(|key| self.check(key));
+fn step(kind: u8, detail: u8) -> Step {
+    let key = detail % 16;
+    let ack = if detail & 64 != 0 { Ack::Host } else { Ack::Process };
+    match kind % 16 {
+        0..=5 => Step::put(key, usize::from(kind / 16) * 800, ack),
+        6 | 7 => Step::Delete(key, ack),
+        8 | 9 => Step::Get(key),
+        10 => Step::Work,
+        11 => Step::Checkpoint,
+        12 => Step::Kill,
+        13 => Step::Close,
+        14 => Step::StopDuringWork(u64::from(detail) % 24),
+        _ => Step::PowerCut(detail.into(), PowerCut::Random),
     }
 }
 
@@ -286,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_corpora_keep_does_no_harm() {
+    fn the_inputs_of_the_corpora_pass() {
         let corpora = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
         for (name, target) in TARGETS {
             let mut inputs = 0;

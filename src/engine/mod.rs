@@ -33,8 +33,8 @@ pub(crate) mod stats;
 mod sync_waiters;
 mod warmth;
 
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod tests;
 
 use std::sync::Mutex;
 

@@ -1,289 +1,59 @@
-//! Every place where a machine can stop in a scenario, several damages each; then recovery, the oracle, and stops inside recovery.
+//! Stops a scenario at each operation of the disk, with several kinds of damage. Then recovery, the
+//! check, and stops inside recovery.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
-use super::*;
-use crate::engine::Stats;
+use super::internals::{move_entries, open_inline};
+use super::model::{Evictions, History, Keys, Step, has_noticed, value};
+use super::seeds::{each_seed, seeds};
+use super::store::{Machine, Store, close, small};
+use crate::clock::SimClock;
+use crate::config::{Ack, Options, WalValues};
+use crate::engine::{Engine, PutOptions, Stats, Wait};
 use crate::error::Error;
-use crate::id::Location;
-use crate::index::geometry::IndexEntry;
-use crate::io::sim::FaultOp;
-use crate::segment::reader;
-use crate::segment::table::Stage;
+use crate::io::sim::{FaultOp, PowerCut, SimDisk};
 
-/// One step of a scenario.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Step {
-    Put(u8, usize, Ack),
-    /// Expires after so many milliseconds.
-    PutFor(u8, usize, u64),
-    Delete(u8, Ack),
-    Clear(Ack),
-    Token(Ack),
-    /// What makes an entry hot, so that it is moved rather than evicted.
-    Get(u8),
-    Checkpoint,
-    Sync,
-    /// One kind of background work, before others that would have come first.
-    Flush,
-    Prepare,
-    Work,
-    /// Milliseconds pass.
-    Pass(u64),
-    /// The process ends, in order if `close` says so, and the next one opens the store with flash of another size.
-    Reopen {
-        close: bool,
-        flash: u64,
-        segment_size: u64,
-    },
+pub(super) const KEYS: Keys = Keys { count: 24, len: 1 };
+
+/// The history of a scenario. Its images are opened with another clock, by processes that do not
+/// know whether another one evicted anything.
+pub(super) fn history() -> History {
+    History::new(KEYS, 0, Evictions::Reclaimed).with_other_clocks()
 }
 
-/// What happened, in order. Its number is its version.
-#[derive(Clone, Copy, Debug)]
-enum Mutation {
-    Put { key: u8, expires_ms: Option<u64> },
-    Delete(u8),
-    Clear,
-    Token,
+/// A machine that stops at operation `stop`.
+fn machine(options: &Options, stop: u64) -> Machine {
+    let disk = SimDisk::new(stop);
+    disk.stop_at(stop);
+    Machine::new(Store::closed(options.clone(), disk, 2), history())
 }
 
-impl Mutation {
-    /// What it does to a key, if anything: sets it (true) or removes it.
-    fn of_key(self, key: u8) -> Option<bool> {
-        match self {
-            Self::Put { key: k, .. } if k == key => Some(true),
-            Self::Delete(k) if k == key => Some(false),
-            Self::Clear => Some(false),
-            _ => None,
-        }
-    }
-
-    fn has_expired(self, now_ms: u64) -> bool {
-        matches!(self, Self::Put { expires_ms: Some(at), .. } if at <= now_ms)
-    }
-}
-
-/// What a run had done when its machine stopped.
-#[derive(Clone, Default)]
-pub(super) struct History {
-    /// The disk failed now and then, so entries may miss.
-    pub(super) may_miss: bool,
-    /// The whole scenario evicts nothing, so no part of it may.
-    keeps_all: bool,
-    /// The latest time that the engine knew.
-    now_ms: u64,
-    /// In order; the last one may be in doubt.
-    mutations: Vec<Mutation>,
-    /// Of those that returned.
-    lsns: Vec<Lsn>,
-    /// Which of them were found to have expired.
-    seen_expired: HashSet<usize>,
-    /// How many of them returned.
-    pub(super) returned: usize,
-    /// How many of them a power cut must not take away.
-    pub(super) durable: usize,
-    /// How many of them had been synced when the last sync began: that they were is written down by now.
-    pub(super) witnessed: usize,
-}
-
-impl History {
-    /// An error if the machine stopped meanwhile: what a stopped machine answers, nobody hears.
-    pub(super) fn apply(&mut self, engine: &Engine, step: Step, disk: &SimDisk) -> Result<(), Error> {
-        let heard = || if disk.has_stopped() { Err(Error::Closed) } else { Ok(()) };
-        let n = self.mutations.len() as u64;
-        self.now_ms = engine.context.time.now_ms();
-        match step {
-            Step::Put(key, len, ..) | Step::PutFor(key, len, _) => {
-                let ms = if let Step::PutFor(.., ms) = step { Some(ms) } else { None };
-                let ack = if let Step::Put(.., ack) = step { ack } else { Ack::Process };
-                self.mutations.push(Mutation::Put { key, expires_ms: ms.map(|ms| self.now_ms + ms) });
-                let space = engine.namespace("")?;
-                let options = ms.map_or_else(PutOptions::new, |ms| PutOptions::new().ttl(Duration::from_millis(ms))).ack(ack);
-                let lsn = engine.put(space.key(&[key]), &value(key.into(), n, len), &options)?.unwrap();
-                heard()?;
-                self.mutation_returned(lsn, ack);
-            }
-            Step::Delete(key, ack) => {
-                self.mutations.push(Mutation::Delete(key));
-                let space = engine.namespace("")?;
-                let lsn = engine.delete(space.key(&[key]), &DeleteOptions::new().ack(ack))?.unwrap();
-                heard()?;
-                self.mutation_returned(lsn, ack);
-            }
-            Step::Clear(ack) => {
-                self.mutations.push(Mutation::Clear);
-                let space = engine.namespace("")?;
-                let lsn = engine.clear(&space, Some(ack))?;
-                heard()?;
-                self.mutation_returned(lsn, ack);
-            }
-            Step::Token(ack) => {
-                self.mutations.push(Mutation::Token);
-                let lsn = engine.set_resume_token("stream", &n.to_le_bytes(), Some(ack))?;
-                heard()?;
-                self.mutation_returned(lsn, ack);
-            }
-            Step::Get(key) => {
-                let space = engine.namespace("")?;
-                let found = engine.get(space.key(&[key]), true)?;
-                let newest = self.mutations.iter().rposition(|m| m.of_key(key).is_some());
-                if found.is_none() && heard().is_ok() {
-                    self.seen_expired.extend(newest.filter(|i| self.mutations[*i].has_expired(self.now_ms)));
-                }
-            }
-            Step::Checkpoint => drop(engine.step_checkpoint(true)?),
-            Step::Sync => {
-                engine.persist(Ack::Host)?;
-                heard()?;
-                self.synced();
-            }
-            Step::Flush => drop(engine.step_flush()?),
-            Step::Prepare => drop(engine.step_prepare()?),
-            Step::Work => engine.step_all()?,
-            Step::Pass(_) | Step::Reopen { .. } => unreachable!("the whole machine takes part in {step:?}"),
-        }
-        heard()
-    }
-
-    fn mutation_returned(&mut self, lsn: Lsn, ack: Ack) {
-        self.lsns.push(lsn);
-        self.returned = self.mutations.len();
-        if ack == Ack::Host {
-            self.synced();
-        }
-    }
-
-    pub(super) fn synced(&mut self) {
-        if self.durable < self.returned {
-            (self.witnessed, self.durable) = (self.durable, self.returned);
-        }
-    }
-
-    /// Checks that what `engine` serves is the outcome of some prefix of the history that is at least `floor` long. Nothing may miss that had to survive, unless it was evicted.
-    pub(super) fn check(&self, engine: &Engine, floor: usize, what: &str) {
-        let reclaimed = engine.stats().reclaimed;
-        let may_be_evicted = |i: u64| !self.keeps_all && self.lsns[i as usize] <= reclaimed;
-        let now_ms = engine.context.time.now_ms();
-        let (mut low, mut high) = (floor, self.mutations.len());
-        let tokens = || self.mutations.iter().enumerate().filter(|(_, m)| matches!(m, Mutation::Token)).map(|(i, _)| i);
-        let token = engine.namespaces().resume_token("stream").map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap()) as usize);
-        // What could not be read may have held a newer one: then there is none.
-        let forgotten = self.may_miss && token.is_none();
-        assert!(forgotten || token >= tokens().take_while(|i| *i < floor).last(), "{what}: the token is {token:?}, floor {floor}");
-        if !forgotten {
-            low = low.max(token.map_or(0, |i| i + 1));
-            high = high.min(tokens().find(|i| token.is_none_or(|token| *i > token)).unwrap_or(high));
-        }
-        assert!(low <= high, "{what}: the token {token:?} fits no prefix, floor {floor}");
-        let space = engine.namespace("").unwrap();
-        for key in 0..KEYS {
-            let found = engine.get(space.key(&[key]), false).unwrap();
-            let numbered = self.mutations.iter().enumerate();
-            let of_key: Vec<(usize, Option<u64>)> = numbered.filter_map(|(i, m)| Some((i, m.of_key(key)?.then_some(i as u64)))).collect();
-            let Some(found) = found else {
-                let must = of_key.iter().rev().find(|(i, _)| *i < floor).and_then(|(_, version)| *version);
-                let superseded_later = of_key.iter().any(|(i, _)| *i >= floor);
-                let has_expired = must.is_some_and(|i| self.mutations[i as usize].has_expired(now_ms.max(self.now_ms)));
-                assert!(
-                    must.is_none() || superseded_later || has_expired || must.is_some_and(may_be_evicted) || self.may_miss,
-                    "{what}: key {key} is lost: {of_key:?}, floor {floor}, {:?}",
-                    engine.context.report
-                );
-                continue;
-            };
-            let text = String::from_utf8_lossy(&found);
-            let version: u64 = text.split(':').nth(1).unwrap().parse().unwrap();
-            let len = found.len() - format!("{key}:{version}:").len();
-            assert_eq!(&found[..], value(key.into(), version, len), "{what}: key {key} is torn");
-            let at = of_key.iter().position(|(_, v)| *v == Some(version));
-            let at = at.unwrap_or_else(|| panic!("{what}: key {key} has version {version} of nobody"));
-            assert!(!self.seen_expired.contains(&(version as usize)), "{what}: key {key} at version {version} had been found expired");
-            assert!(!self.mutations[version as usize].has_expired(now_ms), "{what}: key {key} at version {version} has expired");
-            low = low.max(of_key[at].0 + 1);
-            high = high.min(of_key.get(at + 1).map_or(self.mutations.len(), |(next, _)| *next));
-            assert!(low <= high, "{what}: key {key} at version {version} fits no prefix: {of_key:?}, floor {floor}");
-        }
-    }
-}
-
-const KEYS: u8 = 24;
-
-/// A machine that runs a scenario.
-struct Machine {
-    options: Options,
-    disk: SimDisk,
-    clock: Arc<SimClock>,
-    history: History,
-    engine: Option<Arc<Engine>>,
-    /// What the processes that have ended did.
-    ended: Vec<Stats>,
-}
-
-impl Machine {
-    /// One that stops at operation `stop`.
-    fn new(options: &Options, stop: u64) -> Self {
-        let disk = SimDisk::new(stop);
-        disk.stop_at(stop);
-        Self {
-            options: options.clone(),
-            disk,
-            clock: Arc::new(SimClock::new(2)),
-            history: History::default(),
-            engine: None,
-            ended: Vec::new(),
-        }
-    }
-
-    /// Everything, and a close. An error if the machine stopped.
-    fn run(&mut self, steps: &[Step]) -> Result<(), Error> {
-        self.open()?;
-        for step in steps {
-            match *step {
-                Step::Pass(ms) => self.clock.advance(Duration::from_millis(ms)),
-                Step::Reopen { close, flash, segment_size } => {
-                    self.end(close)?;
-                    self.options = self.options.clone().flash(flash).segment_size(segment_size);
-                    self.open()?;
-                }
-                _ => self.history.apply(self.engine.as_deref().expect("it is open"), *step, &self.disk)?,
-            }
-        }
-        self.end(true)
-    }
-
-    fn open(&mut self) -> Result<(), Error> {
-        self.engine = Some(open(&self.options, Some(Arc::new(self.disk.clone())), self.clock.clone(), INLINE)?);
-        Ok(())
-    }
-
-    fn end(&mut self, close: bool) -> Result<(), Error> {
-        let engine = self.engine.take().expect("it is open");
-        if close {
-            engine.begin_close();
-            engine.finish()?;
-        }
-        self.ended.push(engine.stats());
-        if self.disk.has_stopped() { Err(Error::Closed) } else { Ok(()) }
-    }
+/// Opens a store, runs all steps and closes it. An error if the machine stopped.
+fn run_all(machine: &mut Machine, steps: &[Step]) -> Result<(), Error> {
+    machine.store.try_open()?;
+    steps.iter().try_for_each(|step| machine.run(step))?;
+    machine.end(true)
 }
 
 pub(super) fn reopen(options: &Options, disk: &SimDisk) -> Result<Arc<Engine>, Error> {
-    open(options, Some(Arc::new(disk.clone())), Arc::new(SimClock::new(3)), INLINE)
+    open_inline(options, disk, Arc::new(SimClock::new(3)))
 }
 
-/// Recovers the `number`th image, then stops recovery at some operations, other ones for each image, and recovers again.
+/// Recovers the `number`th image, then stops recovery at some operations, other ones for each
+/// image, and recovers again.
 fn recover_and_check(options: &Options, (number, image): (usize, &SimDisk), history: &History, floor: usize, power: bool, what: &str) {
-    // Each engine writes to its disk, so each look gets an image of its own.
+    // Each engine writes to its disk, so each check gets an image of its own.
     let first = image.after_kill();
     let engine = reopen(options, &first).unwrap_or_else(|e| panic!("{what}: {e}"));
     // Neither a kill nor a power cut damages anything.
-    assert!(engine.context.report.damaged.is_empty(), "{what}: {:?}", engine.context.report);
+    assert!(engine.recovery().damaged.is_empty(), "{what}: {:?}", engine.recovery());
     history.check(&engine, floor, what);
     drop(engine);
     let again = reopen(options, &first.after_kill()).unwrap_or_else(|e| panic!("{what}, again: {e}"));
     history.check(&again, floor, &format!("{what}, again"));
     drop(again);
-    // What an opening found is durable.
+    // Everything that an opening found is durable.
     let cut = reopen(options, &first.after_power_cut(1, PowerCut::LoseAll)).unwrap_or_else(|e| panic!("{what}, then a power cut: {e}"));
     history.check(&cut, floor, &format!("{what}, then a power cut"));
     drop(cut);
@@ -296,7 +66,7 @@ fn recover_and_check(options: &Options, (number, image): (usize, &SimDisk), hist
         interrupted.stop_at(interrupted.operations() + stop);
         drop(reopen(options, &interrupted));
         let engine = reopen(options, &interrupted.after_kill()).unwrap_or_else(|e| panic!("{what}, recovery stopped at {stop}: {e}"));
-        assert!(engine.context.report.damaged.is_empty(), "{what}, recovery stopped at {stop}: {:?}", engine.context.report);
+        assert!(engine.recovery().damaged.is_empty(), "{what}, recovery stopped at {stop}: {:?}", engine.recovery());
         history.check(&engine, floor, &format!("{what}, recovery stopped at {stop}"));
         drop(engine);
         if power {
@@ -307,42 +77,45 @@ fn recover_and_check(options: &Options, (number, image): (usize, &SimDisk), hist
     }
 }
 
-/// Whoever comes after a killed process uses what that left, and then power fails: everything it relied on must have been made durable.
+/// The process after a kill uses everything that the kill left, and then power fails: all that it
+/// relied on must have become durable.
 fn go_on_and_lose_power(options: &Options, image: &SimDisk, puts: u8, what: &str) {
     let disk = image.after_kill();
     let engine = reopen(options, &disk).unwrap();
-    let mut history = History::default();
+    let mut history = history();
     let first = [Step::Clear(Ack::Process), Step::Token(Ack::Process)];
-    let puts = (0..puts).map(|n| Step::Put(n, 5_000, Ack::Process));
-    for step in first.into_iter().chain(puts).chain([Step::Work, Step::Delete(3, Ack::Process), Step::Sync]) {
-        history.apply(&engine, step, &disk).unwrap();
+    let puts = (0..puts).map(|n| Step::put(n, 5_000, Ack::Process));
+    for step in first.into_iter().chain(puts).chain([Step::Work, Step::Delete(3, Ack::Process), Step::Persist]) {
+        history.apply(&engine, &step, &disk).unwrap();
     }
     for damage in [PowerCut::LoseAll, PowerCut::Random] {
         let what = format!("{what}, gone on, power cut {damage:?}");
         let engine = reopen(options, &disk.after_power_cut(1, damage)).unwrap_or_else(|e| panic!("{what}: {e}"));
-        assert!(engine.context.report.damaged.is_empty(), "{what}: {:?}", engine.context.report);
+        assert!(engine.recovery().damaged.is_empty(), "{what}: {:?}", engine.recovery());
         history.check(&engine, history.durable, &what);
     }
 }
 
-/// Stops `steps` everywhere. How many distinct images were recovered, and what each process of the whole run did.
+/// Stops `steps` at each operation. Returns how many distinct images were recovered, and statistics
+/// of each process of the whole run.
 fn explore(options: &Options, steps: &[Step]) -> (usize, Vec<Stats>) {
-    let mut whole = Machine::new(options, u64::MAX);
-    whole.run(steps).unwrap();
+    let mut whole = machine(options, u64::MAX);
+    run_all(&mut whole, steps).unwrap();
     let keeps_all = whole.ended.iter().all(|stats| stats.evicted == 0);
     let mut images = HashSet::new();
     let mut stop = 1;
     loop {
-        let mut machine = Machine::new(options, stop);
-        let stopped = machine.run(steps).is_err();
-        let Machine { options, disk, mut history, .. } = machine;
-        history.keeps_all = keeps_all;
+        let mut machine = machine(options, stop);
+        let stopped = run_all(&mut machine, steps).is_err();
+        let Machine { store: Store { options, disk, .. }, mut history, .. } = machine;
+        if keeps_all {
+            history.evictions = Evictions::Never;
+        }
         let killed = disk.after_kill();
         if images.insert(killed.image_hash()) {
             recover_and_check(&options, (images.len(), &killed), &history, history.returned, false, &format!("stop {stop}, kill"));
         }
-        // That something was seen to have expired is nothing that a caller was told is durable.
-        history.seen_expired.clear();
+        history.power_failed();
         for (seed, damage) in [(0, PowerCut::LoseAll), (0, PowerCut::KeepAll), (1, PowerCut::Random), (2, PowerCut::Random)] {
             let cut = disk.after_power_cut(seed, damage);
             if images.insert(cut.image_hash()) {
@@ -365,7 +138,7 @@ pub(super) fn mixed(seed: u64, count: u64, len_max: u64, host_every: u64) -> Vec
     let mut steps = Vec::new();
     for n in 0..count {
         let r = xxhash_rust::xxh3::xxh3_64_with_seed(&n.to_le_bytes(), seed);
-        let key = (r >> 8) as u8 % KEYS;
+        let key = (r >> 8) as u8 % KEYS.count as u8;
         let ack = if host_every > 0 && r.is_multiple_of(host_every) { Ack::Host } else { Ack::Process };
         steps.push(match (r >> 32) % 16 {
             0 | 1 => Step::Delete(key, ack),
@@ -375,29 +148,30 @@ pub(super) fn mixed(seed: u64, count: u64, len_max: u64, host_every: u64) -> Vec
             6 if r & 1 == 0 => Step::Token(ack),
             7 => Step::Prepare,
             8 if r & 1 == 0 => Step::Flush,
-            4 if r & 3 == 0 => Step::Sync,
+            4 if r & 3 == 0 => Step::Persist,
             9 | 10 => Step::Get(key % 6),
-            _ => Step::Put(key, ((r >> 16) % len_max) as usize, ack),
+            _ => Step::put(key, ((r >> 16) % len_max) as usize, ack),
         });
     }
     steps
 }
 
-/// Some entries are put once and stay while others are overwritten again and again, so that they are moved each time that their segment is emptied.
+/// Some entries are put once and stay while others are overwritten again and again, so that the
+/// former move each time that their segment drains.
 pub(super) fn with_moves(seed: u64, count: u64) -> Vec<Step> {
-    let mut steps: Vec<Step> = (0..6).map(|key| Step::Put(key, 4_000, Ack::Process)).collect();
+    let mut steps: Vec<Step> = (0..6).map(|key| Step::put(key, 4_000, Ack::Process)).collect();
     for n in 0..count {
         let r = xxhash_rust::xxh3::xxh3_64_with_seed(&n.to_le_bytes(), seed);
         let ack = if r.is_multiple_of(40) { Ack::Host } else { Ack::Process };
-        steps.push(Step::Put(6 + (r >> 8) as u8 % 6, 9_000 + (r >> 16) as usize % 9_000, ack));
+        steps.push(Step::put(6 + (r >> 8) as u8 % 6, 9_000 + (r >> 16) as usize % 9_000, ack));
         match (r >> 40) % 32 {
             0 => steps.push(Step::Work),
-            1 => steps.push(Step::Sync),
+            1 => steps.push(Step::Persist),
             2 | 3 => steps.push(Step::Delete((r >> 48) as u8 % 6, ack)),
-            4 | 5 => steps.push(Step::Put((r >> 48) as u8 % 6, 4_000, ack)),
+            4 | 5 => steps.push(Step::put((r >> 48) as u8 % 6, 4_000, ack)),
             6..12 => steps.push(Step::Flush),
-            // Segments are emptied and used again before anything is synced.
-            12..28 => steps.extend([Step::Prepare; 2]),
+            // Segments drain and are used again before anything is synced.
+            12..28 => steps.extend([Step::Prepare, Step::Prepare]),
             _ => {}
         }
     }
@@ -409,7 +183,9 @@ fn with_expiry(seed: u64, count: u64, len_max: u64) -> Vec<Step> {
     let drawn = |(n, step): (u64, Step)| {
         let r = xxhash_rust::xxh3::xxh3_64_with_seed(&n.to_le_bytes(), seed);
         match step {
-            Step::Put(key, len, Ack::Process) if r.is_multiple_of(2) => vec![Step::PutFor(key, len, 1 + (r >> 8) % 400)],
+            Step::Put { key, len, ack: ack @ Ack::Process, .. } if r.is_multiple_of(2) => {
+                vec![Step::Put { key, len, ack, ttl_ms: Some(1 + (r >> 8) % 400) }]
+            }
             step if r.is_multiple_of(3) => vec![Step::Pass((r >> 8) % 60), step],
             step => vec![step],
         }
@@ -438,25 +214,18 @@ fn moves_that_a_power_cut_takes_back_among_puts_leave_room_for_the_footer() {
     }
     engine.step_all().unwrap();
     engine.persist(Ack::Host).unwrap();
-    // What reclaiming does while others put: nothing of it is synced.
-    let row = engine.table.select(|r| r.stage == Stage::Sealed)[0];
-    engine.table.drain(row.life.id);
-    let file = engine.table.file(row.life.id).unwrap();
-    let contents = reader::entries(engine.context.store, &row, engine.context.hash_seed, file.as_ref());
-    assert!(contents.entries.len() > 50);
-    for (n, entry) in (1_000u64..).zip(&contents.entries) {
-        let place = IndexEntry::new(Location { segment: row.life.id, offset: entry.offset }, entry.len as usize);
-        let found = engine.read(&place, &row.life).unwrap().unwrap();
-        if engine.reinsert(&row, entry, &found.record, found.bytes()).is_err() {
-            break;
-        }
-        engine.put((&n.to_le_bytes()).into(), &value(n, 0, 60), &PutOptions::new().wait(Wait::No)).unwrap();
-    }
+    // Nothing of the moves is synced.
+    let mut keys = 1_000u64..;
+    let options = PutOptions::new().wait(Wait::No);
+    move_entries(engine, || {
+        let n = keys.next().unwrap();
+        engine.put((&n.to_le_bytes()).into(), &value(n, 0, 60), &options).unwrap();
+    });
     let mut replayed = 0;
     for seed in 0..300 {
         let back = reopen(&store.options, &store.disk.after_power_cut(seed, PowerCut::Random)).unwrap();
-        assert!(back.context.report.damaged.is_empty(), "seed {seed}: {:?}", back.context.report);
-        replayed += u64::from(back.context.report.wal_frames > 90);
+        assert!(back.recovery().damaged.is_empty(), "seed {seed}: {:?}", back.recovery());
+        replayed += u64::from(back.recovery().wal_frames > 90);
         for key in 0..70u64 {
             let found = back.get((&key.to_le_bytes()).into(), false).unwrap();
             assert_eq!(found.as_deref(), Some(&value(key, 0, 800)[..]), "seed {seed}: key {key}");
@@ -504,7 +273,8 @@ fn stops_of_stores_that_are_opened_with_another_size() {
     assert!(stats.len() > 3, "{stats:?}");
 }
 
-/// Scenarios drawn from seeds: two, or as many as `EVERWARM_CRASH_SEEDS` says, from `EVERWARM_CRASH_FIRST` on.
+/// Scenarios drawn from seeds: two, or as many as `EVERWARM_CRASH_SEEDS` says, from
+/// `EVERWARM_CRASH_FIRST` on.
 #[test]
 fn stops_of_drawn_scenarios() {
     let seeds = seeds("CRASH", 100, 2);
@@ -537,7 +307,8 @@ fn stops_of_drawn_scenarios() {
     assert!(count < 18 || reached.iter().all(|(_, times)| *times > 0), "{reached:?}");
 }
 
-/// What kills leave between two of the words that a mutation stores: those of its record in order, then those of its frame.
+/// Images of kills between two of the words that a mutation stores: first the words of its record,
+/// in order, then the words of its frame.
 fn stored_in_part(before: &SimDisk, after: &SimDisk) -> Vec<SimDisk> {
     let mut words = Vec::new();
     for ring in ["ring.segments.", "ring.wal."] {
@@ -561,19 +332,19 @@ fn stored_in_part(before: &SimDisk, after: &SimDisk) -> Vec<SimDisk> {
 fn kills_between_the_stores_of_a_mutation() {
     let mut images = 0;
     for (seed, wal_values) in [(21, WalValues::Never), (22, WalValues::Host), (23, WalValues::Always)] {
-        let (options, disk, mut history) = (small().wal_values(wal_values), SimDisk::new(seed), History::default());
+        let (options, disk, mut history) = (small().wal_values(wal_values), SimDisk::new(seed), history());
         let engine = reopen(&options, &disk).unwrap();
         for step in mixed(seed, 160, 900, 4) {
             let (before, operations, floor) = (disk.after_kill(), disk.operations(), history.returned);
-            history.apply(&engine, step, &disk).unwrap();
+            history.apply(&engine, &step, &disk).unwrap();
             if history.returned == floor || disk.operations() > operations {
-                // Nothing stored, or the rings were written out meanwhile.
+                // Nothing was stored, or the rings were written out meanwhile.
                 continue;
             }
             for (number, image) in stored_in_part(&before, &disk.after_kill()).into_iter().enumerate() {
                 let what = format!("{wal_values:?}, mutation {floor}, cut {number}");
                 let engine = reopen(&options, &image).unwrap_or_else(|e| panic!("{what}: {e}"));
-                assert!(engine.context.report.damaged.is_empty(), "{what}: {:?}", engine.context.report);
+                assert!(engine.recovery().damaged.is_empty(), "{what}: {:?}", engine.recovery());
                 history.check(&engine, floor, &what);
                 drop(engine);
                 go_on_and_lose_power(&options, &image, 1, &what);
@@ -586,7 +357,8 @@ fn kills_between_the_stores_of_a_mutation() {
 
 #[test]
 fn stops_between_many_checkpoints() {
-    let with_checkpoints = |step| if matches!(step, Step::Put(..) | Step::Delete(..)) { vec![step, Step::Checkpoint] } else { vec![step] };
+    let with_checkpoints =
+        |step| if matches!(step, Step::Put { .. } | Step::Delete(..)) { vec![step, Step::Checkpoint] } else { vec![step] };
     let steps: Vec<_> = mixed(7, 50, 300, 12).into_iter().flat_map(with_checkpoints).collect();
     explore(&small().wal_values(WalValues::Always), &steps);
 }
@@ -596,30 +368,32 @@ fn stops_while_everything_is_acknowledged_at_host() {
     explore(&small().ack(Ack::Host), &mixed(5, 60, 6_000, 1));
 }
 
-/// Runs `steps` on a disk that fails now and then, and stops at `stop` or closes in order. What it acknowledged must be there afterwards.
+/// Runs `steps` on a disk that fails now and then, and stops at `stop` or closes in order.
+/// Everything that it acknowledged must be there afterwards.
 fn run_with_faults(options: &Options, steps: &[Step], seed: u64, stop: u64) -> u64 {
     let disk = SimDisk::new(seed);
-    let mut history = History::default();
-    let engine = open(options, Some(Arc::new(disk.clone())), Arc::new(SimClock::new(2)), INLINE).unwrap();
+    let mut history = history();
+    let engine = open_inline(options, &disk, Arc::new(SimClock::new(2))).unwrap();
     let drawn = |n: u64| xxhash_rust::xxh3::xxh3_64_with_seed(&n.to_le_bytes(), seed);
     for n in 0..1 + drawn(0) % 4 {
         let op = [FaultOp::Write, FaultOp::Sync, FaultOp::SyncDroppingPages, FaultOp::Read, FaultOp::Write][drawn(n + 1) as usize % 5];
         disk.fail(op, 1 + drawn(n + 9) % 60, std::io::ErrorKind::Other, false);
     }
     disk.stop_at(disk.operations() + stop);
-    let all = steps.iter().all(|step| history.apply(&engine, *step, &disk).is_ok());
+    let all = steps.iter().all(|step| history.apply(&engine, step, &disk).is_ok());
     if drawn(30).is_multiple_of(2) {
         let op = [FaultOp::Write, FaultOp::Sync, FaultOp::SyncDroppingPages][drawn(31) as usize % 3];
         disk.fail(op, 1 + drawn(32) % 4, std::io::ErrorKind::Other, false);
     }
-    engine.begin_close();
-    let finished = engine.finish().is_ok();
-    assert!(finished || engine.persist(Ack::Host).is_err() || engine.log.marks().durable() == engine.appended(), "whoever waits is told");
+    let finished = close(&engine).is_ok();
+    let is_durable = || engine.stats().durable == engine.appended();
+    assert!(finished || engine.persist(Ack::Host).is_err() || is_durable(), "a caller that waits gets the error");
     let closed = finished && !disk.has_stopped();
     let faults = disk.faults_injected();
-    // What nobody heard of takes nothing away.
-    let heard_of = !finished || !all || has_noticed(&engine, 0);
-    history.may_miss = faults > 0 && heard_of;
+    // Nothing may miss for a fault that the engine did not notice.
+    if faults > 0 && (!finished || !all || has_noticed(&engine, 0)) {
+        history.excuse_all();
+    }
     let what = format!("seed {seed}, stop {stop}, all {all}, closed {closed}, faults {faults}");
     let floor = if closed { history.returned } else { history.durable };
     drop(engine);
@@ -638,7 +412,8 @@ fn run_with_faults(options: &Options, steps: &[Step], seed: u64, stop: u64) -> u
     faults
 }
 
-/// Faults and stops together, drawn from seeds: 300, or as many as `EVERWARM_FAULT_SEEDS` says, from `EVERWARM_FAULT_FIRST` on.
+/// Faults and stops together, drawn from seeds: 300, or as many as `EVERWARM_FAULT_SEEDS` says,
+/// from `EVERWARM_FAULT_FIRST` on.
 #[test]
 fn what_was_acknowledged_outlives_faults_stops_and_closes() {
     let faults = each_seed(seeds("FAULT", 1, 300), "FAULT", "what_was_acknowledged_outlives", |seed| {

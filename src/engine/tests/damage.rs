@@ -1,20 +1,32 @@
 //! Bytes that rot: in the WAL, and anywhere.
 
-use super::*;
-use crate::config::RecoveryMode;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::internals::{named_checkpoint, open_inline};
+use super::model::{has_noticed, value};
+use super::seeds::{each_seed, seeds};
+use super::store::{Store, close, small};
+use crate::clock::SimClock;
+use crate::config::{Ack, RecoveryMode, WalValues};
+use crate::engine::{DeleteOptions, Engine, PutOptions};
 use crate::error::Error;
 use crate::id::Lsn;
-use crate::io::BLOCK;
+use crate::io::sim::{PowerCut, SimDisk};
+use crate::io::{BLOCK, Disk};
 use crate::wal::format::{FRAME_LEN, FRAME_LEN_MAX};
 
-/// Of a store with the options of these tests.
+/// The WAL ring of a store with the options of these tests.
 const WAL_RING: &str = "ring.wal.16";
 
 fn reopen(disk: &SimDisk) -> Result<Arc<Engine>, Error> {
     let clock = Arc::new(SimClock::new(3));
-    // Later than everything before: damage may take away what is known of the time, and a clock that goes back as well is another failure.
+    // Later than everything before. Damage may lose the time that the store knew, and a clock that
+    // goes back as well would be a second failure.
     clock.advance(Duration::from_secs(1));
-    open(&small(), Some(Arc::new(disk.clone())), clock, INLINE)
+    open_inline(&small(), disk, clock)
 }
 
 fn get(engine: &Engine, key: &[u8]) -> Option<Vec<u8>> {
@@ -31,18 +43,18 @@ fn a_hole_in_the_wal_is_filled_from_the_records() {
     // The frame that superseded a's first value.
     image.corrupt(WAL_RING, FRAME_LEN as u64 + 30, 1);
     let engine = reopen(&image).unwrap();
-    assert_eq!(engine.context.report.damaged.len(), 1, "{:?}", engine.context.report);
+    assert_eq!(engine.recovery().damaged.len(), 1, "{:?}", engine.recovery());
     for (key, value) in [(b"a", b"2"), (b"b", b"3"), (b"c", b"4")] {
         assert_eq!(get(&engine, key).as_deref(), Some(&value[..]));
     }
     drop(engine);
     let again = reopen(&image.after_kill()).unwrap();
     assert_eq!(get(&again, b"a").as_deref(), Some(&b"2"[..]));
-    assert!(again.context.report.damaged.is_empty());
+    assert!(again.recovery().damaged.is_empty());
 }
 
-/// Damages the record of the last put of `key` that `disk` holds, wherever it lies.
-fn damage_record(disk: &SimDisk, value: &[u8]) {
+/// Damages every copy of a value that `disk` holds.
+fn damage_value(disk: &SimDisk, value: &[u8]) {
     let mut found = 0;
     for (name, len) in disk.files() {
         let bytes = disk.content(&name);
@@ -57,16 +69,16 @@ fn damage_record(disk: &SimDisk, value: &[u8]) {
 }
 
 #[test]
-fn a_hole_in_the_wal_whose_records_are_damaged_too_is_reported_and_nothing_older_is_served() {
+fn a_hole_in_the_wal_whose_records_are_damaged_too_serves_nothing_older() {
     let store = Store::new(small());
     for (key, value) in [(b"a", &b"1"[..]), (b"a", b"the second value"), (b"b", b"3"), (b"c", b"4")] {
         store.put(key, value);
     }
     let image = store.disk.after_kill();
     image.corrupt(WAL_RING, FRAME_LEN as u64 + 30, 1);
-    damage_record(&image, b"the second value");
+    damage_value(&image, b"the second value");
     let engine = reopen(&image).unwrap();
-    assert_eq!(engine.context.report.damaged.len(), 1, "{:?}", engine.context.report);
+    assert_eq!(engine.recovery().damaged.len(), 1, "{:?}", engine.recovery());
     assert_eq!(get(&engine, b"a"), None, "neither the lost value nor the one it superseded");
     assert_eq!(get(&engine, b"b").as_deref(), Some(&b"3"[..]));
     assert_eq!(get(&engine, b"c").as_deref(), Some(&b"4"[..]));
@@ -76,7 +88,8 @@ fn a_hole_in_the_wal_whose_records_are_damaged_too_is_reported_and_nothing_older
     assert_eq!(get(&again, b"c").as_deref(), Some(&b"4"[..]));
 }
 
-/// A store of which the medium has nothing but the WAL, after a power cut: two old values in one synced batch, four newer ones in the next, and one more in a third.
+/// A store after a power cut that left nothing but the WAL. It has three synced batches: two old
+/// values, four newer ones, and one more.
 fn only_in_the_wal() -> SimDisk {
     let store = Store::new(small().wal_values(WalValues::Always));
     let batch = |keys: &[&[u8]], value: &[u8]| {
@@ -90,7 +103,7 @@ fn only_in_the_wal() -> SimDisk {
 }
 
 #[test]
-fn damage_in_two_places_of_a_synced_batch_is_not_taken_for_the_end_of_the_log() {
+fn two_damaged_frames_of_a_synced_batch_are_not_the_end_of_the_log() {
     let image = only_in_the_wal();
     let frames = frames(&image);
     let is_put = |(name, at): &(String, u64)| image.content(name)[*at as usize + 8..][..2].iter().all(|byte| byte % 2 == 1);
@@ -100,15 +113,10 @@ fn damage_in_two_places_of_a_synced_batch_is_not_taken_for_the_end_of_the_log() 
         puts[number].iter().for_each(|(name, at)| image.corrupt(name, at + 20, 1));
     }
     let engine = reopen(&image).unwrap();
-    assert_eq!(
-        (get(&engine, b"a"), get(&engine, b"c")),
-        (None, None),
-        "neither the lost values nor those before: {:?}",
-        engine.context.report
-    );
-    assert_eq!(get(&engine, b"d").as_deref(), Some(&b"new"[..]), "{:?}", engine.context.report);
-    assert_eq!(get(&engine, b"e").as_deref(), Some(&b"new"[..]), "{:?}", engine.context.report);
-    assert_eq!(engine.context.report.damaged.len(), 2, "{:?}", engine.context.report);
+    assert_eq!((get(&engine, b"a"), get(&engine, b"c")), (None, None), "neither the lost values nor those before: {:?}", engine.recovery());
+    assert_eq!(get(&engine, b"d").as_deref(), Some(&b"new"[..]), "{:?}", engine.recovery());
+    assert_eq!(get(&engine, b"e").as_deref(), Some(&b"new"[..]), "{:?}", engine.recovery());
+    assert_eq!(engine.recovery().damaged.len(), 2, "{:?}", engine.recovery());
 }
 
 #[test]
@@ -123,37 +131,37 @@ fn a_segment_that_is_lost_with_the_checkpoint_brings_nothing_older_back() {
             _ => drop(engine.delete((&key.to_le_bytes()).into(), &DeleteOptions::new()).unwrap()),
         }
     }
-    // What came after the checkpoint is in sealed segments, and the manifest says so.
+    // The mutations after the checkpoint are in sealed segments, and the manifest says so.
     (400..1_000u64).for_each(|key| store.put(&key.to_le_bytes(), &value(key, 0, 200)));
     let disk = store.disk.after_kill();
-    let covered = reopen(&disk.after_kill()).unwrap().context.report.footer_entries;
+    let covered = reopen(&disk.after_kill()).unwrap().recovery().footer_entries;
     assert!(covered > 400, "{covered}");
     let checkpoint = |image: &SimDisk| (0..2).for_each(|n| drop(image.remove(&format!("checkpoint.{n}"))));
     let (mut lost, mut newest_lost, clock) = (0, 0, Arc::new(SimClock::new(3)));
     for (name, _) in disk.files().into_iter().filter(|(name, _)| name.starts_with("segment.")) {
-        // The checkpoint is gone, or of no use to another geometry.
+        // The checkpoint is gone, or cannot be used because the geometry is another one.
         for options in [small(), small().flash(8 << 20)] {
             let image = disk.after_kill();
             image.remove(&name).unwrap();
             if options.flash == small().flash {
                 checkpoint(&image);
             }
-            let engine = open(&options, Some(Arc::new(image)), clock.clone(), INLINE).unwrap();
+            let engine = open_inline(&options, &image, clock.clone()).unwrap();
             let newest = |key: u64| key.is_multiple_of(2).then(|| value(key, 1, 200));
             for key in 0..400u64 {
                 let found = get(&engine, &key.to_le_bytes());
-                assert!(found.is_none() || found == newest(key), "{name}: key {key} is stale: {:?}", engine.context.report);
+                assert!(found.is_none() || found == newest(key), "{name}: key {key} is stale: {:?}", engine.recovery());
             }
             lost += usize::from((0..400u64).any(|key| get(&engine, &key.to_le_bytes()) != newest(key)));
             newest_lost += usize::from(get(&engine, &999u64.to_le_bytes()).is_none());
-            assert!(engine.context.report.rebuilt, "{:?}", engine.context.report);
-            assert!(engine.context.report.footer_entries <= 1_400, "each is counted once: {:?}", engine.context.report);
-            let said = name.replace('.', " ") + ":";
-            let is_said = engine.context.report.damaged.iter().any(|line| line.starts_with(&said));
+            assert!(engine.recovery().rebuilt, "{:?}", engine.recovery());
+            assert!(engine.recovery().footer_entries <= 1_400, "each is counted once: {:?}", engine.recovery());
+            let prefix = name.replace('.', " ") + ":";
+            let is_reported = engine.recovery().damaged.iter().any(|line| line.starts_with(&prefix));
             assert!(
-                is_said || (400..1_000).all(|key| get(&engine, &u64::to_le_bytes(key)).is_some()),
+                is_reported || (400..1_000).all(|key| get(&engine, &u64::to_le_bytes(key)).is_some()),
                 "{name}: {:?}",
-                engine.context.report
+                engine.recovery()
             );
         }
     }
@@ -162,8 +170,9 @@ fn a_segment_that_is_lost_with_the_checkpoint_brings_nothing_older_back() {
 }
 
 #[test]
-fn a_block_of_the_wal_that_cannot_be_read_costs_what_it_held_and_brings_nothing_older_back() {
-    // Each key twice, so that what lies before the block may not be served where it was superseded in it.
+fn a_wal_block_that_cannot_be_read_brings_nothing_older_back() {
+    // Each key twice, so that values before the block may not be served if the block superseded
+    // them.
     let store = Store::new(small().wal_values(WalValues::Always));
     for round in 0..2 {
         for key in 0..40u64 {
@@ -186,17 +195,23 @@ fn a_block_of_the_wal_that_cannot_be_read_costs_what_it_held_and_brings_nothing_
             (0..40)
                 .for_each(|key| assert!(found(key).is_none_or(|found| found == value(key, 1, 300)), "{name}, {block}: key {key} is stale"));
             let missing = (0..40).filter(|key| found(*key).is_none()).count();
-            assert!(missing == 0 || !engine.context.report.damaged.is_empty(), "{name}, {block}: {missing} are missing without a word");
+            assert!(
+                missing == 0 || !engine.recovery().damaged.is_empty(),
+                "{name}, {block}: {missing} are missing, and nothing is reported"
+            );
             costs += usize::from(missing > 0);
             assert!(missing == 0 || block <= end, "{name}, {block}: {missing} are missing, and nothing was there");
-            assert!(get(&engine, b"the last").is_some() || block + BLOCK as u64 > end, "{name}, {block}: what follows is lost too");
+            assert!(
+                get(&engine, b"the last").is_some() || block + BLOCK as u64 > end,
+                "{name}, {block}: the frames that follow are lost too"
+            );
         }
     }
     assert!(costs > 3, "{costs}");
 }
 
 #[test]
-fn damage_at_the_end_of_the_wal_of_a_dead_process_costs_nothing_as_long_as_the_records_are_there() {
+fn damage_at_the_end_of_the_wal_costs_nothing_while_its_records_are_whole() {
     for damaged in 1..4 {
         let store = Store::new(small());
         for key in [b"a", b"b", b"c"] {
@@ -213,15 +228,16 @@ fn damage_at_the_end_of_the_wal_of_a_dead_process_costs_nothing_as_long_as_the_r
         for key in [b"a", b"b", b"c"] {
             assert_eq!(get(&engine, key).as_deref(), Some(&b"new"[..]), "{damaged} frames damaged");
         }
-        // A record ahead of its frame is what a process leaves that dies between the two.
-        assert_eq!(engine.context.report.damaged.len(), usize::from(damaged > 1), "{:?}", engine.context.report);
+        // A process that dies between the two stores leaves a record ahead of its frame.
+        assert_eq!(engine.recovery().damaged.len(), usize::from(damaged > 1), "{:?}", engine.recovery());
         assert!(engine.appended() >= Lsn(6));
     }
 }
 
 #[test]
 fn damage_at_the_end_of_the_wal_and_of_a_record_leaves_nothing_older() {
-    // A record whose frame is lost too, and one behind it that is whole; or the other way round.
+    // The damaged record is followed by a whole one, or follows a whole one. The frames of both are
+    // damaged.
     for damaged in [b"delete 1", b"the last"] {
         let store = Store::new(small());
         for key in [b"a", b"b"] {
@@ -237,17 +253,17 @@ fn damage_at_the_end_of_the_wal_and_of_a_record_leaves_nothing_older() {
         let frames =
             (0..ring.len()).step_by(8).filter(|at| u32::from_le_bytes(ring[at + 4..at + 8].try_into().unwrap()) == FRAME_LEN as u32);
         frames.skip(2).for_each(|at| image.corrupt(WAL_RING, at as u64 + 9, 0xff));
-        damage_record(&image, damaged);
+        damage_value(&image, damaged);
         let engine = reopen(&image).unwrap();
         for key in [b"a", b"b"] {
             assert_eq!(get(&engine, key), None, "{damaged:?}");
         }
-        assert_eq!(engine.context.report.damaged.len(), 1, "{:?}", engine.context.report);
+        assert_eq!(engine.recovery().damaged.len(), 1, "{:?}", engine.recovery());
     }
 }
 
 #[test]
-fn a_block_of_an_open_segment_that_cannot_be_read_costs_what_it_held() {
+fn a_block_of_an_open_segment_that_cannot_be_read_costs_its_entries() {
     let store = Store::new(small().wal_values(WalValues::Never));
     let put = |keys: Range<u64>| keys.for_each(|key| store.put(&key.to_le_bytes(), &value(key, 0, 800)));
     put(0..120);
@@ -258,16 +274,16 @@ fn a_block_of_an_open_segment_that_cannot_be_read_costs_what_it_held() {
     for seed in 0..20 {
         for (image, synced) in [(store.disk.after_power_cut(seed, PowerCut::Random), 120), (store.disk.after_kill(), 140)] {
             let open = image.files().into_iter().map(|(name, _)| name).filter(|name| name.starts_with("segment."));
-            // Of all segments, the one with the newest records has the highest base; what cannot be read there is what recovery wants.
+            // One of them has the newest records, which recovery reads.
             for name in open.collect::<Vec<_>>() {
                 let image = image.after_kill();
                 image.fail_reads_of(&name, 4096 * (1 + seed % 14));
                 let engine = reopen(&image).unwrap();
                 let found = (0..synced).filter(|key: &u64| get(&engine, &key.to_le_bytes()).is_some()).count() as u64;
                 // A block of 4 KiB holds parts of six records.
-                assert!(found + 6 >= synced, "seed {seed}, {name}: {found} of {synced}: {:?}", engine.context.report);
-                let heard_of = engine.context.report.damaged.len() as u64 + engine.stats().damaged + engine.stats().read_errors;
-                assert!(found == synced || heard_of > 0, "seed {seed}, {name}: {found} of {synced} and no word of it");
+                assert!(found + 6 >= synced, "seed {seed}, {name}: {found} of {synced}: {:?}", engine.recovery());
+                let noticed = engine.recovery().damaged.len() as u64 + engine.stats().damaged + engine.stats().read_errors;
+                assert!(found == synced || noticed > 0, "seed {seed}, {name}: {found} of {synced}, and nothing was noticed");
                 missed += synced - found;
             }
         }
@@ -276,7 +292,7 @@ fn a_block_of_an_open_segment_that_cannot_be_read_costs_what_it_held() {
 }
 
 #[test]
-fn what_is_put_after_damage_survives_the_next_stop() {
+fn puts_after_damage_survive_the_next_stop() {
     let store = Store::new(small());
     store.put(b"a", b"1");
     store.put(b"a", b"2");
@@ -289,22 +305,23 @@ fn what_is_put_after_damage_survives_the_next_stop() {
     }
     let engine = reopen(&image).unwrap();
     engine.put((b"b").into(), b"3", &PutOptions::new()).unwrap();
-    engine.begin_close();
-    engine.finish().unwrap();
+    close(&engine).unwrap();
     drop(engine);
     let engine = reopen(&image).unwrap();
     assert_eq!(get(&engine, b"a").as_deref(), Some(&b"2"[..]));
     assert_eq!(get(&engine, b"b").as_deref(), Some(&b"3"[..]));
 }
 
-/// Opens an image of `worn` and checks that whatever it serves is the newest value, and that nothing is missing without a word; and again after more was put and the process
-/// killed. Whether anything was noticed, or what it says instead if it does not open.
-fn never_lies(worn: &Worn, image: &SimDisk, what: &str) -> Result<bool, Error> {
+/// Opens an image of `worn` and checks each entry: it has the newest value, or misses and the
+/// engine noticed damage. Checks again after more puts and a kill.
+///
+/// Returns whether the engine noticed anything, or the error if it refused to open.
+fn is_newest_or_noticed(worn: &Worn, image: &SimDisk, what: &str) -> Result<bool, Error> {
     let engine = reopen(image)?;
     let missing = worn.missing(&engine, 0..KEYS, what);
-    let noticed = has_noticed(&engine, 0) || engine.context.report.torn_bytes > 0;
+    let noticed = has_noticed(&engine, 0) || engine.recovery().torn_bytes > 0;
     assert!(missing.is_empty() || noticed, "{what}: {missing:?} are missing, and nothing was noticed");
-    // Some keys are put again, some deleted; the rest stays what it was.
+    // Some keys are put again, some deleted. The others stay as they were.
     for k in 0..8u64 {
         engine.put((&k.to_le_bytes()).into(), b"put again", &PutOptions::new()).unwrap_or_else(|e| panic!("{what}: {e}"));
         engine.delete((&(8 + k).to_le_bytes()).into(), &DeleteOptions::new()).unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -313,7 +330,7 @@ fn never_lies(worn: &Worn, image: &SimDisk, what: &str) -> Result<bool, Error> {
     drop(engine);
     let (what, engine) = (format!("{what}, then a kill"), reopen(&next)?);
     for k in 0..8u64 {
-        assert_eq!(get(&engine, &k.to_le_bytes()).as_deref(), Some(&b"put again"[..]), "{what}: key {k}: {:?}", engine.context.report);
+        assert_eq!(get(&engine, &k.to_le_bytes()).as_deref(), Some(&b"put again"[..]), "{what}: key {k}: {:?}", engine.recovery());
         assert_eq!(get(&engine, &(8 + k).to_le_bytes()), None, "{what}: key {} was deleted", 8 + k);
     }
     let still = worn.missing(&engine, 16..KEYS, &what);
@@ -324,14 +341,14 @@ fn never_lies(worn: &Worn, image: &SimDisk, what: &str) -> Result<bool, Error> {
     Ok(noticed || has_noticed(&engine, 0))
 }
 
-/// How many of `looks` there were, and how many noticed something.
-fn print_looks(name: &str, looks: &[bool]) {
-    let noticed = looks.iter().filter(|noticed| **noticed).count();
-    println!("{} {name}, {noticed} noticed", looks.len());
-    assert!(looks.len() < 100 || noticed * 20 > looks.len(), "most of what is damaged here matters to nobody");
+/// Prints how many damages there were, and how many of them an engine noticed.
+fn print_damages(name: &str, damages: &[bool]) {
+    let noticed = damages.iter().filter(|noticed| **noticed).count();
+    println!("{} {name}, {noticed} noticed", damages.len());
+    assert!(damages.len() < 100 || noticed * 20 > damages.len(), "most of the damaged bytes are never read");
 }
 
-/// How the stores that are damaged here were stopped.
+/// How a store was stopped before its bytes are damaged.
 #[derive(Clone, Copy, PartialEq)]
 enum Stop {
     Close,
@@ -341,20 +358,22 @@ enum Stop {
 }
 
 const KEYS: u64 = 120;
-/// Rounds of puts: so many that segments were emptied and used again, and what stays was moved.
+/// Rounds of puts: enough that segments drained and were used again, and that entries moved.
 const ROUNDS: u64 = 44;
 
-/// A store that has reached everything, after a stop. Every key was put in each round but a few that stay from the first one, every tenth one was deleted, some have expired, and a
-/// namespace was dropped.
+/// A store in which every kind of change has happened, after a stop. Every key was put in each
+/// round, but for a few that stay from the first one. Every tenth key was deleted, every tenth one
+/// has expired, and a namespace was dropped.
 struct Worn {
     stop: &'static str,
     disk: SimDisk,
-    /// What an opening finds there if nothing is damaged.
+    /// Keys that an opening finds if nothing is damaged.
     keys: Vec<u64>,
 }
 
 impl Worn {
-    /// Which of these keys, of those that should be there, are not. What is there must be the newest.
+    /// The keys among these that should be found and are not. Checks that found entries are the
+    /// newest.
     fn missing(&self, engine: &Engine, keys: Range<u64>, what: &str) -> Vec<u64> {
         let dropped = engine.namespace("dropped").unwrap();
         let mut missing = Vec::new();
@@ -377,7 +396,7 @@ impl Worn {
     }
 }
 
-/// Whether a key is put once and for all.
+/// Whether a key is put in the first round only.
 fn stays(key: u64) -> bool {
     key % 10 == 5
 }
@@ -408,9 +427,7 @@ fn worn(stop: Stop) -> SimDisk {
             store.disk.after_power_cut(7, PowerCut::Random)
         }
         Stop::Close => {
-            let engine = store.engine.take().unwrap();
-            engine.begin_close();
-            engine.finish().unwrap();
+            close(&store.engine.take().unwrap()).unwrap();
             store.disk.after_kill()
         }
     }
@@ -423,7 +440,7 @@ fn wear(store: &Store, rounds: Range<u64>) {
         }
         store.engine().set_resume_token("stream", &round.to_le_bytes(), None).unwrap();
         store.engine().persist(Ack::Host).unwrap();
-        // So that there is heat, and a checkpoint that others add to.
+        // Makes keys hot, and checkpoints that later mutations add to.
         (0..20u64).for_each(|k| drop(store.get(&k.to_le_bytes())));
         store.engine().step_record_warmth().unwrap();
         if round % 3 == 1 {
@@ -442,7 +459,7 @@ fn half_worn() -> SimDisk {
 
 /// Another store with the same keys.
 fn foreign() -> SimDisk {
-    let mut store = Store { disk: SimDisk::new(1), clock: Arc::new(SimClock::new(77)), options: small(), engine: None };
+    let mut store = Store::closed(small(), SimDisk::new(1), 77);
     store.open();
     wear(&store, 0..ROUNDS + 1);
     store.disk.after_kill()
@@ -453,13 +470,12 @@ fn the_recovery_mode_decides_what_a_damaged_checkpoint_does() {
     let image = worn(Stop::Close);
     let open_with = |image: &SimDisk, mode| {
         let options = small().recovery(mode);
-        open(&options, Some(Arc::new(image.after_kill())), Arc::new(SimClock::new(3)), INLINE)
+        open_inline(&options, &image.after_kill(), Arc::new(SimClock::new(3)))
     };
-    assert!(!open_with(&image, RecoveryMode::Refuse).unwrap().context.report.rebuilt);
+    assert!(!open_with(&image, RecoveryMode::Refuse).unwrap().recovery().rebuilt);
     let rebuilt = open_with(&image, RecoveryMode::Rebuild).unwrap();
-    assert!(rebuilt.context.report.rebuilt && rebuilt.context.report.damaged.is_empty());
-    let named = rebuilt.manifest.lock().checkpoint;
-    assert_eq!(named, None, "the checkpoint that was left aside is not trusted later");
+    assert!(rebuilt.recovery().rebuilt && rebuilt.recovery().damaged.is_empty());
+    assert_eq!(named_checkpoint(&rebuilt), None, "the checkpoint that was left aside is not trusted later");
     for (name, len) in image.files().iter().filter(|(name, len)| name.starts_with("checkpoint") && *len > 0) {
         for offset in [100, len / 2] {
             image.corrupt(name, offset, 1);
@@ -467,16 +483,16 @@ fn the_recovery_mode_decides_what_a_damaged_checkpoint_does() {
     }
     assert!(matches!(open_with(&image, RecoveryMode::Refuse), Err(Error::Corrupt { .. })));
     let served = open_with(&image, RecoveryMode::Serve).unwrap();
-    assert!(served.context.report.rebuilt && served.context.report.damaged.len() == 1, "{:?}", served.context.report);
+    assert!(served.recovery().rebuilt && served.recovery().damaged.len() == 1, "{:?}", served.recovery());
 }
 
-/// A store that was stopped in each of three ways, after a life that reached everything.
+/// Stores that were stopped in each of three ways, after the life of [`worn`].
 fn all_worn() -> [Worn; 3] {
     [("closed", Stop::Close), ("killed", Stop::Kill), ("cut off", Stop::PowerCut)].map(|(name, stop)| {
         let disk = worn(stop);
         let engine = reopen(&disk.after_kill()).unwrap();
         let keys: Vec<u64> = (0..KEYS).filter(|k| get(&engine, &k.to_le_bytes()).is_some()).collect();
-        let (report, stats) = (&engine.context.report, engine.stats());
+        let (report, stats) = (engine.recovery(), engine.stats());
         assert_eq!(keys.len() as u64, KEYS * 8 / 10, "{name}: {keys:?}");
         let noticed = report.damaged.len() as u64 + report.torn_bytes + stats.damaged + stats.read_errors;
         assert!(noticed == 0 && !report.manifest_repaired, "{name}, undamaged: {report:?}");
@@ -484,7 +500,7 @@ fn all_worn() -> [Worn; 3] {
     })
 }
 
-/// Draws numbers below what is asked for from a seed.
+/// Draws numbers below its argument from a seed.
 fn numbers(seed: u64) -> impl FnMut(u64) -> u64 {
     let mut n = 0u64;
     move |below| {
@@ -493,7 +509,8 @@ fn numbers(seed: u64) -> impl FnMut(u64) -> u64 {
     }
 }
 
-/// Every frame of a store's WAL: the places in files and rings where its bytes lie. In the order of their LSNs, those of marks being what they state.
+/// The places in files and rings of every frame of a store's WAL. Frames are in the order of their
+/// LSNs; the LSN of a mark is the one that it states.
 fn frames(disk: &SimDisk) -> Vec<Vec<(String, u64)>> {
     type Places = Vec<(String, u64)>;
     let mut places: HashMap<(u64, [u8; 8]), Places> = HashMap::new();
@@ -514,11 +531,11 @@ fn frames(disk: &SimDisk) -> Vec<Vec<(String, u64)>> {
     frames.into_iter().map(|(_, places)| places).collect()
 }
 
-/// Frames drawn from seeds, 300 or as many as `EVERWARM_FRAME_SEEDS` says: each in one of its places, in all, with all that lie behind it, or with a block of a segment, where
-/// its second copy may be.
+/// Damages frames: 300, or `EVERWARM_FRAME_SEEDS`. A frame is damaged in one of its places, in all
+/// of them, with the frames behind it, or with a block of a segment, where its second copy may be.
 #[test]
 fn a_damaged_frame_of_the_wal_never_brings_back_an_older_value() {
-    // Of the newest mutations, which an opening replays.
+    // Frames of the newest mutations, which an opening replays.
     let newest = |mut frames: Vec<_>| frames.split_off(frames.len() - 400);
     let stores = all_worn().map(|worn| (newest(frames(&worn.disk)), worn));
     let found = each_seed(seeds("FRAME", 0, 300), "FRAME", "a_damaged_frame", |seed| {
@@ -541,12 +558,13 @@ fn a_damaged_frame_of_the_wal_never_brings_back_an_older_value() {
                 (0..64).for_each(|n| image.corrupt(name, block + n * 64, 0xaa));
             }
         }
-        never_lies(worn, &image, &format!("{}, frame {number} of {}", worn.stop, frames.len())).unwrap()
+        is_newest_or_noticed(worn, &image, &format!("{}, frame {number} of {}", worn.stop, frames.len())).unwrap()
     });
-    print_looks("frames", &found);
+    print_damages("frames", &found);
 }
 
-/// Flips drawn from seeds: 500, or as many as `EVERWARM_DAMAGE_SEEDS` says; half of them near the front of a file or of its last block, where headers are.
+/// Flips bits: 500, or `EVERWARM_DAMAGE_SEEDS`. Half of them lie near the front of a file or of its
+/// last block, where headers are.
 #[test]
 fn a_flipped_bit_anywhere_never_brings_back_an_older_value() {
     let stores = all_worn();
@@ -563,12 +581,12 @@ fn a_flipped_bit_anywhere_never_brings_back_an_older_value() {
         let image = disk.after_kill();
         image.corrupt(name, offset, 1 << draw(8));
         let what = format!("{stop}: {name}, byte {offset}");
-        never_lies(worn, &image, &what).unwrap_or_else(|refused| panic!("{what}: {refused}"))
+        is_newest_or_noticed(worn, &image, &what).unwrap_or_else(|refused| panic!("{what}: {refused}"))
     });
-    print_looks("flips", &found);
+    print_damages("flips", &found);
 }
 
-/// Bytes of headers: 2,000 of them, or as many as `EVERWARM_HEADER_SEEDS` says, at most all.
+/// Damages bytes of headers: 2,000, or `EVERWARM_HEADER_SEEDS`, at most all of them.
 #[test]
 fn no_byte_of_a_header_is_trusted() {
     let stores = all_worn();
@@ -583,19 +601,20 @@ fn no_byte_of_a_header_is_trusted() {
     let stores: &'static [Worn; 3] = Box::leak(Box::new(stores));
     let places: Vec<_> = stores.iter().flat_map(places).collect();
     assert!(places.len() > 3_000, "{} bytes", places.len());
-    let looks = seeds("HEADER", 0, 2_000);
-    let found = each_seed(looks.start..looks.end.min(places.len() as u64), "HEADER", "no_byte_of_a_header", |n| {
-        // A prime stride, so that few looks are spread over all files.
+    let numbers = seeds("HEADER", 0, 2_000);
+    let found = each_seed(numbers.start..numbers.end.min(places.len() as u64), "HEADER", "no_byte_of_a_header", |n| {
+        // A prime stride spreads few damages over all files.
         let (worn, name, offset) = &places[n as usize * 7_919 % places.len()];
         let image = worn.disk.after_kill();
         image.corrupt(name, *offset, 1 << (n % 8));
         let what = format!("{}: {name}, byte {offset}", worn.stop);
-        never_lies(worn, &image, &what).unwrap_or_else(|refused| panic!("{what}: {refused}"))
+        is_newest_or_noticed(worn, &image, &what).unwrap_or_else(|refused| panic!("{what}: {refused}"))
     });
-    print_looks("header bytes", &found);
+    print_damages("header bytes", &found);
 }
 
-/// Blocks that are zeroed, filled with noise, exchanged, written over by another block or by what they were before: 300, or as many as `EVERWARM_BLOCK_SEEDS` says.
+/// Damages blocks: 300, or `EVERWARM_BLOCK_SEEDS`. A block is zeroed, filled with noise, exchanged
+/// with another one, or overwritten by another one or by an older state of itself.
 #[test]
 fn a_block_that_holds_something_else_never_brings_back_an_older_value() {
     let (stores, before) = (all_worn(), half_worn());
@@ -623,17 +642,17 @@ fn a_block_that_holds_something_else_never_brings_back_an_older_value() {
                 image.overwrite(from.0, from.1, &a);
             }
             3 => image.overwrite(to.0, to.1, &block(&image, from).unwrap()),
-            // A store that lived on from this one, so it is the same block, older.
+            // The same block of the same store at an earlier moment.
             _ => image.overwrite(to.0, to.1, &block(&before, to).unwrap_or(vec![0; BLOCK])),
         }
         let what = format!("{stop}: damage {kind} of {to:?}, {from:?}");
-        never_lies(worn, &image, &what).unwrap_or_else(|refused| panic!("{what}: {refused}"))
+        is_newest_or_noticed(worn, &image, &what).unwrap_or_else(|refused| panic!("{what}: {refused}"))
     });
-    print_looks("blocks", &found);
+    print_damages("blocks", &found);
 }
 
 #[test]
-fn a_file_that_is_lost_or_another_one_costs_entries_or_is_refused_and_never_brings_back_older_ones() {
+fn a_lost_or_exchanged_file_is_noticed_and_brings_nothing_older_back() {
     let (before, foreign) = (half_worn(), foreign());
     for worn @ Worn { stop, disk, .. } in &all_worn() {
         for (name, len) in disk.files() {
@@ -656,7 +675,7 @@ fn a_file_that_is_lost_or_another_one_costs_entries_or_is_refused_and_never_brin
                         foreign.files().iter().filter(|(n, _)| *n == name).for_each(|_| put(image, &name, &foreign.content(&name)))
                     }),
                 ),
-                // The rings of one moment are what they are: of a whole that is rolled back nothing tells.
+                // Not the rings: nothing tells that a ring as a whole is of an earlier moment.
                 (
                     "older",
                     Box::new(|image| {
@@ -672,7 +691,7 @@ fn a_file_that_is_lost_or_another_one_costs_entries_or_is_refused_and_never_brin
                 let image = disk.after_kill();
                 apply(&image);
                 let what = format!("{stop}: {name} {damage}");
-                if let Err(refused) = never_lies(worn, &image, &what) {
+                if let Err(refused) = is_newest_or_noticed(worn, &image, &what) {
                     assert!(
                         matches!(refused, Error::Corrupt { .. }) && name.starts_with("manifest.") && *damage == "foreign",
                         "{what}: {refused}"
@@ -684,14 +703,14 @@ fn a_file_that_is_lost_or_another_one_costs_entries_or_is_refused_and_never_brin
 }
 
 #[test]
-fn a_wal_file_whose_header_is_damaged_or_cannot_be_read_still_says_what_was_deleted() {
+fn a_wal_file_with_a_damaged_or_unreadable_header_keeps_its_deletes() {
     for (unread, cut) in [(false, true), (false, false), (true, true)] {
         let mut store = Store::new(small());
         for key in [b"a", b"b"] {
             store.put(key, b"the old value");
         }
         store.close();
-        // Only the WAL knows of these, and only its file after a power cut.
+        // Only the WAL has these mutations, and after a power cut only its file.
         store.engine().delete(b"a".into(), &DeleteOptions::new().ack(Ack::Host)).unwrap();
         store.engine().put(b"b".into(), b"the new value", &PutOptions::new().ack(Ack::Host)).unwrap();
         let image = if cut { store.disk.after_power_cut(1, PowerCut::LoseAll) } else { store.disk.after_kill() };
@@ -708,6 +727,6 @@ fn a_wal_file_whose_header_is_damaged_or_cannot_be_read_still_says_what_was_dele
         let engine = reopen(&image).unwrap();
         assert_eq!(get(&engine, b"a"), None, "{unread} {cut}");
         assert_eq!(get(&engine, b"b").as_deref(), Some(&b"the new value"[..]), "{unread} {cut}");
-        assert!(engine.context.report.damaged.is_empty(), "{:?}", engine.context.report);
+        assert!(engine.recovery().damaged.is_empty(), "{:?}", engine.recovery());
     }
 }

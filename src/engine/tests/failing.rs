@@ -1,28 +1,33 @@
-//! Disks that fail or are full: nothing is acknowledged that did not happen, and service returns when it can.
+//! Disks that fail or are full: no operation is acknowledged that did not happen, and service
+//! returns when it can.
 
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
-use super::*;
+use super::internals::{failure, open_inline, open_with_threads, write_manifest};
+use super::model::value;
+use super::store::{Store, small};
 use crate::clock::SystemClock;
 use crate::concurrent::Event;
-use crate::engine::Condition;
-use crate::engine::background::Threads;
-use crate::engine::context::Mode;
+use crate::config::{Ack, Options, WalValues};
+use crate::engine::{Condition, DeleteOptions, Engine, PutOptions, Wait};
 use crate::error::Error;
-use crate::io::sim::FaultOp;
+use crate::io::sim::{FaultOp, PowerCut, SimDisk};
 
 fn put_now(engine: &Engine, key: u64, len: usize) -> Result<(), Error> {
     let options = PutOptions::new().wait(Wait::No);
     engine.put((&key.to_le_bytes()).into(), &value(key, 0, len), &options).map(drop)
 }
 
-/// Puts until there is no room, doing all background work in between. How many were acknowledged.
-fn fill(engine: &Engine, from: u64, most: u64) -> u64 {
-    fill_with(engine, from, most, 2_000)
+/// Puts until there is no room, with all background work in between. Returns how many puts were
+/// acknowledged.
+fn fill(engine: &Engine, from: u64, max: u64) -> u64 {
+    fill_with(engine, from, max, 2_000)
 }
 
-fn fill_with(engine: &Engine, from: u64, most: u64, len: usize) -> u64 {
-    for n in from..from + most {
+fn fill_with(engine: &Engine, from: u64, max: u64, len: usize) -> u64 {
+    for n in from..from + max {
         loop {
             match put_now(engine, n, len) {
                 Ok(()) => break,
@@ -38,24 +43,24 @@ fn fill_with(engine: &Engine, from: u64, most: u64, len: usize) -> u64 {
             }
         }
     }
-    most
+    max
 }
 
 #[test]
-fn a_name_that_could_not_be_synced_at_first_is_durable_before_the_segment_is_used() {
-    // The last one that is created is what matters: the next would sync the directory again.
+fn a_name_whose_sync_failed_is_durable_before_its_segment_is_used() {
+    // The last creation matters: the next one would sync the directory again.
     for (nth, count) in (1..20).flat_map(|nth| (100..800).step_by(50).map(move |count| (nth, count))) {
         let mut store = Store::new(small());
         store.disk.fail(FaultOp::SyncDir, nth, std::io::ErrorKind::StorageFull, false);
         for n in 0..count {
             while put_now(store.engine(), n % 100, 2_000).is_err() {
-                assert!(!store.engine().health.has_failed(), "{nth}: {:?}", store.engine().health.check_sound().err());
+                assert!(failure(store.engine()).is_none(), "{nth}");
                 store.engine().step_all().unwrap();
             }
         }
         store.engine().persist(Ack::Host).unwrap();
         store.power_cut(nth, PowerCut::LoseAll);
-        assert!(store.engine().context.report.damaged.is_empty(), "{nth}: {:?}", store.engine().context.report);
+        assert!(store.engine().recovery().damaged.is_empty(), "{nth}: {:?}", store.engine().recovery());
         for n in 0..count.min(100) {
             assert_eq!(store.get(&n.to_le_bytes()), Some(value(n, 0, 2_000)), "{nth}: {n}");
         }
@@ -81,18 +86,17 @@ fn a_full_disk_is_back_pressure_and_service_returns_with_space() {
     store.disk.capacity(1 << 30);
     assert_eq!(fill(store.engine(), acked, 100), 100, "service returned without a restart");
     store.kill();
-    assert!(store.engine().context.report.damaged.is_empty());
+    assert!(store.engine().recovery().damaged.is_empty());
     for n in 0..acked + 100 {
         assert_eq!(store.get(&n.to_le_bytes()), Some(value(n, 0, 2_000)), "{n} of {acked} and 100 more");
     }
 }
 
 #[test]
-fn whoever_waits_for_room_on_a_full_disk_does_not_make_the_background_spin() {
+fn writers_that_wait_for_room_do_not_make_the_background_spin() {
     let disk = SimDisk::new(1);
     let options = small().memory(2 << 20);
-    let engine = open(&options, Some(Arc::new(disk.clone())), Arc::new(SystemClock), Mode::Threads).unwrap();
-    let threads = Threads::start(&engine).unwrap();
+    let (engine, threads) = open_with_threads(&options, &disk);
     let used: u64 = disk.files().iter().map(|(_, len)| len).sum();
     disk.capacity(used + (400 << 10));
     std::thread::scope(|scope| {
@@ -111,12 +115,13 @@ fn whoever_waits_for_room_on_a_full_disk_does_not_make_the_background_spin() {
             never.wait(never.count(), Some(Duration::from_millis(ms)));
         };
         while engine.stats().disk_full < 2 {
-            assert!(!engine.health.has_failed(), "a full disk is no failure");
+            assert!(failure(&engine).is_none(), "a full disk is no failure");
             pause(5);
         }
         let before = engine.stats().disk_full;
         pause(1_000);
-        // Every 200 ms, and a few more for what else finds no room; thousands if each refusal woke the next.
+        // One try each 200 ms, and a few more for the manifest and the WAL. Thousands if each
+        // refusal woke the next try.
         assert!(engine.stats().disk_full - before < 60, "{} tries in a second", engine.stats().disk_full - before);
         disk.capacity(1 << 30);
         for writer in writers {
@@ -133,8 +138,7 @@ fn a_disk_that_hangs_holds_back_what_needs_it_and_nothing_else() {
     for op in [FaultOp::Write, FaultOp::Sync, FaultOp::Read] {
         let disk = SimDisk::new(1);
         let options = small().flash(16 << 20).memory(2 << 20).sync_bytes(64 << 10);
-        let engine = open(&options, Some(Arc::new(disk.clone())), Arc::new(SystemClock), Mode::Threads).unwrap();
-        let threads = Threads::start(&engine).unwrap();
+        let (engine, threads) = open_with_threads(&options, &disk);
         let key = |n: u64| n.to_le_bytes();
         let get = |engine: &Engine, n: u64| engine.get((&key(n)).into(), true).unwrap().map(|v| v.to_vec());
         let patient = |ms| PutOptions::new().wait(Wait::UpTo(Duration::from_millis(ms)));
@@ -155,19 +159,19 @@ fn a_disk_that_hangs_holds_back_what_needs_it_and_nothing_else() {
             _ => assert!(matches!(refused, Some(Error::TimedOut)), "{op:?}: {refused:?} after {acknowledged}"),
         }
         let image = std::thread::scope(|scope| {
-            // This one is on flash alone.
+            // This entry is on flash alone.
             let reader = (op == FaultOp::Read).then(|| scope.spawn(|| get(&engine, 0)));
-            // The newest is in DRAM.
+            // The newest entry is in DRAM.
             assert_eq!(get(&engine, acknowledged - 1), Some(value(acknowledged - 1, 0, 2_000)), "{op:?}");
-            // Whoever kills the process now finds all of it.
+            // A kill at this moment loses no entry.
             let image = disk.after_kill();
             assert!(reader.as_ref().is_none_or(|reader| !reader.is_finished()));
             disk.release();
             assert!(reader.is_none_or(|reader| reader.join().unwrap() == Some(value(0, 0, 2_000))));
             image
         });
-        let survivor = open(&options, Some(Arc::new(image)), Arc::new(SystemClock), INLINE).unwrap();
-        assert!(survivor.context.report.damaged.is_empty(), "{op:?}: {:?}", survivor.context.report);
+        let survivor = open_inline(&options, &image, Arc::new(SystemClock)).unwrap();
+        assert!(survivor.recovery().damaged.is_empty(), "{op:?}: {:?}", survivor.recovery());
         for engine in [&survivor, &engine] {
             engine.put(b"more".into(), b"value", &PutOptions::new().ack(Ack::Host)).unwrap();
             for n in 0..acknowledged {
@@ -181,7 +185,7 @@ fn a_disk_that_hangs_holds_back_what_needs_it_and_nothing_else() {
 }
 
 #[test]
-fn a_manifest_that_finds_no_room_to_grow_holds_notes_back_until_there_is_room() {
+fn a_manifest_without_room_to_grow_holds_back_catalog_changes() {
     let mut store = Store::new(small());
     store.put(b"key", b"value");
     store.engine().step_all().unwrap();
@@ -196,9 +200,9 @@ fn a_manifest_that_finds_no_room_to_grow_holds_notes_back_until_there_is_room() 
         let mut names = names.iter().peekable();
         let mut held_back = loop {
             let name = names.next().unwrap();
-            let mut note = Box::pin(engine.set_resume_token_in_task(name, &value, Ack::Process));
-            if note.as_mut().poll(&mut context).is_pending() {
-                break note;
+            let mut change = Box::pin(engine.set_resume_token_in_task(name, &value, Ack::Process));
+            if change.as_mut().poll(&mut context).is_pending() {
+                break change;
             }
             set += 1;
         };
@@ -215,10 +219,9 @@ fn a_manifest_that_finds_no_room_to_grow_holds_notes_back_until_there_is_room() 
             engine.set_resume_token(name, &value, None).unwrap();
         }
         engine.persist(Ack::Host).unwrap();
-        let mut manifest = engine.manifest.lock();
-        engine.write_manifest(&mut manifest).unwrap();
+        write_manifest(engine);
     }
-    // Opened again, without a byte to spare.
+    // The store is opened again on a disk without a free byte.
     let used: u64 = store.disk.files().iter().map(|(_, len)| len).sum();
     store.disk.capacity(used);
     store.power_cut(1, PowerCut::LoseAll);
@@ -238,7 +241,7 @@ fn a_read_that_fails_once_forgets_nothing() {
 }
 
 #[test]
-fn whoever_waits_for_a_sync_that_finds_no_room_is_told_when_there_is_some() {
+fn a_sync_that_finds_no_room_is_acknowledged_once_there_is_room() {
     let store = Store::new(small().wal_values(WalValues::Always).sync_interval(Duration::from_millis(1)));
     let engine = Arc::clone(store.engine.as_ref().unwrap());
     store.put(b"first", &value(1, 0, 2_000));
@@ -251,15 +254,15 @@ fn whoever_waits_for_a_sync_that_finds_no_room_is_told_when_there_is_some() {
     assert!(waiting.as_mut().poll(&mut context).is_pending());
     engine.step_sync().unwrap();
     assert_eq!(engine.stats().disk_full, 1);
-    assert!(waiting.as_mut().poll(&mut context).is_pending(), "it is not said to be durable");
-    assert!(!engine.health.has_failed(), "nor has anything failed");
+    assert!(waiting.as_mut().poll(&mut context).is_pending(), "it is not acknowledged as durable");
+    assert!(failure(&engine).is_none(), "nor has the store failed");
     store.disk.heal();
     engine.step_all().unwrap();
     assert!(matches!(waiting.as_mut().poll(&mut context), Poll::Ready(Ok(Some(_)))));
 }
 
 #[test]
-fn a_condition_that_cannot_be_looked_at_is_an_error_and_changes_nothing() {
+fn a_condition_that_cannot_be_read_is_an_error_and_changes_nothing() {
     let mut store = Store::new(small());
     store.put(b"key", &value(1, 0, 2_000));
     store.close();
@@ -273,7 +276,7 @@ fn a_condition_that_cannot_be_looked_at_is_an_error_and_changes_nothing() {
 }
 
 #[test]
-fn a_default_opening_has_memory_for_the_segments_that_there_were() {
+fn a_default_budget_fits_the_segments_of_a_larger_store() {
     let mut store = Store::new(Options::new("sim").memory(256 << 20).flash(64 << 30).segment_size(16 << 20));
     store.put(b"key", b"value");
     store.options = Options::new("sim").flash(1 << 30).segment_size(2 << 20);
@@ -282,7 +285,7 @@ fn a_default_opening_has_memory_for_the_segments_that_there_were() {
 }
 
 #[test]
-fn a_store_that_became_smaller_needs_memory_for_what_it_was_and_gives_its_files_back() {
+fn a_store_that_became_smaller_gives_its_files_back() {
     let large = Options::new("sim").memory(64 << 20).flash(64 << 20).segment_size(8 << 20);
     let mut store = Store::new(large);
     for n in 0..6_000u64 {
@@ -311,7 +314,7 @@ fn an_index_that_outgrows_memory_while_it_is_empty_is_refused() {
     store.options = Options::new("sim").memory(4 << 20).flash(1 << 30).segment_size(2 << 20);
     let after = store.disk.after_kill();
     store.engine = None;
-    let refused = open(&store.options, Some(Arc::new(after.clone())), store.clock.clone(), INLINE);
+    let refused = open_inline(&store.options, &after, store.clock.clone());
     assert!(matches!(refused, Err(Error::InvalidOption { name: "memory", .. })), "{refused:?}");
     store.options = store.options.memory(256 << 20);
     store.disk = after;
@@ -320,7 +323,7 @@ fn an_index_that_outgrows_memory_while_it_is_empty_is_refused() {
 }
 
 #[test]
-fn after_a_failed_write_or_sync_of_the_wal_nothing_is_acknowledged_and_reads_go_on() {
+fn a_wal_that_failed_acknowledges_nothing_and_reads_go_on() {
     for op in [FaultOp::Write, FaultOp::Sync, FaultOp::SyncDroppingPages] {
         // Values in the WAL, so that a sync touches nothing else.
         let mut store = Store::new(small().wal_values(WalValues::Always));
@@ -343,7 +346,7 @@ fn after_a_failed_write_or_sync_of_the_wal_nothing_is_acknowledged_and_reads_go_
 }
 
 #[test]
-fn a_segment_that_cannot_be_written_or_synced_is_given_up_and_nothing_of_it_is_lost() {
+fn a_segment_that_cannot_be_written_is_given_up_and_loses_nothing() {
     for op in [FaultOp::Write, FaultOp::Sync, FaultOp::SyncDroppingPages] {
         for n in 0..30u64 {
             let mut store = Store::new(small().wal_values(WalValues::Never));
@@ -384,12 +387,12 @@ fn a_segment_that_cannot_be_written_or_synced_is_given_up_and_nothing_of_it_is_l
 }
 
 #[test]
-fn a_full_store_goes_on_or_says_so_when_a_segment_fails() {
+fn a_full_store_goes_on_or_returns_the_error_when_a_segment_fails() {
     let mut quarantined = 0;
     for op in [FaultOp::Write, FaultOp::Sync, FaultOp::SyncDroppingPages] {
         for nth in 1..90 {
             let store = Store::new(small().flash(512 << 10).wal_values([WalValues::Never, WalValues::Always][nth as usize % 2]));
-            // Keys that are put again leave room to win, and others that are asked for are moved.
+            // Replaced entries free room when their segment drains, and hot entries move.
             let len = [1_000, 2_000, 5_000, 9_000][nth as usize / 2 % 4];
             for n in 0..400 {
                 assert_eq!(fill_with(store.engine(), if n % 4 == 0 { n } else { n % 10 }, 1, len), 1);
@@ -409,7 +412,7 @@ fn a_full_store_goes_on_or_says_so_when_a_segment_fails() {
                     }
                 }
             }
-            // The fault may only come now, in the WAL: then it says so.
+            // The fault may come only now, in the WAL: then the call returns the error.
             if store.engine().persist(Ack::Host).is_ok() {
                 quarantined += store.engine().stats().segments_quarantined;
             }
@@ -442,7 +445,7 @@ fn every_write_and_sync_of_a_scenario_may_fail_once_and_nothing_lies() {
             if store.disk.faults_injected() == 0 {
                 break;
             }
-            if !store.engine().health.has_failed() {
+            if failure(store.engine()).is_none() {
                 store.engine().persist(Ack::Host).ok();
                 for key in 0..20u64 {
                     let newest = acked.iter().rev().find(|n| **n % 20 == key);
@@ -454,7 +457,8 @@ fn every_write_and_sync_of_a_scenario_may_fail_once_and_nothing_lies() {
                 let newest = acked.iter().rev().find(|n| **n % 20 == key);
                 let found = store.get(&key.to_le_bytes());
                 let version = found.as_ref().map(|v| String::from_utf8_lossy(v).split(':').nth(1).unwrap().parse::<u64>().unwrap());
-                // Acknowledged at least at Process, so a kill takes nothing away; one more may have happened without being acknowledged.
+                // Every put was acknowledged at `Process` or higher, so a kill takes nothing away.
+                // One more put may have happened without an acknowledgement.
                 assert!(version >= newest.copied(), "{op:?} {nth}: key {key} is at {version:?} after {newest:?}");
             }
         }

@@ -1,13 +1,16 @@
 //! Why mutations wait for room, as the statistics count it.
 
-use super::*;
+use super::store::Store;
+use crate::config::{Options, WalValues};
+use crate::engine::{DeleteOptions, PutOptions, Wait};
+use crate::error::Error;
 
 /// Puts without waiting until one is refused. Returns how many were refused.
 fn put_until_refused(store: &Store) -> u64 {
     let options = PutOptions::new().wait(Wait::No);
     let refused = |n: u64| match store.engine().put((&n.to_le_bytes()).into(), &[7; 1_000], &options) {
         Ok(_) => false,
-        Err(crate::error::Error::WouldBlock) => true,
+        Err(Error::WouldBlock) => true,
         Err(other) => panic!("{other}"),
     };
     let puts = (0..10_000).find(|n| refused(*n));

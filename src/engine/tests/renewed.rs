@@ -1,15 +1,20 @@
-//! Segments that a write or a sync failed for, in a process that ends before their entries are elsewhere: their files are not written again, by nobody, and nothing is undone.
+//! Segments for which a write or a sync failed, in a process that ends before their entries are
+//! elsewhere. Their files are never written again, and nothing is undone.
 
 use std::io::ErrorKind;
+use std::sync::Arc;
 
-use super::*;
-use crate::config::RecoveryMode;
+use super::internals::{location_of, rescue_failed, write_manifest};
+use super::model::value;
+use super::store::{Store, close, small};
+use crate::config::{Ack, OnHostCrash, Options, RecoveryMode, WalValues};
+use crate::engine::{PutOptions, Wait};
 use crate::error::Error;
-use crate::io::sim::FaultOp;
+use crate::io::sim::{FaultOp, PowerCut, SimDisk};
 
 const OPS: [FaultOp; 3] = [FaultOp::Write, FaultOp::Sync, FaultOp::SyncDroppingPages];
 
-/// Files of segments that were written again after that had failed.
+/// Segment files that were written again after a write or sync of them had failed.
 pub(super) fn reused(disk: &SimDisk) -> Vec<String> {
     disk.reused().into_iter().filter(|name| name.starts_with("segment.")).collect()
 }
@@ -19,13 +24,13 @@ fn by_reference(options: Options) -> Store {
     Store::new(options.wal_values(WalValues::Never))
 }
 
-/// Lets the open segment fail, and says so in the manifest.
+/// Lets the sync of the open segment fail, and writes a manifest that states the failure.
 fn fail_open(store: &Store, op: FaultOp) {
     store.disk.fail(op, 1, ErrorKind::Other, false);
     let before = store.disk.faults_injected();
     drop(store.engine().step_sync());
     assert_eq!(store.disk.faults_injected(), before + 1, "{op:?}");
-    store.engine().write_manifest(&mut store.engine().manifest.lock()).unwrap();
+    write_manifest(store.engine());
 }
 
 /// Goes on with an image of the disk.
@@ -48,17 +53,18 @@ fn a_segment_that_failed_is_not_written_by_the_next_process_either() {
         store.engine().step_flush().unwrap();
         store.engine().step_sync().unwrap();
         assert_eq!(store.disk.faults_injected(), 1, "{op:?} {n}");
-        // The first thing that happens then is a manifest that says so: two copies, each written and synced. A kill somewhere after that.
+        // First a manifest states the failure: two copies, each written and synced. The kill comes
+        // at one of the operations after that.
         store.disk.stop_at(store.disk.operations() + 5 + n % 8);
         drop(store.engine().step_all());
         store.kill();
-        let report = store.engine().context.report.clone();
+        let report = store.engine().recovery().clone();
         renewed += report.segments_renewed;
         let check = |store: &Store, what: &str| {
             let missing = (0..20u64).filter(|k| store.get(&k.to_le_bytes()).is_none()).count();
-            let right = (0..20u64).all(|k| store.get(&k.to_le_bytes()).is_none_or(|found| Some(found) == newest(k)));
-            assert!(right && (missing == 0 || !report.damaged.is_empty()), "{op:?} {n}: {missing} missing {what}: {report:?}");
-            // Only what had not left the write buffer is lost with the process.
+            let is_newest = (0..20u64).all(|k| store.get(&k.to_le_bytes()).is_none_or(|found| Some(found) == newest(k)));
+            assert!(is_newest && (missing == 0 || !report.damaged.is_empty()), "{op:?} {n}: {missing} missing {what}: {report:?}");
+            // Only bytes that had not left the write buffer are lost with the process.
             assert!(op == FaultOp::Write || report.damaged.is_empty(), "{op:?} {n} {what}: {report:?}");
         };
         check(&store, "after the kill");
@@ -66,14 +72,14 @@ fn a_segment_that_failed_is_not_written_by_the_next_process_either() {
         assert!(reused(&store.disk).is_empty(), "{op:?} {n}: {:?}", reused(&store.disk));
         store.power_cut(n, PowerCut::LoseAll);
         check(&store, "after a power cut");
-        assert!(store.engine().context.report.damaged.is_empty(), "{op:?} {n}: {:?}", store.engine().context.report);
+        assert!(store.engine().recovery().damaged.is_empty(), "{op:?} {n}: {:?}", store.engine().recovery());
         assert!(!store.disk.files().iter().any(|(name, _)| name.starts_with("renewed.")), "{op:?} {n}: {:?}", store.disk.files());
     }
     assert!(renewed > 40, "{renewed} segments got new files");
 }
 
 #[test]
-fn a_segment_whose_file_fails_while_it_is_recovered_gets_a_new_one_and_loses_nothing() {
+fn a_segment_file_that_fails_in_recovery_is_replaced_and_loses_nothing() {
     let mut renewed = 0;
     for (op, nth) in OPS.into_iter().flat_map(|op| (1..12).map(move |nth| (op, nth))) {
         let mut store = Store::new(small().wal_values([WalValues::Never, WalValues::Always][nth as usize % 2]));
@@ -85,13 +91,13 @@ fn a_segment_whose_file_fails_while_it_is_recovered_gets_a_new_one_and_loses_not
         image.fail(op, nth, ErrorKind::Other, false);
         store.engine = None;
         store.disk = image;
-        // It fails where a manifest is written: then nothing has changed.
+        // An opening fails where a manifest is written: then nothing has changed.
         if store.try_open().is_err() {
             store.disk.heal();
             store.open();
         }
-        renewed += store.engine().context.report.segments_renewed;
-        assert!(store.engine().context.report.damaged.is_empty(), "{op:?} {nth}: {:?}", store.engine().context.report);
+        renewed += store.engine().recovery().segments_renewed;
+        assert!(store.engine().recovery().damaged.is_empty(), "{op:?} {nth}: {:?}", store.engine().recovery());
         assert!(reused(&store.disk).is_empty(), "{op:?} {nth}: {:?}", reused(&store.disk));
         store.power_cut(nth, PowerCut::LoseAll);
         for k in 0..40u64 {
@@ -121,7 +127,7 @@ fn what_was_moved_into_a_segment_that_fails_is_still_durable() {
             assert!(put(&store, key, 0, 2_000));
         }
         store.engine().persist(Ack::Host).unwrap();
-        // Those stay, and so are moved from segment to segment by what comes after them.
+        // These entries stay, and so move from segment to segment as later puts fill the store.
         assert!((0..150).all(|n| put(&store, 10 + n % 10, n, 5_000)));
         assert!(store.engine().stats().reinserted > 0 && store.engine().stats().evicted == 0, "{:?}", store.engine().stats());
         store.disk.fail(op, nth, ErrorKind::Other, false);
@@ -132,14 +138,14 @@ fn what_was_moved_into_a_segment_that_fails_is_still_durable() {
         let evicted = store.engine().stats().evicted > 0;
         store.power_cut(nth, PowerCut::LoseAll);
         let missing = (0..10).filter(|key: &u64| store.get(&key.to_le_bytes()) != Some(value(*key, 0, 2_000))).count();
-        let report = &store.engine().context.report;
+        let report = store.engine().recovery();
         assert!(missing == 0 || evicted || !report.damaged.is_empty(), "{op:?} {nth}, and {more} more: {missing} are missing: {report:?}");
     }
     assert!(runs > 500 && failed > 100, "{runs} runs, {failed} segments failed");
 }
 
 #[test]
-fn what_was_moved_and_cannot_be_read_any_more_does_not_bring_back_what_it_had_replaced() {
+fn a_moved_version_that_cannot_be_read_brings_nothing_older_back() {
     for (states_it, cuts) in [(true, false), (true, true), (false, false), (false, true)] {
         let mut store = by_reference(small());
         let key = 7u64.to_le_bytes();
@@ -156,7 +162,7 @@ fn what_was_moved_and_cannot_be_read_any_more_does_not_bring_back_what_it_had_re
         if states_it {
             fail_open(&store, FaultOp::Sync);
         }
-        let at = store.engine().index.get(store.engine().context.hash((&key).into())).unwrap().location;
+        let at = location_of(store.engine(), (&key).into());
         let mut image = store.disk.after_power_cut(3, PowerCut::LoseAll);
         for block in 0..2 {
             image.fail_reads_of(&format!("segment.{}", at.segment), (u64::from(at.offset) / 4096 + block) * 4096);
@@ -170,11 +176,11 @@ fn what_was_moved_and_cannot_be_read_any_more_does_not_bring_back_what_it_had_re
             next
         };
         if cuts {
-            // Twice, anywhere; the opening after that is not.
+            // Two openings are cut off, each at any operation. The third one is not.
             let begun = next(&image);
             open_image(&mut store, begun.clone()).unwrap();
-            let most = begun.operations();
-            for (stop, second) in (1..most).flat_map(|stop| (1..most).map(move |second| (stop, second))) {
+            let end = begun.operations();
+            for (stop, second) in (1..end).flat_map(|stop| (1..end).map(move |second| (stop, second))) {
                 let interrupted = next(&image);
                 interrupted.stop_at(stop);
                 drop(open_image(&mut store, interrupted.clone()));
@@ -183,23 +189,21 @@ fn what_was_moved_and_cannot_be_read_any_more_does_not_bring_back_what_it_had_re
                 interrupted.stop_at(second);
                 drop(open_image(&mut store, interrupted.clone()));
                 open_image(&mut store, interrupted.after_kill()).unwrap();
-                assert_eq!(store.get(&key), None, "{states_it} {stop} {second}: {:?}", store.engine().context.report);
+                assert_eq!(store.get(&key), None, "{states_it} {stop} {second}: {:?}", store.engine().recovery());
             }
             continue;
         }
         store.options = store.options.recovery(RecoveryMode::Refuse);
         for _ in 0..3 {
-            assert!(
-                matches!(open_image(&mut store, next(&image)), Err(Error::Corrupt { .. })),
-                "{states_it}: it is said as often as it is asked"
-            );
+            assert!(matches!(open_image(&mut store, next(&image)), Err(Error::Corrupt { .. })), "{states_it}: each opening is refused");
             image = store.disk.after_kill();
         }
         store.options = store.options.recovery(RecoveryMode::Serve);
         open_image(&mut store, next(&image)).unwrap();
         assert_eq!(store.get(&key), None, "{states_it}");
-        let report = &store.engine().context.report;
-        // What fails in each opening has failed for the second time by now, and costs everything older.
+        let report = store.engine().recovery();
+        // A sync that fails in each opening has failed for the second time by now, and costs
+        // everything older.
         assert!((report.segments_renewed == 1 || !states_it) && !report.damaged.is_empty(), "{states_it}: {report:?}");
         store.kill();
         assert_eq!(store.get(&key), None, "{states_it}, opened again");
@@ -212,18 +216,13 @@ fn what_a_rescue_appends_during_a_sync_is_not_durable_by_it() {
     store.put(b"first", b"value");
     store.engine().persist(Ack::Host).unwrap();
     (0..20u64).for_each(|n| store.put(&n.to_le_bytes(), &value(n, 0, 2_000)));
-    let before = store.engine().log.marks().durable();
+    let before = store.engine().stats().durable;
     let wal = store.disk.files().into_iter().find(|(name, _)| name.starts_with("wal.")).unwrap().0;
     store.disk.fail(FaultOp::Sync, 1, ErrorKind::Other, false);
     let engine = Arc::clone(store.engine.as_ref().unwrap());
-    let rescue = move || {
-        let failed: Vec<_> = engine.log.lock().failed();
-        assert_eq!(failed.len(), 1);
-        engine.rescue(&failed[0]).unwrap();
-        assert!(failed[0].is_done());
-    };
+    let rescue = move || rescue_failed(&engine);
     let synced = store.disk.meanwhile(&wal, rescue, || store.engine().step_sync().unwrap());
-    assert_eq!((synced, store.engine().log.marks().durable()), (false, before));
+    assert_eq!((synced, store.engine().stats().durable), (false, before));
     store.engine().step_all().unwrap();
     store.engine().persist(Ack::Host).unwrap();
     store.power_cut(1, PowerCut::LoseAll);
@@ -231,9 +230,10 @@ fn what_a_rescue_appends_during_a_sync_is_not_durable_by_it() {
 }
 
 #[test]
-fn a_segment_that_cannot_be_begun_is_stated_although_the_next_finds_no_room() {
+fn a_segment_that_cannot_begin_is_stated_when_the_next_has_no_room() {
     let mut store = by_reference(small());
-    // Nothing is ready yet: the first of two cannot be written, and then there is no room for the second.
+    // No segment is ready yet. The first of two cannot be written, and then there is no room for
+    // the second.
     store.disk.fail(FaultOp::Write, 1, ErrorKind::Other, false);
     store.disk.fail(FaultOp::Create, 2, ErrorKind::StorageFull, false);
     store.engine().step_prepare().unwrap();
@@ -246,7 +246,7 @@ fn a_segment_that_cannot_be_begun_is_stated_although_the_next_finds_no_room() {
 }
 
 #[test]
-fn a_new_file_that_cannot_be_made_or_named_refuses_the_opening_and_loses_nothing() {
+fn a_new_file_that_cannot_be_made_or_named_refuses_the_opening() {
     let faults = [
         (FaultOp::Rename, ErrorKind::StorageFull),
         (FaultOp::Rename, ErrorKind::Other),
@@ -265,7 +265,7 @@ fn a_new_file_that_cannot_be_made_or_named_refuses_the_opening_and_loses_nothing
         assert!(matches!(refused, Err(Error::Io { .. })), "{op:?} {how:?}: {refused:?}");
         store.disk.heal();
         store.open();
-        assert!(store.engine().context.report.damaged.is_empty(), "{op:?} {how:?}: {:?}", store.engine().context.report);
+        assert!(store.engine().recovery().damaged.is_empty(), "{op:?} {how:?}: {:?}", store.engine().recovery());
         assert!((0..84u64).all(|n| store.get(&n.to_le_bytes()) == Some(value(n, 0, 2_000))), "{op:?} {how:?}");
     }
 }
@@ -283,9 +283,9 @@ fn a_new_file_takes_the_room_of_one_that_is_of_no_use() {
     image.capacity(image.files().iter().map(|(_, len)| len).sum());
     open_image(&mut store, image).unwrap();
     assert!(
-        store.engine().context.report.segments_renewed == 1 && store.engine().context.report.damaged.is_empty(),
+        store.engine().recovery().segments_renewed == 1 && store.engine().recovery().damaged.is_empty(),
         "{:?}",
-        store.engine().context.report
+        store.engine().recovery()
     );
     for n in 0..20u64 {
         let newest = if n < 3 { 0 } else { 180 + n };
@@ -294,19 +294,18 @@ fn a_new_file_takes_the_room_of_one_that_is_of_no_use() {
 }
 
 #[test]
-fn a_store_that_failed_as_a_whole_still_says_which_segments_did() {
+fn a_store_that_failed_as_a_whole_still_states_its_failed_segments() {
     let mut store = by_reference(small());
     (0..20u64).for_each(|n| store.put(&n.to_le_bytes(), &value(n, 0, 2_000)));
     store.disk.fail(FaultOp::SyncDroppingPages, 1, ErrorKind::Other, true);
     assert!(store.engine().step_sync().is_err(), "the WAL cannot be synced either");
     store.disk.heal();
     let engine = store.engine.take().unwrap();
-    engine.begin_close();
-    assert!(engine.finish().is_err());
+    assert!(close(&engine).is_err());
     drop(engine);
     let image = store.disk.after_kill();
     open_image(&mut store, image).unwrap();
-    assert_eq!((reused(&store.disk), store.engine().context.report.segments_renewed), (vec![], 1));
+    assert_eq!((reused(&store.disk), store.engine().recovery().segments_renewed), (vec![], 1));
     store.power_cut(1, PowerCut::LoseAll);
     assert!((0..20u64).all(|n| store.get(&n.to_le_bytes()) == Some(value(n, 0, 2_000))));
 }
@@ -333,7 +332,7 @@ fn a_new_file_that_failed_is_not_written_again_either() {
 }
 
 #[test]
-fn a_cold_opening_that_is_refused_leaves_what_failed() {
+fn a_cold_opening_that_is_refused_keeps_the_failed_segments_stated() {
     let mut store = by_reference(small().on_host_crash(OnHostCrash::Cold));
     (0..20u64).for_each(|n| store.put(&n.to_le_bytes(), &value(n, 0, 2_000)));
     fail_open(&store, FaultOp::Sync);
@@ -344,6 +343,6 @@ fn a_cold_opening_that_is_refused_leaves_what_failed() {
     store.disk.heal();
     store.options = small().wal_values(WalValues::Never);
     store.open();
-    assert!(store.engine().context.report.damaged.is_empty(), "{:?}", store.engine().context.report);
+    assert!(store.engine().recovery().damaged.is_empty(), "{:?}", store.engine().recovery());
     assert!((0..20u64).all(|n| store.get(&n.to_le_bytes()) == Some(value(n, 0, 2_000))));
 }
