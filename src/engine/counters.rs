@@ -1,4 +1,8 @@
-//! Counters of events since the store was opened. They are reported, and steer nothing.
+//! Counters of events since the store was opened.
+//!
+//! They are reported in [`super::Stats`], and no decision depends on them. So every access is
+//! relaxed, and two counters may be read at different instants. Counters that every get increments
+//! are striped over cache lines; the others are single atomics.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -6,26 +10,27 @@ use crossbeam::utils::CachePadded;
 
 use super::refused::Refused;
 
-/// A counter for hot paths. Threads add to different cache lines, so that none waits for another.
+/// A counter for hot paths. Threads increment different cache lines, so they do not contend.
 #[derive(Debug, Default)]
 pub(in crate::engine) struct StripedCounter([CachePadded<AtomicU64>; STRIPES]);
 
-/// Cache lines of a [`StripedCounter`]. A power of two; more threads than that share lines.
+/// Number of cache lines of a [`StripedCounter`], a power of two. More threads than that share
+/// lines.
 const STRIPES: usize = 8;
 
 impl StripedCounter {
     pub(in crate::engine) fn add(&self) {
         static THREADS: AtomicUsize = AtomicUsize::new(0);
-        thread_local!(static PLACE: usize = THREADS.fetch_add(1, Ordering::Relaxed) % STRIPES);
-        self.0[PLACE.with(|place| *place)].fetch_add(1, Ordering::Relaxed);
+        thread_local!(static STRIPE: usize = THREADS.fetch_add(1, Ordering::Relaxed) % STRIPES);
+        self.0[STRIPE.with(|stripe| *stripe)].fetch_add(1, Ordering::Relaxed);
     }
 
     pub(in crate::engine) fn sum(&self) -> u64 {
-        self.0.iter().map(|place| place.load(Ordering::Relaxed)).sum()
+        self.0.iter().map(|stripe| stripe.load(Ordering::Relaxed)).sum()
     }
 }
 
-/// Events counted since open.
+/// The counters of one open store. [`super::Stats`] describes each of them.
 #[derive(Debug, Default)]
 pub(in crate::engine) struct Counters {
     pub(in crate::engine) hits_memory: StripedCounter,
@@ -48,13 +53,13 @@ pub(in crate::engine) struct Counters {
     pub(in crate::engine) manifest_bytes: AtomicU64,
     pub(in crate::engine) checkpoint_bytes: AtomicU64,
     pub(in crate::engine) checkpoints: AtomicU64,
-    /// Times that a mutation waited, by cause.
+    /// Times that a mutation waited for room, by cause.
     pub(in crate::engine) waits: PerCause,
-    /// Mutations that gave up waiting, by cause.
+    /// Mutations that failed with `WouldBlock` or `TimedOut`, by cause.
     pub(in crate::engine) refusals: PerCause,
 }
 
-/// A counter for each cause for which an append is refused.
+/// One counter for each cause of a refused append.
 #[derive(Debug, Default)]
 pub(in crate::engine) struct PerCause([AtomicU64; Refused::COUNT]);
 

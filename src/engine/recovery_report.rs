@@ -1,55 +1,89 @@
-//! What recovery tells the user.
+//! The report of a recovery, for users.
+//!
+//! Recovery fills a [`RecoveryReport`] while it brings a store back. The open cache keeps it and
+//! never changes it.
 
 use std::time::Duration;
 
 use crate::id::Lsn;
 
-/// What kind of stop preceded an open.
+/// The kind of stop that preceded an opening. It decides which mutations survived.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Start {
-    /// None: the store is new.
+    /// There was no store. The opening created it.
     #[default]
     Created,
-    /// An orderly close.
+    /// The cache was closed with [`crate::Cache::close`]. Nothing was lost.
     Clean,
-    /// The process ended without closing; the host went on.
+    /// The cache was not closed, for example because the process was killed, and the host kept
+    /// running. Mutations acknowledged at [`crate::Ack::Process`] or higher survived.
     Process,
-    /// The host went down.
+    /// The host went down, by a power cut or a kernel crash. Mutations acknowledged at
+    /// [`crate::Ack::Host`] survived.
     Host,
 }
 
-/// What recovery found and did.
+/// The result of the recovery at the opening of a cache: its sources, its losses and its duration.
+///
+/// [`crate::Cache::recovery`] returns it.
+///
+/// ```
+/// # fn main() -> everwarm::Result<()> {
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let options = everwarm::Options::new(dir.path()).memory(1 << 20).flash(1 << 20);
+/// use everwarm::{Cache, Start};
+///
+/// let cache = Cache::open(options.clone())?;
+/// assert_eq!(cache.recovery().kind, Start::Created);
+/// cache.put("user:17", "Ada")?;
+/// cache.close()?;
+///
+/// let cache = Cache::open(options)?;
+/// let report = cache.recovery();
+/// assert_eq!((report.kind, report.entries), (Start::Clean, 1));
+/// assert!(report.damaged.is_empty() && report.maybe_lost_after.is_none());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct RecoveryReport {
-    /// What preceded.
+    /// The kind of stop before the opening.
     pub kind: Start,
-    /// Entries loaded from the checkpoint.
+    /// Entries that were loaded from the checkpoint.
     pub checkpoint_entries: u64,
-    /// Whether the checkpoint was missing, damaged or of another geometry, so that the index was rebuilt from footers alone.
+    /// Whether a checkpoint was set aside and the index was rebuilt from footers alone. The
+    /// checkpoint was missing, damaged or of another geometry, or [`crate::RecoveryMode::Rebuild`]
+    /// asked for it.
     pub rebuilt: bool,
-    /// Entries applied from footers of segments that the checkpoint does not cover.
+    /// Entries and tombstones that were applied from footers of segments sealed after the
+    /// checkpoint, or of all segments without one.
     pub footer_entries: u64,
-    /// WAL frames read.
+    /// WAL frames that were replayed.
     pub wal_frames: u64,
-    /// Entries in the index afterwards.
+    /// Entries in the index after recovery.
     pub entries: u64,
-    /// Bytes of WAL above the durable watermark that were not whole and were cut.
+    /// Bytes of torn WAL that were cut off. No mutation in them was known to be durable.
     pub torn_bytes: u64,
-    /// Whether one copy of the manifest was missing or not whole: its writing was interrupted, or it rotted. The other copy says everything.
+    /// Whether one of the two copies of the manifest was missing or damaged, by an interrupted
+    /// write or by bit rot. The other copy is complete, so nothing was lost.
     pub manifest_repaired: bool,
-    /// Segments that a write or a sync had failed for: what verifies of them is in new files.
+    /// Segments that failed earlier, and whose readable records were written to replacement files.
     pub segments_renewed: u64,
-    /// What was found damaged, one line each.
+    /// Descriptions of all damage that was found, one line for each. Empty if there was none.
     pub damaged: Vec<String>,
-    /// The host went down: mutations after this LSN may be missing, since they were not synced. Everything up to it is there.
+    /// After a host crash, the LSN up to which every mutation survived. Later mutations were not
+    /// synced and may be missing. [`Lsn::ZERO`] if the store started empty under
+    /// [`crate::OnHostCrash::Cold`]. `None` after any other stop.
     pub maybe_lost_after: Option<Lsn>,
-    /// The store was alive at least until this store time, in ms since 1970.
+    /// Latest store time at which the store is known to have been open, in ms since 1970.
     pub alive_until_ms: u64,
-    /// From the call of open until the cache could serve.
+    /// Duration of the opening up to the end of recovery, with the wait for the directory lock.
     pub took: Duration,
-    /// Of it, the time to load what sealed segments say: the checkpoint and footers. If recovery had to begin again, only the last time counts.
+    /// Share of `took` in which the checkpoint and the footers of sealed segments were loaded. If
+    /// recovery started again, the share of its last attempt.
     pub load_took: Duration,
-    /// Of it, the time to replay the WAL, likewise.
+    /// Share of `took` in which the WAL was replayed and unsealed segments were restored. If
+    /// recovery started again, the share of its last attempt. Zero after a clean close.
     pub replay_took: Duration,
 }

@@ -1,29 +1,35 @@
-//! Why a record is not appended now, and what would help.
+//! Causes for which an append is refused, and the kind of work that makes room.
+//!
+//! A refused append changed nothing, so the caller may try it again. [`Refused`] names the one
+//! limit that was reached. [`Helps`] tells the caller whether to write out, to wait for other room,
+//! or to give up.
 
-/// Why a record was not appended. Nothing was changed.
+/// Cause for which a record was not appended. The refused append changed nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::engine) enum Refused {
-    /// The cache closes.
+    /// The cache is closing.
     Closing,
-    /// A segment failed, and what room there is belongs to its records.
+    /// A segment failed. Its records go first, and mutations wait until they are appended again.
     RescueFirst,
-    /// The open segment is the last one with room, and is kept for moves.
+    /// The open segment is the last one with room. It is reserved for moves.
     Reserved,
     /// No segment is ready.
     NoSegment,
-    /// A moved record comes from a time of larger segments, or of a larger ring.
+    /// The record is longer than a segment or the segment ring can take. Only a moved record can
+    /// be: it was written when segments or the ring were larger.
     RecordTooLong,
-    /// A moved record's LSN is too far from the base of the open segment.
+    /// The LSN of a moved record is too far from the base LSN of the open segment.
     LsnTooFar,
-    /// The segment ring holds too many bytes that are not flushed.
+    /// The segment ring has no room: too many of its bytes are not flushed.
     SegmentRingFull,
-    /// The WAL ring holds too many bytes that are not written out.
+    /// The WAL ring has no room: too many of its bytes are not written out.
     WalRingFull,
-    /// Too many bytes are unsynced.
+    /// More than twice `sync_bytes` are unsynced.
     UnsyncedBytes,
-    /// The oldest unsynced mutation is too old.
+    /// The oldest unsynced mutation is older than three sync intervals.
     UnsyncedAge,
-    /// Too many records would have to be replayed before the running checkpoint ends.
+    /// Too many records were appended since the running checkpoint began. A recovery would replay
+    /// them.
     CheckpointBehind,
     /// The index takes more than its share of the memory budget.
     IndexFull,
@@ -31,14 +37,14 @@ pub(in crate::engine) enum Refused {
     ManifestFull,
 }
 
-/// What makes room for a record that was refused.
+/// The kind of work that makes room for a refused record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::engine) enum Helps {
-    /// A flush or a sync.
+    /// A flush of the segment ring, or a sync.
     WriteOut,
     /// Another segment, a checkpoint or an eviction.
     Room,
-    /// Nothing: the same record is refused again.
+    /// None: the same record would be refused again.
     Nothing,
 }
 
@@ -46,6 +52,7 @@ impl Refused {
     /// Number of causes.
     pub(in crate::engine) const COUNT: usize = Self::ManifestFull as usize + 1;
 
+    /// The kind of work that makes room after this cause.
     pub(in crate::engine) fn helped_by(self) -> Helps {
         match self {
             Self::SegmentRingFull | Self::WalRingFull | Self::UnsyncedBytes | Self::UnsyncedAge => Helps::WriteOut,

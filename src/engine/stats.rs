@@ -1,4 +1,8 @@
-//! What users see of the counters.
+//! The statistics that users see.
+//!
+//! The macro `stats` lists each figure once: its documentation, its type, and the expression that
+//! reads it. It makes the public struct [`Stats`] and the function that fills it. [`PerCause`] is
+//! the public form of the counters of back-pressure.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,7 +15,12 @@ use crate::segment::table::Stage;
 
 macro_rules! stats {
     ($($(#[$doc:meta])* $name:ident: $type:ty = $value:expr,)*) => {
-        /// What a cache holds and has done since it was opened.
+        /// Figures of an open cache: its current contents, and counts of events since it was
+        /// opened.
+        ///
+        /// [`crate::Cache::stats`] returns it. The figures are not read at one instant, so two of
+        /// them may disagree by the events in between. Counts start at 0 at each opening. A read of
+        /// the figures takes no I/O.
         #[derive(Clone, Debug, Default)]
         #[non_exhaustive]
         pub struct Stats {
@@ -19,7 +28,7 @@ macro_rules! stats {
         }
 
         impl Engine {
-            /// A reading of every figure; they are not taken at the same instant.
+            /// Reads every figure, one after the other.
             pub(crate) fn stats(&self) -> Stats {
                 Stats { $($name: $value(self),)* }
             }
@@ -32,94 +41,103 @@ fn count(counter: &AtomicU64) -> u64 {
 }
 
 stats! {
-    /// Whether reads of [`crate::Cache::get_many`] go through `io_uring`.
+    /// Whether reads that are in flight together go through `io_uring`, as in
+    /// [`crate::Cache::get_many`]. [`crate::Options::backend`] chooses it.
     io_uring: bool = |e: &Engine| e.context.disk.reads_together(),
-    /// Entries that the index knows.
+    /// Entries in the index. Includes expired entries until a read or reclaim removes them, and
+    /// entries of dropped namespaces until reclaim does.
     entries: u64 = |e: &Engine| e.index.entries(),
-    /// Bytes of DRAM that the index takes.
+    /// Bytes of DRAM in the index.
     index_bytes: u64 = |e: &Engine| e.index.allocated(),
-    /// Bytes of DRAM accounted for: index, rings, footers under construction, buffers of reads in flight, memory tier.
+    /// Bytes of DRAM that count against [`crate::Options::memory`]: index, rings, footers under
+    /// construction, records of failed segments, read buffers, memory tier.
     memory_bytes: u64 = |e: &Engine| e.memory_bytes(),
-    /// Bytes of DRAM, not accounted for, in values that users still have and the memory tier does not.
+    /// Bytes of DRAM in values that users hold and the memory tier does not. They do not count
+    /// against [`crate::Options::memory`].
     kept_value_bytes: u64 = |e: &Engine| e.reads.kept_value_bytes(),
     /// Entries in the memory tier.
     memory_tier_entries: u64 = |e: &Engine| e.reads.memory().entries(),
-    /// Bytes in the memory tier.
+    /// Bytes of DRAM in the entries of the memory tier, with their bookkeeping.
     memory_tier_bytes: u64 = |e: &Engine| e.reads.memory().bytes(),
-    /// Gets answered by the memory tier.
+    /// Gets answered by the memory tier. A peek is not counted as a hit or a miss.
     hits_memory: u64 = |e: &Engine| e.counters.hits_memory.sum(),
-    /// Gets answered by the write buffer.
+    /// Gets answered by the write buffer, without a device read.
     hits_buffer: u64 = |e: &Engine| e.counters.hits_buffer.sum(),
-    /// Gets answered by flash.
+    /// Gets answered by flash, with a device read.
     hits_flash: u64 = |e: &Engine| e.counters.hits_flash.sum(),
-    /// Gets without an answer.
+    /// Gets that found no value. Includes values that expired or could not be read.
     misses: u64 = |e: &Engine| e.counters.misses.sum(),
-    /// Puts that took effect.
+    /// Puts that took effect. Includes touches, and stored values of loaders.
     puts: u64 = |e: &Engine| count(&e.counters.puts),
-    /// Deletes.
+    /// Deletes that took effect. Includes deletes of absent keys.
     deletes: u64 = |e: &Engine| count(&e.counters.deletes),
-    /// Entries that were found expired.
+    /// Expired entries that a read removed from the index.
     expired: u64 = |e: &Engine| count(&e.counters.expired),
-    /// Gets that found another key under the same fingerprint.
+    /// Lookups that found the record of another key with the same fingerprint. They are misses.
     collisions: u64 = |e: &Engine| count(&e.counters.collisions),
-    /// Records and footer blocks that did not verify.
+    /// Records, and stretches of footers, that were lost because their bytes did not verify or
+    /// their file is missing.
     damaged: u64 = |e: &Engine| count(&e.counters.damaged),
-    /// Reads that the disk refused.
+    /// Reads of segment files that failed with an I/O error. The keys missed.
     read_errors: u64 = |e: &Engine| count(&e.counters.read_errors),
-    /// Segments, checkpoints and lists of what is hot that a write or a sync failed for.
+    /// Segments, checkpoints and warmth lists for which a write or a sync failed.
     write_errors: u64 = |e: &Engine| count(&e.counters.write_errors),
-    /// Times that a segment, a checkpoint or a list of what is hot found no room on the disk.
+    /// Times that there was no room on the disk, no quota or no file descriptor for a segment, the
+    /// WAL, a checkpoint, the manifest or a warmth list.
     disk_full: u64 = |e: &Engine| count(&e.counters.disk_full),
-    /// Segments in the table.
+    /// Segments of the store, in any stage.
     segments_total: u64 = |e: &Engine| e.table.len() as u64,
-    /// Segments without a life.
+    /// Segments that hold no records and wait for their next use.
     segments_free: u64 = |e: &Engine| e.segments_in(Stage::Free),
-    /// Segments with a footer.
+    /// Full segments with a durable footer, except one that is being emptied.
     segments_sealed: u64 = |e: &Engine| e.segments_in(Stage::Sealed),
-    /// Segments that are not used again, since a write or a sync failed for them.
+    /// Segments for which a write or a sync failed. They are not used again before the next
+    /// opening.
     segments_quarantined: u64 = |e: &Engine| e.segments_in(Stage::Quarantined) + e.segments_in(Stage::Failed),
-    /// Segments emptied.
+    /// Segments that were emptied for reuse.
     segments_reclaimed: u64 = |e: &Engine| count(&e.counters.reclaimed),
-    /// Records kept while their segment was emptied.
+    /// Records that were appended again because their segment was emptied or failed.
     reinserted: u64 = |e: &Engine| count(&e.counters.reinserted),
-    /// Live entries forgotten while their segment was emptied.
+    /// Entries that were forgotten while their segment was emptied, to make room.
     evicted: u64 = |e: &Engine| count(&e.counters.evicted),
-    /// The newest mutation.
+    /// LSN of the newest mutation.
     appended: Lsn = |e: &Engine| e.log.marks().appended(),
-    /// Everything up to here has left the write buffer.
+    /// LSN up to which all mutations are written to files.
     written: Lsn = |e: &Engine| e.log.marks().written(),
-    /// Everything up to here is synced.
+    /// LSN up to which all mutations are synced. They survive a power cut.
     durable: Lsn = |e: &Engine| e.log.marks().durable(),
-    /// Entries of this version and older may have been evicted; newer ones were not.
+    /// LSN up to which entries may have been evicted. Entries with a newer version were not.
     reclaimed: Lsn = |e: &Engine| e.log.marks().reclaimed(),
-    /// Age of the oldest unsynced mutation.
+    /// Age of the oldest unsynced mutation, zero without one.
     unsynced_age: Duration = |e: &Engine| e.unsynced_age(),
-    /// Bytes written to segments: records, footers, headers.
+    /// Bytes written to segment files in records and footers.
     flash_bytes_written: u64 = |e: &Engine| count(&e.counters.segment_bytes),
     /// Bytes written to WAL files.
     wal_bytes_written: u64 = |e: &Engine| count(&e.counters.wal_bytes),
     /// Bytes written to manifests.
     manifest_bytes_written: u64 = |e: &Engine| count(&e.counters.manifest_bytes),
-    /// Bytes written to checkpoints.
+    /// Bytes written to checkpoint files.
     checkpoint_bytes_written: u64 = |e: &Engine| count(&e.counters.checkpoint_bytes),
-    /// Checkpoints taken.
+    /// Checkpoints of the index that were completed.
     checkpoints: u64 = |e: &Engine| count(&e.counters.checkpoints),
-    /// Syncs of the WAL.
+    /// Syncs of the WAL that succeeded.
     syncs: u64 = |e: &Engine| e.durability.syncs(),
-    /// Times that a mutation waited for room, by cause.
+    /// Times that a mutation or a catalog change waited for room, by cause.
     waits: PerCause = |e: &Engine| PerCause::of(&e.counters.waits),
-    /// Mutations that were refused with [`crate::Error::WouldBlock`] or [`crate::Error::TimedOut`], by
+    /// Mutations that failed with [`crate::Error::WouldBlock`] or [`crate::Error::TimedOut`], by
     /// cause.
     refusals: PerCause = |e: &Engine| PerCause::of(&e.counters.refusals),
 }
 
-/// Counts by cause: why mutations waited for room, or were refused.
+/// Counts of back-pressure by cause, for mutations that waited for room or failed for lack of it.
+///
+/// [`Stats::waits`] counts each wait and [`Stats::refusals`] each failed mutation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PerCause {
-    /// The segment ring was full: flash takes records more slowly than they come.
+    /// The segment ring was full: records arrive faster than flash takes them.
     pub segment_ring: u64,
-    /// The WAL ring was full.
+    /// The WAL ring was full: frames arrive faster than the WAL is written out.
     pub wal_ring: u64,
     /// More than twice [`crate::Options::sync_bytes`] were unsynced.
     pub unsynced_bytes: u64,
@@ -127,11 +145,11 @@ pub struct PerCause {
     pub unsynced_age: u64,
     /// No segment was ready: the oldest one is being emptied, or the disk is full.
     pub segment: u64,
-    /// A segment failed, and its records are moved first.
+    /// A segment failed, and its records are appended again first.
     pub rescue: u64,
-    /// A checkpoint takes longer than the records that come while it is written allow.
+    /// A checkpoint was still being written when too many records had arrived since it began.
     pub checkpoint: u64,
-    /// The index takes more than its share of [`crate::Options::memory`].
+    /// The index took more than its share of [`crate::Options::memory`].
     pub index: u64,
     /// The manifest's files were too short for another namespace or resume token.
     pub manifest: u64,
@@ -152,7 +170,7 @@ impl PerCause {
         }
     }
 
-    /// All causes together.
+    /// The sum over all causes.
     pub fn total(&self) -> u64 {
         let Self { segment_ring, wal_ring, unsynced_bytes, unsynced_age, segment, rescue, checkpoint, index, manifest } = *self;
         segment_ring + wal_ring + unsynced_bytes + unsynced_age + segment + rescue + checkpoint + index + manifest

@@ -1,9 +1,16 @@
-//! The operations of users.
+//! The operations that users call.
 //!
-//! `options` says how one call differs from the defaults and `value` is what a get returns. `write`
-//! puts and deletes, `read` gets, `read_many` gets many keys with their reads in flight together,
-//! `fill` loads a missing value once for all callers that miss it, `scan` iterates, and `tasks` are
-//! the same operations for async callers.
+//! | file | contents |
+//! |---|---|
+//! | `options` | parameters of a single call: TTL, acknowledgement, condition, waiting, placement |
+//! | `value` | the result of a get |
+//! | `read_path` | the memory tier and the buffers that reads use |
+//! | `read` | get |
+//! | `read_many` | get of many keys, with their device reads in flight together |
+//! | `write` | put, delete and touch |
+//! | `single_flight` `fill` | get or fill: one caller loads a missing value, the others wait for it |
+//! | `scan` | iteration over all live entries |
+//! | `tasks` | the same operations for async callers |
 
 pub(in crate::engine) mod fill;
 pub(in crate::engine) mod options;

@@ -1,4 +1,7 @@
-//! How one call differs from the cache's defaults.
+//! Parameters of a single mutation.
+//!
+//! Options of the whole cache are in [`crate::Options`]. The types here override them for one call,
+//! or add to them: a TTL, a condition, a limit on waiting, a hint on placement.
 
 use std::time::Duration;
 
@@ -6,45 +9,76 @@ use super::value::Value;
 use crate::config::Ack;
 use crate::id::Lsn;
 
-/// When a mutation takes effect.
+/// The state of a key in which a mutation takes effect. In any other state, the call changes
+/// nothing and returns `None`.
+///
+/// The check and the mutation are one atomic step. An expired entry counts as absent. To check a
+/// condition other than [`Condition::Always`], the call reads the current version of the key, and
+/// fails with [`crate::Error::Io`] if that read fails. The default is [`Condition::Always`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Condition {
-    /// Always.
+    /// In every state.
     #[default]
     Always,
-    /// If the key has no value.
+    /// The key has no value.
     IfAbsent,
-    /// If the key has a value.
+    /// The key has a value, of any version.
     IfPresent,
-    /// If the key has the value of this version.
+    /// The key has a value of this version, as [`crate::Value::version`] states it.
     IfVersion(Lsn),
 }
 
-/// What a mutation does when the write buffer is full.
+/// The reaction of a mutation to back-pressure: the write buffer is full, or there is no room for
+/// another record for one of the other causes in [`crate::PerCause`].
+///
+/// It limits only the wait for room. A mutation at [`Ack::Host`] that found room waits for its sync
+/// without a limit. The default is [`Wait::Forever`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Wait {
-    /// Waits until there is room.
+    /// Wait until there is room.
     #[default]
     Forever,
-    /// Returns [`crate::Error::WouldBlock`].
+    /// Do not wait: the call fails with [`crate::Error::WouldBlock`].
     No,
-    /// Waits this long for room, then returns [`crate::Error::TimedOut`]. A put that has found room at [`Ack::Host`] then waits for its sync.
+    /// Wait for room at most this long: after that the call fails with [`crate::Error::TimedOut`].
+    ///
+    /// An async call checks the time only when there may be room. For a strict limit, use the timer
+    /// of the async runtime.
     UpTo(Duration),
 }
 
-/// Where a value should be at first. Where it goes later depends on its use.
+/// The tier in which a new value starts. Later use may move it to another tier. Every value is
+/// written to flash as well. The default is [`Hint::Auto`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Hint {
-    /// In the memory tier if the version before was there.
+    /// The memory tier if it holds the previous version of the entry, else flash alone.
     #[default]
     Auto,
-    /// In the memory tier.
+    /// The memory tier, for a value that is read soon. A value that is too large for the memory
+    /// tier starts on flash alone.
     Memory,
-    /// Not in the memory tier: it will not be read soon.
+    /// Flash alone, for a value that is not read soon.
     Flash,
 }
 
-/// How one put differs from the defaults.
+/// Options of one put. The defaults are those of [`PutOptions::new`].
+///
+/// ```
+/// # fn main() -> everwarm::Result<()> {
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let options = everwarm::Options::new(dir.path()).memory(1 << 20).flash(1 << 20);
+/// # let cache = everwarm::Cache::open(options)?;
+/// use everwarm::{Ack, Condition, PutOptions};
+/// use std::time::Duration;
+///
+/// // Take a lease for one minute, unless another worker holds it.
+/// let minute = Duration::from_secs(60);
+/// let lease = PutOptions::new().ttl(minute).ack(Ack::Host).condition(Condition::IfAbsent);
+/// assert!(cache.put_with("lease:17", "worker-1", &lease)?.is_some());
+/// assert!(cache.put_with("lease:17", "worker-2", &lease)?.is_none());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct PutOptions {
     pub(in crate::engine) ttl: Option<Duration>,
@@ -55,45 +89,50 @@ pub struct PutOptions {
 }
 
 impl PutOptions {
-    /// Those of a put that gives what is there another expiry.
+    /// Options of a put that only changes the expiry of the entry that holds `value`. The put takes
+    /// no effect if the entry has another version by then.
     pub(in crate::engine) fn touch(value: &Value, ttl: Option<Duration>) -> Self {
         Self { ttl, condition: Condition::IfVersion(value.version()), ..Self::default() }
     }
 
-    /// No expiry, the cache's acknowledgement level, unconditional, waiting for room, no hint.
+    /// The defaults: no expiry, the acknowledgement level of the cache, [`Condition::Always`],
+    /// [`Wait::Forever`], [`Hint::Auto`].
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The entry expires after this time. Millisecond steps.
+    /// Time until the entry expires, rounded down to milliseconds. Default: the entry never
+    /// expires.
+    ///
+    /// An expired entry is a miss, also after a restart and if the system clock goes back.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
         self
     }
 
-    /// The level at which this put is acknowledged.
+    /// Level at which this put is acknowledged. Default: [`crate::Options::ack`].
     #[must_use]
     pub fn ack(mut self, level: Ack) -> Self {
         self.ack = Some(level);
         self
     }
 
-    /// When the put takes effect.
+    /// State of the key in which this put takes effect. Default: [`Condition::Always`].
     #[must_use]
     pub fn condition(mut self, condition: Condition) -> Self {
         self.condition = condition;
         self
     }
 
-    /// What happens when the write buffer is full.
+    /// Reaction of this put to back-pressure. Default: [`Wait::Forever`].
     #[must_use]
     pub fn wait(mut self, wait: Wait) -> Self {
         self.wait = wait;
         self
     }
 
-    /// Where the value should be at first.
+    /// Tier in which the value starts. Default: [`Hint::Auto`].
     #[must_use]
     pub fn hint(mut self, hint: Hint) -> Self {
         self.hint = hint;
@@ -101,7 +140,7 @@ impl PutOptions {
     }
 }
 
-/// How one delete differs from the defaults.
+/// Options of one delete. The defaults are those of [`DeleteOptions::new`].
 #[derive(Clone, Debug, Default)]
 pub struct DeleteOptions {
     pub(in crate::engine) ack: Option<Ack>,
@@ -110,26 +149,27 @@ pub struct DeleteOptions {
 }
 
 impl DeleteOptions {
-    /// The cache's acknowledgement level, unconditional, waiting for room.
+    /// The defaults: the acknowledgement level of the cache, [`Condition::Always`],
+    /// [`Wait::Forever`].
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The level at which this delete is acknowledged.
+    /// Level at which this delete is acknowledged. Default: [`crate::Options::ack`].
     #[must_use]
     pub fn ack(mut self, level: Ack) -> Self {
         self.ack = Some(level);
         self
     }
 
-    /// When the delete takes effect.
+    /// State of the key in which this delete takes effect. Default: [`Condition::Always`].
     #[must_use]
     pub fn condition(mut self, condition: Condition) -> Self {
         self.condition = condition;
         self
     }
 
-    /// What happens when the write buffer is full.
+    /// Reaction of this delete to back-pressure. Default: [`Wait::Forever`].
     #[must_use]
     pub fn wait(mut self, wait: Wait) -> Self {
         self.wait = wait;
@@ -138,7 +178,8 @@ impl DeleteOptions {
 }
 
 impl Condition {
-    /// Whether it holds for a key whose value has this version.
+    /// Whether the condition holds for a key whose value has this version. `None` is a key without
+    /// a value.
     pub(in crate::engine) fn holds(self, version: Option<Lsn>) -> bool {
         match self {
             Self::Always => true,

@@ -1,4 +1,24 @@
-//! Get: the index says where, the rings or one device read say what, the checksum and the key say whether.
+//! Get: the newest value of a key, or a miss.
+//!
+//! A lookup asks one tier after the other:
+//!
+//! 1. The memory tier. It holds the newest version of a key or nothing, so a hit ends the lookup.
+//! 2. The index. It maps the hash of the key to the location of a record. No entry is a miss.
+//! 3. The bytes. The segment ring is asked first, since it holds the newest records. Otherwise one
+//!    device read fetches the sectors of the record.
+//! 4. Verification. The checksum covers the record and its position. Then the whole key is
+//!    compared, because two keys may share a fingerprint, and the expiry is checked.
+//! 5. Promotion. The value enters the memory tier, and a hit on flash marks the index entry as hot.
+//!
+//! A reader does not take the stripe of the key. So a mutation may replace the record during the
+//! read, and reclaim may move the record and reuse its segment. If no record was obtained, the
+//! reader compares the index entry and the life of the segment with those it began with:
+//!
+//! | entry and life | read | meaning |
+//! |---|---|---|
+//! | changed | any | overtaken: the lookup starts again at the index |
+//! | unchanged | no bytes, or bytes that do not verify | damaged: the entry leaves the index, and the key misses |
+//! | unchanged | the device refused it | [`ReadFailed`]: the entry stays, and the key misses for now |
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -16,42 +36,45 @@ use crate::segment::extent::Extent;
 use crate::segment::format::{self, Kind, Life, Record};
 use crate::tier::item::{Item, ItemMeta};
 
-/// A value that fills at least this much of its read buffer keeps the buffer; a smaller one is copied, so that a kept handle pins nothing else.
+/// Shortest value, in bytes, that may stay in its read buffer. It must also fill three quarters of
+/// the buffer. Other values are copied, so that a handle keeps little more than its value in DRAM.
 const SHARE_LEN_MIN: usize = 16 << 10;
 
-/// The disk refused a read, which was counted: whatever was asked for is a miss now, and may be there another time.
+/// A device read failed, and was counted. The key misses now, and a later read may find it.
 #[derive(Debug)]
 pub(in crate::engine) struct ReadFailed(io::Error);
 
-/// Bytes that hold a verified record.
+/// A buffer with a verified record in it.
 pub(in crate::engine) struct Found {
     pub(in crate::engine) buf: AlignedBuf,
-    /// Where the record starts in `buf`.
+    /// Offset of the record in `buf`.
     pub(in crate::engine) start: usize,
     pub(in crate::engine) record: Record,
     pub(in crate::engine) tier: Tier,
 }
 
 impl Found {
-    /// The record's bytes.
+    /// The bytes of the record.
     pub(in crate::engine) fn bytes(&self) -> &[u8] {
         &self.buf[self.start..self.start + self.record.len]
     }
 }
 
 impl Engine {
-    /// Key and value of a verified record that starts at the front of `bytes`, copied. `None` for a tombstone or a note, and for what cannot be decompressed.
+    /// Copies key and value out of a verified record that starts at the front of `bytes`. `None`
+    /// for a tombstone, a catalog change, and a value that cannot be decompressed.
     pub(in crate::engine) fn item_of(&self, hash: KeyHash, bytes: &[u8], record: &Record) -> Option<Item> {
         let Kind::Put { namespace, key, value, raw_len, expires_ms } = &record.kind else { return None };
         let meta = ItemMeta { hash, namespace: *namespace, lsn: record.lsn, expires_ms: *expires_ms };
         let (key, value) = (&bytes[key.clone()], &bytes[value.clone()]);
         Some(match raw_len {
             None => Item::copied(meta, key, value, self.reads.values()),
-            Some(raw_len) => Item::copied(meta, key, &unpack(value, *raw_len)?, self.reads.values()),
+            Some(raw_len) => Item::copied(meta, key, &decompress(value, *raw_len)?, self.reads.values()),
         })
     }
 
-    /// The value of `key`, if it has one. `promote` says that it counts as a use.
+    /// The value of `key`, if it has one. With `promote` the read counts as a use: it is counted in
+    /// the statistics, and a hit may enter the memory tier.
     pub(crate) fn get(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>> {
         self.health.check_readable()?;
         let value = self.look_up(key, promote).unwrap_or(None);
@@ -67,20 +90,25 @@ impl Engine {
         Ok(value)
     }
 
-    /// The version that `key` has. An error if that cannot be read now: what a condition is decided on must be known.
+    /// The current version of `key`, `None` without a value.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the record cannot be read now. A condition must not be decided on a miss
+    /// that may pass.
     pub(in crate::engine) fn version(&self, key: Key<'_>) -> Result<Option<Lsn>> {
         self.health.check_readable()?;
         let found = self.look_up(key, false).map_err(|ReadFailed(error)| Error::io("read a segment in", &self.context.dir)(error))?;
         Ok(found.map(|value| value.version()))
     }
 
+    /// The value of `key`, from the memory tier, the segment ring or flash.
     fn look_up(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>, ReadFailed> {
         let hash = self.context.hash(key);
         if let Some(item) = self.reads.memory().get(hash, key) {
             if self.expired_at(&item).is_none() {
                 return Ok(Some(Value::new(item, Tier::Memory)));
             }
-            // What comes next finds it expired too, and makes the index forget it.
+            // The lookup below finds the record expired too, and removes its index entry.
             self.reads.memory().forget(&item);
         }
         let Some((entry, at, found)) = self.find(hash)? else { return Ok(None) };
@@ -92,7 +120,8 @@ impl Engine {
         Ok(Some(self.hit(&entry, at, item, tier, promote)))
     }
 
-    /// Hands out a record that was read, and promotes it if it counts as used.
+    /// Returns the value of a record that was read at position `at`. With `promote` it also enters
+    /// the memory tier, and an entry on flash becomes hot in the index.
     pub(in crate::engine) fn hit(&self, entry: &IndexEntry, at: Position, item: Item, tier: Tier, promote: bool) -> Value {
         if promote {
             if tier == Tier::Flash {
@@ -103,25 +132,30 @@ impl Engine {
         Value::new(item, tier)
     }
 
-    /// Whether the index names the record that was at `at` when it named `entry`.
+    /// Whether the index still names the record that it named with `entry`, whose position was
+    /// `at`.
     pub(in crate::engine) fn still_current(&self, hash: KeyHash, entry: &IndexEntry, at: Position) -> bool {
-        // In this order: an entry leaves the index before its segment has another life.
+        // The order matters. An entry leaves the index before its segment begins another life, so
+        // if the index names a record of a later life at this location, the position differs below.
         self.index.names(hash, entry.location) && self.position(entry) == Some(at)
     }
 
-    /// The position of the record that an entry names now. `None` if its segment has no life.
+    /// The position of the record that an entry names now. `None` if readers may not use the
+    /// segment.
     pub(in crate::engine) fn position(&self, entry: &IndexEntry) -> Option<Position> {
         let life = self.table.life(entry.location.segment)?;
         Some(life.base.plus(entry.location.offset.into()))
     }
 
-    /// Whether the index knows a key with this fingerprint.
+    /// False only if `key` certainly has no value. True also if another key has the fingerprint, or
+    /// the entry is expired or unreadable. Reads DRAM only.
     pub(crate) fn may_contain(&self, key: Key<'_>) -> bool {
         let hash = self.context.hash(key);
         self.reads.memory().holds(hash) || self.index.get(hash).is_some()
     }
 
-    /// The record that the index names for `hash`, verified, and its position.
+    /// The verified record that the index names for `hash`, with its position. Starts again as
+    /// often as the reader is overtaken.
     fn find(&self, hash: KeyHash) -> Result<Option<(IndexEntry, Position, Found)>, ReadFailed> {
         while let Some(entry) = self.index.get(hash) {
             let life = self.table.life(entry.location.segment);
@@ -131,7 +165,7 @@ impl Engine {
                 (read, _) => read,
             };
             if self.index.names(hash, entry.location) && self.table.life(entry.location.segment) == life {
-                // Nobody overtook this reader: the bytes are bad, or not to be had now.
+                // Not overtaken: the device refused the read, or the record is damaged.
                 read?;
                 self.record_damage(hash, &entry, life.as_ref());
                 return Ok(None);
@@ -140,6 +174,7 @@ impl Engine {
         Ok(None)
     }
 
+    /// Removes the index entry of a damaged record, and counts the damage once.
     fn record_damage(&self, hash: KeyHash, entry: &IndexEntry, life: Option<&Life>) {
         if self.index.remove_if_at(hash, entry.location) {
             self.counters.damaged.fetch_add(1, Ordering::Relaxed);
@@ -148,7 +183,8 @@ impl Engine {
         }
     }
 
-    /// Reads and verifies the record at `entry` in this life of its segment. `None` if what lies there is not that record.
+    /// Reads and verifies the record at `entry` in this life of its segment. `None` if the bytes
+    /// there are not that record.
     pub(in crate::engine) fn read(&self, entry: &IndexEntry, life: &Life) -> Result<Option<Found>, ReadFailed> {
         let offset = entry.location.offset;
         let at = life.base.plus(offset.into());
@@ -162,12 +198,12 @@ impl Engine {
         let mut buf = self.reads.buffer(extent.len());
         let read = self.table.file(entry.location.segment).and_then(|file| file.read_at(extent.start(), &mut buf));
         if let Err(error) = read {
-            // It will not come back by itself: as bad as bytes that do not verify.
+            // A missing or shortened file does not come back, so its records count as damaged.
             if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) {
                 return Ok(None);
             }
             self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(dir = %self.context.dir.display(), segment = %entry.location.segment, %error, "a segment cannot be read");
+            tracing::warn!(dir = %self.context.dir.display(), segment = %entry.location.segment, %error, "a read of a segment failed; the key misses until a read succeeds");
             return Err(ReadFailed(error));
         }
         let start = extent.index_of(offset);
@@ -175,7 +211,7 @@ impl Engine {
         Ok(record.map(|record| Found { buf, start, record, tier: Tier::Flash }))
     }
 
-    /// The record, if it is still in the write buffer.
+    /// The verified record at position `at`, if the segment ring still holds it.
     fn read_ring(&self, entry: &IndexEntry, life: &Life, at: Position) -> Option<Found> {
         let mut len = entry.sectors as usize * SECTOR - entry.location.offset as usize % SECTOR;
         len = len.min(self.log.segment_ring().size() as usize);
@@ -190,14 +226,15 @@ impl Engine {
         Some(Found { buf, start: 0, record, tier: Tier::Buffer })
     }
 
-    /// Whether a record is the one of `key` and has not expired.
+    /// Whether a record belongs to `key` and has not expired. An expired record leaves the index.
     pub(in crate::engine) fn matches(&self, key: Key<'_>, entry: &IndexEntry, item: &Item) -> bool {
         if !item.is_of(key) {
             self.counters.collisions.fetch_add(1, Ordering::Relaxed);
             return false;
         }
         let Some(at) = self.expired_at(item) else { return true };
-        // Before anybody hears of it.
+        // A mark is logged before the miss is returned, if the ring has room. So the entry stays
+        // expired after a process crash, even if the wall clock goes back.
         self.record_time_passed(at);
         if self.index.remove_if_at(item.hash(), entry.location) {
             self.counters.expired.fetch_add(1, Ordering::Relaxed);
@@ -205,11 +242,14 @@ impl Engine {
         false
     }
 
+    /// The store time in ms at which an item expired. `None` if it has not.
     fn expired_at(&self, item: &Item) -> Option<u64> {
         item.expires_ms().filter(|at| *at <= self.context.time.now_ms())
     }
 
-    /// Key and value of a record, the value as the user gave it: in the read buffer itself if they fill most of it. `None` for a tombstone or a note, and for what cannot be decompressed.
+    /// The key and the decompressed value of a record that was read. A large value stays in the
+    /// read buffer, as [`SHARE_LEN_MIN`] says. `None` for a tombstone, a catalog change, and a
+    /// value that cannot be decompressed.
     pub(in crate::engine) fn item_from(&self, hash: KeyHash, entry: &IndexEntry, found: Found) -> Option<Item> {
         if let Kind::Put { namespace, key, value, raw_len: None, expires_ms } = &found.record.kind
             && value.len() >= SHARE_LEN_MIN
@@ -223,14 +263,14 @@ impl Engine {
         }
         let item = self.item_of(hash, found.bytes(), &found.record);
         if item.is_none() && matches!(found.record.kind, Kind::Put { .. }) {
-            // The checksum held, so this was written wrong: treat it as damage all the same.
+            // The checksum matches, so the value was compressed wrongly. It counts as damage too.
             self.record_damage(hash, entry, None);
         }
         item
     }
 }
 
-/// The value decompressed to `raw_len` bytes.
-fn unpack(packed: &[u8], raw_len: usize) -> Option<Vec<u8>> {
-    zstd::bulk::decompress(packed, raw_len).ok().filter(|plain| plain.len() == raw_len)
+/// Decompresses a value. `None` if it does not decompress to `raw_len` bytes.
+fn decompress(compressed: &[u8], raw_len: usize) -> Option<Vec<u8>> {
+    zstd::bulk::decompress(compressed, raw_len).ok().filter(|plain| plain.len() == raw_len)
 }

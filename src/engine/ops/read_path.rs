@@ -1,22 +1,26 @@
-//! The memory that reads use: the memory tier, and the buffers of reads of flash.
+//! The memory that reads use: the memory tier, the buffers of device reads, and their meters.
+//!
+//! Reads that are in flight may take a 64th of the memory budget, and at least 1 MiB. Beyond that,
+//! calls that read many keys read one record at a time. A pool keeps the buffers of small reads for
+//! later reads.
 
 use crate::io::aligned::{AlignedBuf, BufferPool, Meter};
 use crate::tier::memory::MemoryTier;
 
-/// One byte in this many of the memory budget may be buffers of reads in flight.
+/// Buffers of reads in flight may take one byte in this many of the memory budget.
 const IN_FLIGHT_SHARE: u64 = 64;
-/// Buffers of reads in flight may take this much in any case.
+/// Bytes that buffers of reads in flight may take under any budget.
 const IN_FLIGHT_BYTES_MIN: u64 = 1 << 20;
 
-/// See the module.
+/// The memory tier, and the buffers and meters of reads.
 #[derive(Debug)]
 pub(in crate::engine) struct ReadPath {
     memory: MemoryTier,
-    /// Buffers of reads in flight.
+    /// Counts the bytes of buffers of reads in flight.
     in_flight: Meter,
-    /// Buffers that are kept for the next read.
+    /// Buffers that are kept for later reads.
     pool: BufferPool,
-    /// Values in the memory tier and in the hands of users.
+    /// Counts the bytes of values in the memory tier and in handles of users.
     values: Meter,
 }
 
@@ -29,7 +33,7 @@ impl ReadPath {
         &self.memory
     }
 
-    /// Counts the bytes of values.
+    /// The meter for the bytes of values in the memory tier and in handles of users.
     pub(in crate::engine) fn values(&self) -> &Meter {
         &self.values
     }
@@ -39,13 +43,13 @@ impl ReadPath {
         self.pool.take(len, &self.in_flight)
     }
 
-    /// Whether the buffers of reads in flight take all that they may of a budget of `memory` bytes.
-    /// A caller then reads one record at a time.
+    /// Whether the buffers of reads in flight take their whole share of a budget of `memory` bytes.
+    /// The caller then reads one record at a time.
     pub(in crate::engine) fn is_full(&self, memory: u64) -> bool {
         self.in_flight.bytes() >= (memory / IN_FLIGHT_SHARE).max(IN_FLIGHT_BYTES_MIN)
     }
 
-    /// Bytes of DRAM that buffers take.
+    /// Bytes of DRAM in buffers: those of reads in flight, and the most that the pool keeps.
     pub(in crate::engine) fn buffer_bytes(&self) -> u64 {
         self.in_flight.bytes() + self.pool.bytes_max()
     }

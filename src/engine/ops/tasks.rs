@@ -1,4 +1,12 @@
-//! The same operations for tasks: what would wait, returns to the executor instead. Works on any, and every future may be dropped at any time.
+//! Operations for async tasks: where a thread would wait, the task returns to its executor.
+//!
+//! A task waits for a device read, for room, for a sync, or for the load of another task. Each wait
+//! is a future of the disk or of an [`crate::concurrent::Event`], so any executor works. All other
+//! work is that of the blocking operations, in the same order, and partly by the same functions.
+//!
+//! A future may be dropped at any time. A dropped read has no effect. A dropped mutation took
+//! effect whole or not at all: it is one call of [`Engine::attempt`], which never yields. A dropped
+//! load ends its flight, since its [`Landing`] is dropped too.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -18,76 +26,82 @@ use crate::id::{Key, Lsn};
 use crate::manifest::catalog::CatalogChange;
 
 impl Engine {
-    /// As [`Engine::get`].
+    /// The value of `key`, as [`Engine::get`] returns it. Waits for a device read without blocking
+    /// the thread.
     pub(crate) async fn get_in_task(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>> {
         self.health.check_readable()?;
         match self.get_from_flash(key, promote).await {
             Some(value) => Ok(Some(value)),
-            // In DRAM or absent; or overtaken, expired or damaged, which is rare enough for a read on this thread.
+            // The value is in DRAM, or there is none. Or its record was overtaken, expired, damaged
+            // or unreadable, which is rare: then this thread may read the device.
             None => self.get(key, promote),
         }
     }
 
-    /// The value of `key`, if it is on flash only and nothing comes in between.
+    /// The value of `key`, if its record is only on flash, is not overtaken and verifies. `None`
+    /// otherwise: the caller then uses a blocking lookup.
     async fn get_from_flash(&self, key: Key<'_>, promote: bool) -> Option<Value> {
-        let (want, read) = self.plan(0, key)?;
+        let (wanted, read) = self.plan(0, key)?;
         let read = self.context.disk.start_read(read).await;
-        let value = self.take_read(key, &want, read, promote)?;
+        let value = self.take_read(key, &wanted, read, promote)?;
         if promote {
             self.counters.hits_flash.add();
         }
         Some(value)
     }
 
-    /// As [`Engine::get_many`].
+    /// The values of `keys`, in their order, as [`Engine::get_many`] returns them. Device reads are
+    /// in flight together until their buffers take their whole share of the memory budget.
     pub(crate) async fn get_many_in_task(&self, keys: &[Key<'_>]) -> Result<Vec<Option<Value>>> {
         self.health.check_readable()?;
         let mut values: Vec<Option<Value>> = vec![None; keys.len()];
-        let (mut started, mut rest) = (Vec::new(), Vec::new());
+        let (mut started, mut unanswered) = (Vec::new(), Vec::new());
         let mut numbered = keys.iter().enumerate().peekable();
         while let Some((number, key)) = numbered.next() {
             match self.plan(number, *key) {
-                Some((want, read)) => started.push((want, self.context.disk.start_read(read))),
-                None => rest.push(number),
+                Some((wanted, read)) => started.push((wanted, self.context.disk.start_read(read))),
+                None => unanswered.push(number),
             }
             if numbered.peek().is_some() && !self.reads_are_full() {
                 continue;
             }
-            for (want, reading) in started.drain(..) {
+            for (wanted, reading) in started.drain(..) {
                 let read = reading.await;
                 let number = read.number;
-                values[number] = self.take_read(keys[number], &want, read, true);
+                values[number] = self.take_read(keys[number], &wanted, read, true);
                 match values[number] {
                     Some(_) => self.counters.hits_flash.add(),
-                    None => rest.push(number),
+                    None => unanswered.push(number),
                 }
             }
-            for number in rest.drain(..) {
+            for number in unanswered.drain(..) {
                 values[number] = self.get(keys[number], true)?;
             }
         }
         Ok(values)
     }
 
-    /// As [`Engine::put`].
+    /// Sets the value of `key`. Returns its version, or `None` if the condition does not hold.
     pub(crate) async fn put_in_task(&self, key: Key<'_>, value: &[u8], options: &PutOptions) -> Result<Option<Lsn>> {
-        self.put_in_task_if(key, value, options, None).await
+        self.put_if_in_task(key, value, options, None).await
     }
 
-    /// As [`Engine::put_many`].
+    /// Sets the values of many keys, in order, and waits for a sync once at the end. The entries
+    /// before an error are stored.
     pub(crate) async fn put_many_in_task(&self, entries: &[(Key<'_>, &[u8])], options: &PutOptions) -> Result<Vec<Option<Lsn>>> {
         let mut placed = Vec::with_capacity(entries.len());
         for (key, value) in entries {
             let compressed = self.compress(value)?;
             let request = self.put_request(*key, value, compressed.as_deref(), options)?;
-            placed.push(self.place_in_task(&request, None).await?);
+            placed.push(self.carry_out_in_task(&request, None).await?);
         }
         let last = placed.iter().flatten().max().copied().unwrap_or(Lsn::ZERO);
         self.wait_in_task(options.ack.unwrap_or(self.context.settings.ack), last).await?;
         Ok(placed)
     }
 
-    /// As [`Engine::touch`].
+    /// Gives the entry of `key` a new expiry, or none, by appending the record again. Returns the
+    /// new version, or `None` without an entry.
     pub(crate) async fn touch_in_task(&self, key: Key<'_>, ttl: Option<Duration>) -> Result<Option<Lsn>> {
         while let Some(value) = self.get_in_task(key, false).await? {
             if let Some(touched) = self.put_in_task(key, &value, &PutOptions::touch(&value, ttl)).await? {
@@ -97,7 +111,8 @@ impl Engine {
         Ok(None)
     }
 
-    async fn put_in_task_if(
+    /// Sets the value of `key` if `allowed` returns true under the key's stripe lock.
+    async fn put_if_in_task(
         &self,
         key: Key<'_>,
         value: &[u8],
@@ -106,25 +121,28 @@ impl Engine {
     ) -> Result<Option<Lsn>> {
         let compressed = self.compress(value)?;
         let request = self.put_request(key, value, compressed.as_deref(), options)?;
-        self.carry_out_in_task(&request, allowed).await
+        self.mutate_in_task(&request, allowed).await
     }
 
-    /// As [`Engine::delete`].
+    /// Removes the value of `key`, whether or not it has one. Returns the version of the removal,
+    /// or `None` if the condition does not hold.
     pub(crate) async fn delete_in_task(&self, key: Key<'_>, options: &DeleteOptions) -> Result<Option<Lsn>> {
         let request = self.delete_request(key, options)?;
-        self.carry_out_in_task(&request, None).await
+        self.mutate_in_task(&request, None).await
     }
 
-    async fn carry_out_in_task(&self, request: &Request<'_>, allowed: Option<&(dyn Fn() -> bool + Sync)>) -> Result<Option<Lsn>> {
-        let placed = self.place_in_task(request, allowed).await?;
+    /// Attempts a mutation as [`Engine::carry_out`] does, then waits for its sync.
+    async fn mutate_in_task(&self, request: &Request<'_>, allowed: Option<&(dyn Fn() -> bool + Sync)>) -> Result<Option<Lsn>> {
+        let placed = self.carry_out_in_task(request, allowed).await?;
         if let Some(lsn) = placed {
             self.wait_in_task(request.ack, lsn).await?;
         }
         Ok(placed)
     }
 
-    /// As [`Engine::carry_out`]: what follows may still have to wait for a sync.
-    async fn place_in_task(&self, request: &Request<'_>, allowed: Option<&(dyn Fn() -> bool + Sync)>) -> Result<Option<Lsn>> {
+    /// Attempts a mutation as [`Engine::carry_out`] does. The deadline is checked only when the
+    /// `room` event happens. Does not wait for a sync.
+    async fn carry_out_in_task(&self, request: &Request<'_>, allowed: Option<&(dyn Fn() -> bool + Sync)>) -> Result<Option<Lsn>> {
         let deadline = self.deadline(request);
         loop {
             let observed = if request.is_conditional() { Some(self.observed_version_in_task(request.key).await?) } else { None };
@@ -140,20 +158,22 @@ impl Engine {
         }
     }
 
+    /// Reads the version of `key`, with the position of its record, for a condition.
     async fn observed_version_in_task(&self, key: Key<'_>) -> Result<Observed> {
         loop {
-            let at = self.place_of(key);
+            let at = self.position_of(key);
             let version = match self.get_from_flash(key, false).await {
                 Some(value) => Some(value.version()),
                 None => self.version(key)?,
             };
-            if self.place_of(key) == at {
+            if self.position_of(key) == at {
                 return Ok(Observed { at, version });
             }
         }
     }
 
-    /// As [`Engine::wait_for`].
+    /// Waits until everything up to `lsn` is as durable as `level` says. Leaves the sync to the
+    /// sync thread, where [`Engine::wait_for`] may sync on its own thread.
     pub(crate) async fn wait_in_task(&self, level: Ack, lsn: Lsn) -> Result<()> {
         if level < Ack::Host {
             return Ok(());
@@ -164,6 +184,7 @@ impl Engine {
                 return Ok(());
             }
             let generation = self.sync_generation_of(lsn);
+            // The generation may be that of a sync after the one that made `lsn` durable.
             if self.is_durable(lsn)? {
                 return Ok(());
             }
@@ -171,7 +192,8 @@ impl Engine {
         }
     }
 
-    /// As [`Engine::get_or_fill`].
+    /// The cached value of `key`, or the value that `load` returns. Stores a loaded value, unless
+    /// the key was put or deleted since the load began.
     pub(crate) async fn get_or_fill_in_task<E>(
         &self,
         key: Key<'_>,
@@ -183,40 +205,41 @@ impl Engine {
             if let Some(value) = self.get_in_task(key, true).await? {
                 return Ok(value.into_bytes());
             }
-            let (flight, mine) = self.fills.board(hash);
-            if !mine {
+            let (flight, is_leader) = self.fills.board(hash);
+            if !is_leader {
                 let seen = flight.over.count();
                 if !flight.landed.load(Ordering::SeqCst) {
                     flight.over.after(seen).await;
                 }
                 continue;
             }
-            // Lands also if this future is dropped.
+            // The flight also ends if this future is dropped.
             let _landing = Landing { fills: &self.fills, hash, flight: &flight };
-            // Somebody else's load may have landed between the miss and the boarding.
+            // Another flight may have landed between the miss and the boarding.
             if let Some(value) = self.get_in_task(key, false).await? {
                 return Ok(value.into_bytes());
             }
             let loaded = load.await.map_err(FillError::Loader)?;
             let current = || !flight.superseded.load(Ordering::SeqCst);
-            return match self.put_in_task_if(key, &loaded, options, Some(&current)).await {
-                // A value that cannot be kept can still be used.
+            return match self.put_if_in_task(key, &loaded, options, Some(&current)).await {
+                // A value that is too large to store is still of use to the caller.
                 Ok(_) | Err(Error::ValueTooLarge { .. } | Error::KeyTooLarge { .. }) => Ok(loaded),
                 Err(e) => Err(e.into()),
             };
         }
     }
 
-    /// As [`Engine::clear`].
+    /// Drops every entry of a namespace. Returns the version of the drop.
     pub(crate) async fn clear_in_task(&self, namespace: &Namespace) -> Result<Lsn> {
         self.change_catalog_in_task(&CatalogChange::Namespace(namespace.name()), self.context.settings.ack).await
     }
 
-    /// As [`Engine::set_resume_token`].
+    /// Sets a resume token, or removes it if `value` is empty. Returns the LSN of the change.
     pub(crate) async fn set_resume_token_in_task(&self, name: &str, value: &[u8], ack: Ack) -> Result<Lsn> {
         self.change_catalog_in_task(&CatalogChange::Token(name, value), ack).await
     }
 
+    /// Appends a catalog change and applies it, once there is room, and waits for its sync.
     async fn change_catalog_in_task(&self, change: &CatalogChange<'_>, ack: Ack) -> Result<Lsn> {
         loop {
             match self.try_change_catalog(change, &|_| true)? {

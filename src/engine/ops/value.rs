@@ -1,4 +1,8 @@
-//! A value that a read returned.
+//! A value that a read returned: shared bytes, a version, and the tier that answered.
+//!
+//! A [`Value`] is a counted handle to an item. The memory tier may share the same item, so a hit
+//! copies no bytes. A value that is evicted or superseded meanwhile stays readable through its
+//! handle.
 
 use std::ops::{Deref, Range};
 
@@ -7,18 +11,23 @@ use bytes::Bytes;
 use crate::id::Lsn;
 use crate::tier::item::Item;
 
-/// Where a value came from.
+/// The tier that answered a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tier {
-    /// The memory tier.
+    /// The memory tier: values of hot entries in DRAM.
     Memory,
-    /// The write buffer: it was put recently.
+    /// The write buffer: the newest records, which may not be on flash yet. No device read was
+    /// needed.
     Buffer,
-    /// Flash.
+    /// A segment file on flash. The value took one device read.
     Flash,
 }
 
-/// A value, its version and where it came from. Cheap to clone; it may outlive the cache.
+/// The value of an entry, with its version and the tier that answered.
+///
+/// It dereferences to the bytes of the value. A clone is cheap and shares the bytes. A value may
+/// outlive the cache. While it lives, it keeps its bytes in DRAM;
+/// [`crate::Stats::kept_value_bytes`] counts those outside the memory tier.
 #[derive(Clone, Debug)]
 pub struct Value {
     item: Item,
@@ -30,24 +39,28 @@ impl Value {
         Self { item, tier }
     }
 
-    /// A part of the value, cut to its length, which shares it.
+    /// The bytes of the value in `range`, cut to the length of the value. Shares the value's
+    /// memory.
     pub(crate) fn into_range(self, range: Range<usize>) -> Bytes {
         let len = self.len();
         let start = range.start.min(len);
         self.into_bytes().slice(start..range.end.clamp(start, len))
     }
 
-    /// The value as shared bytes, without a copy.
+    /// The value as shared bytes. Copies nothing.
     pub fn into_bytes(self) -> Bytes {
         self.item.into_bytes()
     }
 
-    /// The LSN of the put.
+    /// The version of the entry: the LSN of the put that wrote it.
+    ///
+    /// [`crate::Condition::IfVersion`] with this version makes a later mutation fail if the entry
+    /// has changed.
     pub fn version(&self) -> Lsn {
         self.item.lsn()
     }
 
-    /// Where it was found.
+    /// The tier that answered the read.
     pub fn tier(&self) -> Tier {
         self.tier
     }

@@ -1,4 +1,18 @@
-//! Put and delete.
+//! Put, delete and touch: one step in the order of the key's mutations.
+//!
+//! A put is prepared without a lock: its value is compressed, its lengths are checked, and the
+//! record is encoded. The steps of [`Engine::attempt`] then follow under the stripe of the key:
+//!
+//! 1. The condition is checked. It is decided on a version that was read before, since that may
+//!    take a device read. If the key changed since, the attempt is `Overtaken` and starts again.
+//! 2. The record is appended to the segment ring and its frame to the WAL ring. Without room the
+//!    attempt ends, and the mutation waits for the `room` event or fails, as its [`Wait`] says.
+//! 3. The index names the new record, and the memory tier drops the previous version. Both happen
+//!    under one shard lock of the tier, so a reader finds the old version or the new one.
+//! 4. A running [`super::single_flight`] load of the key is marked as superseded.
+//!
+//! After the stripe is released, a mutation at [`Ack::Host`] waits for the sync that covers its
+//! LSN. A mutation at a lower level returns at once.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -15,15 +29,15 @@ use crate::segment::format::{self, Content, Draft};
 use crate::segment::writer::record_len_max;
 use crate::tier::item::{Item, ItemMeta};
 
-/// Shortest value that is worth compressing.
+/// Shortest value that is compressed, in bytes.
 const COMPRESS_LEN_MIN: usize = 128;
 
-/// One mutation, encoded once and attempted until there is room.
+/// A mutation. It is encoded once and attempted until there is room.
 pub(in crate::engine) struct Request<'a> {
     pub(in crate::engine) key: Key<'a>,
     hash: KeyHash,
     draft: Draft<'a>,
-    /// Value and expiry of a put. None for a delete.
+    /// Value of a put, and store time in ms at which it expires. `None` for a delete.
     put: Option<(&'a [u8], Option<u64>)>,
     hint: Hint,
     pub(in crate::engine) ack: Ack,
@@ -32,6 +46,7 @@ pub(in crate::engine) struct Request<'a> {
 }
 
 impl Request<'_> {
+    /// Whether the current version of the key must be read first.
     pub(in crate::engine) fn is_conditional(&self) -> bool {
         self.condition != Condition::Always
     }
@@ -39,12 +54,13 @@ impl Request<'_> {
 
 /// The outcome of one attempt.
 pub(in crate::engine) enum Tried {
+    /// The mutation took effect and has this LSN.
     Done(Lsn),
-    /// The condition does not hold.
+    /// The condition does not hold, or the caller's check forbids the mutation.
     Unmet,
-    /// There is no room.
+    /// There is no room for the record.
     NoRoom(NoRoom),
-    /// The key changed after its condition was decided.
+    /// The key changed after its version was read for the condition.
     Overtaken,
 }
 
@@ -52,24 +68,24 @@ pub(in crate::engine) enum Tried {
 #[derive(Clone, Copy, Debug)]
 pub(in crate::engine) struct NoRoom {
     pub(in crate::engine) cause: Refused,
-    /// Count of the room event before the attempt.
+    /// Count of the `room` event before the attempt.
     pub(in crate::engine) seen: u64,
 }
 
-/// The facts on which a condition is decided: where the key's record was, and its version.
+/// The facts on which a condition is decided: position and version of the key's record.
 pub(in crate::engine) struct Observed {
     pub(in crate::engine) at: Option<Position>,
     pub(in crate::engine) version: Option<Lsn>,
 }
 
 impl Engine {
-    /// Sets the value of `key`. Its version, or `None` if the condition did not hold.
+    /// Sets the value of `key`. Returns its version, or `None` if the condition does not hold.
     pub(crate) fn put(&self, key: Key<'_>, value: &[u8], options: &PutOptions) -> Result<Option<Lsn>> {
         let placed = self.put_unsynced(key, value, options)?;
         placed.map(|lsn| self.wait_for(options.ack.unwrap_or(self.context.settings.ack), lsn).map(|()| lsn)).transpose()
     }
 
-    /// As [`Engine::put`], without waiting for a sync.
+    /// Sets the value of `key`, as [`Engine::put`] does, but does not wait for a sync.
     fn put_unsynced(&self, key: Key<'_>, value: &[u8], options: &PutOptions) -> Result<Option<Lsn>> {
         let compressed = self.compress(value)?;
         let request = self.put_request(key, value, compressed.as_deref(), options)?;
@@ -90,7 +106,8 @@ impl Engine {
         placed.map(|lsn| self.wait_for(request.ack, lsn).map(|()| lsn)).transpose()
     }
 
-    /// Sets the values of many keys, in order, with one wait at the end. What came before an error is stored.
+    /// Sets the values of many keys, in order, and waits for a sync once at the end. The entries
+    /// before an error are stored.
     pub(crate) fn put_many(&self, entries: &[(Key<'_>, &[u8])], options: &PutOptions) -> Result<Vec<Option<Lsn>>> {
         let placed: Vec<Option<Lsn>> = entries.iter().map(|(key, value)| self.put_unsynced(*key, value, options)).collect::<Result<_>>()?;
         let last = placed.iter().flatten().max().copied().unwrap_or(Lsn::ZERO);
@@ -98,14 +115,16 @@ impl Engine {
         Ok(placed)
     }
 
-    /// Removes the value of `key`, whether or not it has one. The version of the removal, or `None` if the condition did not hold.
+    /// Removes the value of `key`, whether or not it has one. Returns the version of the removal,
+    /// or `None` if the condition does not hold.
     pub(crate) fn delete(&self, key: Key<'_>, options: &DeleteOptions) -> Result<Option<Lsn>> {
         let request = self.delete_request(key, options)?;
         let placed = self.carry_out(&request, None)?;
         placed.map(|lsn| self.wait_for(request.ack, lsn).map(|()| lsn)).transpose()
     }
 
-    /// Gives the entry of `key` another expiry, or none. Its new version, or `None` if there is no entry. Writes the record again.
+    /// Gives the entry of `key` a new expiry, or none, by appending the record again. Returns the
+    /// new version, or `None` without an entry.
     pub(crate) fn touch(&self, key: Key<'_>, ttl: Option<Duration>) -> Result<Option<Lsn>> {
         while let Some(value) = self.get(key, false)? {
             if let Some(touched) = self.put(key, &value, &PutOptions::touch(&value, ttl))? {
@@ -115,6 +134,10 @@ impl Engine {
         Ok(None)
     }
 
+    /// Prepares a put. `compressed` is the value in compressed form, if it is stored like that.
+    ///
+    /// # Errors
+    /// [`Error::EmptyKey`], [`Error::KeyTooLarge`], [`Error::ValueTooLarge`].
     pub(in crate::engine) fn put_request<'a>(
         &self,
         key: Key<'a>,
@@ -147,6 +170,10 @@ impl Engine {
         })
     }
 
+    /// Prepares a delete.
+    ///
+    /// # Errors
+    /// [`Error::EmptyKey`], [`Error::KeyTooLarge`].
     pub(in crate::engine) fn delete_request<'a>(&self, key: Key<'a>, options: &DeleteOptions) -> Result<Request<'a>> {
         check_key(key)?;
         let (hash, ack) = (self.context.hash(key), options.ack.unwrap_or(self.context.settings.ack));
@@ -154,7 +181,8 @@ impl Engine {
         Ok(Request { key, hash, draft, put: None, hint: Hint::Auto, ack, condition: options.condition, wait: options.wait })
     }
 
-    /// Attempts the mutation until it is done, its condition does not hold, or its time is over.
+    /// Attempts a mutation until it takes effect, its condition does not hold, or its deadline has
+    /// passed. `None` if its condition does not hold. Does not wait for a sync.
     fn carry_out(&self, request: &Request<'_>, allowed: Option<&dyn Fn() -> bool>) -> Result<Option<Lsn>> {
         let deadline = self.deadline(request);
         loop {
@@ -171,6 +199,7 @@ impl Engine {
         }
     }
 
+    /// The monotonic time at which a mutation stops waiting for room. `None` without a limit.
     pub(in crate::engine) fn deadline(&self, request: &Request<'_>) -> Option<Duration> {
         match request.wait {
             Wait::UpTo(time) => self.context.time.monotonic().checked_add(time),
@@ -178,10 +207,11 @@ impl Engine {
         }
     }
 
-    /// How long a mutation may wait for room, if there is a limit. Counts the wait or the refusal.
+    /// How long a mutation may still wait for room. `None` without a limit. Counts the wait or the
+    /// refusal.
     ///
     /// # Errors
-    /// [`Error::WouldBlock`] if it must not wait, [`Error::TimedOut`] if its time is over.
+    /// [`Error::WouldBlock`] if it must not wait, [`Error::TimedOut`] if its deadline has passed.
     pub(in crate::engine) fn time_to_wait(
         &self,
         request: &Request<'_>,
@@ -201,24 +231,28 @@ impl Engine {
         Err(error)
     }
 
-    /// Where the record is that the index names for `key`.
-    pub(in crate::engine) fn place_of(&self, key: Key<'_>) -> Option<Position> {
+    /// The position of the record that the index names for `key`.
+    pub(in crate::engine) fn position_of(&self, key: Key<'_>) -> Option<Position> {
         self.index.get(self.context.hash(key)).and_then(|entry| self.position(&entry))
     }
 
-    /// What a condition is decided on.
+    /// Reads the version of `key`, with the position of its record, for a condition.
     fn observed_version(&self, key: Key<'_>) -> Result<Observed> {
         loop {
-            let at = self.place_of(key);
+            let at = self.position_of(key);
             let version = self.version(key)?;
-            // A read removes what it finds expired or damaged, and may be overtaken.
-            if self.place_of(key) == at {
+            // The read may have been overtaken, or have removed an expired or damaged entry.
+            if self.position_of(key) == at {
                 return Ok(Observed { at, version });
             }
         }
     }
 
-    /// Appends a record and points the index at it, as one step in the order of the key's mutations. Waits for nothing, and does no I/O.
+    /// Appends the record of a mutation and makes the index name it, under the stripe of the key.
+    /// Waits for no event and does no I/O.
+    ///
+    /// `observed` is needed for a conditional mutation. `allowed` is the caller's own check under
+    /// the stripe.
     pub(in crate::engine) fn attempt(
         &self,
         request: &Request<'_>,
@@ -244,7 +278,8 @@ impl Engine {
             if current.as_ref().and_then(|entry| self.position(entry)) != observed.at {
                 return Ok(Tried::Overtaken);
             }
-            // What the index has forgotten may be in the memory tier, where no position tells versions apart.
+            // The memory tier may hold a version whose index entry is gone. It has no position, so
+            // the versions are compared.
             if current.is_none() && self.reads.memory().get(hash, request.key).map(|item| item.lsn()) != observed.version {
                 return Ok(Tried::Overtaken);
             }
@@ -256,26 +291,28 @@ impl Engine {
         let kind = Appending::Mutation { tombstone, supersedes, inline };
         let placed = match self.append(&Append { hash, draft: &request.draft, kind }) {
             Ok(placed) => placed,
-            // A closed cache is refused by the check at the top of the next attempt.
+            // If the cache closes, `check_mutable` refuses the next attempt.
             Err(cause) => return Ok(Tried::NoRoom(NoRoom { cause, seen })),
         };
-        self.point_at(request, &placed);
-        // After the index names it: a fill that boards later finds it there.
+        self.update_index(request, &placed);
+        // After the index names the record: a flight that is not seen here starts later, and its
+        // leader finds the record in the index.
         self.fills.supersede(hash);
         let counter = if tombstone { &self.counters.deletes } else { &self.counters.puts };
         counter.fetch_add(1, Ordering::Relaxed);
         Ok(Tried::Done(placed.lsn))
     }
 
-    /// Makes the index name the new record, and the memory tier forget the one before: if it was there, its successor takes its place.
-    fn point_at(&self, request: &Request<'_>, placed: &Placed) {
+    /// Makes the index name the new record and the memory tier drop the previous version, under one
+    /// shard lock of the tier. The new value enters the tier as the hint says.
+    fn update_index(&self, request: &Request<'_>, placed: &Placed) {
         let Request { key, hash, put, hint, .. } = request;
-        let belongs_there = match hint {
+        let enters_tier = match hint {
             Hint::Auto => self.reads.memory().holds(*hash),
             Hint::Memory => true,
             Hint::Flash => false,
         };
-        let successor = put.filter(|_| belongs_there).map(|(value, expires_ms)| {
+        let successor = put.filter(|_| enters_tier).map(|(value, expires_ms)| {
             let meta = ItemMeta { hash: *hash, namespace: key.namespace, lsn: placed.lsn, expires_ms };
             Item::copied(meta, key.bytes, value, self.reads.values())
         });
@@ -285,17 +322,18 @@ impl Engine {
         });
     }
 
-    /// The value compressed, if that is asked for and makes it smaller.
+    /// Compresses a value. `None` if the settings do not ask for it, or if it saves no bytes.
     pub(in crate::engine) fn compress(&self, value: &[u8]) -> Result<Option<Vec<u8>>> {
         let Compression::Zstd(level) = self.context.settings.compression else { return Ok(None) };
         if value.len() < COMPRESS_LEN_MIN {
             return Ok(None);
         }
-        let packed = zstd::bulk::compress(value, level).map_err(Error::io("compress a value for", &self.context.dir))?;
-        Ok((packed.len() < value.len()).then_some(packed))
+        let compressed = zstd::bulk::compress(value, level).map_err(Error::io("compress a value for", &self.context.dir))?;
+        Ok((compressed.len() < value.len()).then_some(compressed))
     }
 }
 
+/// Checks that a key has 1 to [`KEY_LEN_MAX`] bytes.
 fn check_key(key: Key<'_>) -> Result<()> {
     match key.bytes.len() {
         0 => Err(Error::EmptyKey),
