@@ -228,11 +228,12 @@ impl Engine {
     /// Appends a catalog change and applies it, as one step.
     pub(in crate::engine) fn try_change_catalog(&self, change: &CatalogChange<'_>, wanted: &dyn Fn(&Catalog) -> bool) -> Result<Changed> {
         check(change)?;
+        // Before the check: a close that begins after it signals the event again.
+        let seen = self.events.room.count();
         self.health.check_mutable()?;
         let bytes = change.encode();
         let draft = Draft::catalog_change(&bytes);
         let hash = format::catalog_change_hash(self.context.hash_seed, &bytes);
-        let seen = self.events.room.count();
         let mut registry = lock(&self.namespaces.registry);
         if !wanted(&registry.current) {
             return Ok(Changed::Unwanted);

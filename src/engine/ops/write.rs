@@ -259,6 +259,9 @@ impl Engine {
         observed: Option<&Observed>,
         allowed: Option<&dyn Fn() -> bool>,
     ) -> Result<Tried> {
+        // Before the check: a close that begins after it signals the event again, so that a mutation
+        // that is refused for it does not wait for ever.
+        let seen = self.events.room.count();
         self.health.check_mutable()?;
         let (hash, tombstone) = (request.hash, request.put.is_none());
         let inline = request.draft.len() <= INLINE_LEN_MAX
@@ -268,7 +271,6 @@ impl Engine {
                 WalValues::Always => true,
             };
         self.index.prefetch_slots(hash);
-        let seen = self.events.room.count();
         let _in_order = self.log.stripe(hash);
         if allowed.is_some_and(|allowed| !allowed()) {
             return Ok(Tried::Unmet);
