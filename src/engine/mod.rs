@@ -1,8 +1,8 @@
 //! The engine of an open store: mutations, reads, and the steps of the background.
 //!
-//! [`Engine`] is made of parts. Each part owns its fields, which are private to its file, and offers
-//! verbs; `impl Engine` orchestrates parts. The files stand in wings, and a wing calls only the wings
-//! before it:
+//! [`Engine`] is made of parts. Each part owns its fields, which are private to its file, and
+//! offers verbs; `impl Engine` orchestrates parts. The files stand in wings, and a wing calls only
+//! the wings before it:
 //!
 //! | wing | files | what it does |
 //! |---|---|---|

@@ -28,7 +28,8 @@ impl Extent {
         Self { start, end: end.max(start) }
     }
 
-    /// The sectors from the start of this extent to `end`, as far as a file of `size` bytes has them.
+    /// The sectors from the start of this extent to `end`, as far as a file of `size` bytes has
+    /// them.
     pub(crate) fn up_to(self, end: u64, size: u64) -> Self {
         Self { start: self.start, end: end.min(size).max(self.start) }
     }

@@ -9,8 +9,8 @@
 //!    │ └── quarantine ─► Quarantined ◄──── Failed                           │
 //!    └──────────────────────────────── free ────────────────────────────────┘
 //! ```
-//! Each edge is a method of [`Table`]. A failed segment is quarantined once its entries are rescued.
-//! A quarantined one is free again after the next opening, which removes its file.
+//! Each edge is a method of [`Table`]. A failed segment is quarantined once its entries are
+//! rescued. A quarantined one is free again after the next opening, which removes its file.
 //!
 //! In the manifest `Ready`, `Open` and `Full` are "open", and `Draining` is still "sealed".
 
@@ -60,9 +60,9 @@ pub(crate) struct Row {
     pub(crate) size: u64,
     pub(crate) life: Life,
     pub(crate) last_lsn: Lsn,
-    /// Where in the WAL its first record's frame lies. Only while it is open or full.
+    /// Where the frame of its first record lies in the WAL. Only while it is open or full.
     pub(crate) wal_start: WalStart,
-    /// How many bytes had been appended to both streams when the last of its entries was moved elsewhere.
+    /// Bytes of both streams that had been appended when the last entry was moved out of it.
     pub(crate) moved_until: u64,
 }
 
@@ -73,16 +73,16 @@ pub(crate) struct WalStart {
     pub(crate) lsn: Lsn,
 }
 
-/// The part that readers need without a lock.
+/// The life of a segment as readers see it, without a lock.
 #[derive(Debug, Default)]
 struct PublishedLife {
-    /// 0 if nothing of it may be read.
+    /// Base of the life, 0 if nothing of the segment may be read.
     base: AtomicU64,
     base_lsn: AtomicU64,
     file: RwLock<Option<Arc<dyn File>>>,
 }
 
-/// See the module.
+/// The segments of an open store.
 #[derive(Debug)]
 pub(crate) struct Table {
     disk: Arc<dyn Disk>,
@@ -137,10 +137,12 @@ impl Table {
         table
     }
 
-    /// Rows as the manifest states them, and where replay must begin once it states them: the oldest frame of a segment that is not sealed, else `wal_end`.
+    /// Rows as the manifest states them, and where replay must begin once it states them: the
+    /// oldest frame of a segment that is not sealed, else `wal_end`.
     pub(crate) fn describe(&self, wal_end: WalStart) -> (Vec<manifest::Segment>, WalStart) {
         let rows = lock(&self.rows);
-        // What was sealed after a segment failed must be replayed after it, so the WAL speaks for both.
+        // A segment that was sealed after one failed must be replayed after it, so the manifest
+        // states both as open.
         let failed = rows.iter().filter(|r| r.stage == Stage::Failed).map(|r| r.life.base).min().unwrap_or(Position(u64::MAX));
         let row = |r: &Row| manifest::Segment {
             state: match r.stage {
@@ -160,7 +162,7 @@ impl Table {
         (rows.iter().map(row).collect(), open.map(|r| r.wal_start).min().unwrap_or(wal_end))
     }
 
-    /// Base positions of all segments, 0 where nothing can be read.
+    /// Base positions of all segments, 0 for a segment of which nothing may be read.
     pub(crate) fn bases(&self) -> Vec<u64> {
         self.published.iter().map(|s| s.base.load(Ordering::Acquire)).collect()
     }
@@ -243,8 +245,8 @@ impl Table {
         self.step(id, &[from], Stage::Quarantined, |_| ());
     }
 
-    /// An entry of a segment that is being emptied or rescued was moved elsewhere, when both streams
-    /// had taken `appended_bytes`.
+    /// An entry of a segment that is being emptied or rescued was moved elsewhere, when both
+    /// streams had taken `appended_bytes`.
     pub(crate) fn record_move(&self, id: SegmentId, appended_bytes: u64) {
         let mut rows = lock(&self.rows);
         let row = &mut rows[id.index()];
@@ -260,12 +262,14 @@ impl Table {
         published.base.store(life.base.0, Ordering::Release);
     }
 
-    /// Takes the segment away from readers. Those that already read find another base, or bytes that do not verify.
+    /// Takes the segment away from readers. A reader that has begun finds another base, or bytes
+    /// that do not verify.
     pub(crate) fn withdraw(&self, id: SegmentId) {
         self.published[id.index()].base.store(0, Ordering::Release);
     }
 
-    /// The life that readers may use now, if any. If it ends meanwhile, records fail to verify, since their checksum is seeded with their position.
+    /// The life that readers may use now, if any. If it ends meanwhile, records fail to verify,
+    /// since their checksum is seeded with their position.
     pub(crate) fn life(&self, id: SegmentId) -> Option<Life> {
         let published = self.published.get(id.index())?;
         let base = published.base.load(Ordering::Acquire);
@@ -284,7 +288,8 @@ impl Table {
         Ok(file)
     }
 
-    /// Makes the names of files durable that [`Table::create`] made. Asked for until it succeeds, whoever tries again.
+    /// Makes the names of files durable that [`Table::create`] made. After a failure the next call
+    /// tries again.
     pub(crate) fn sync_names(&self) -> io::Result<()> {
         if self.names_unsynced.load(Ordering::Acquire) {
             self.disk.sync_dir()?;
@@ -293,7 +298,8 @@ impl Table {
         Ok(())
     }
 
-    /// Makes sure that the segment's file exists and has `size` bytes. Only for a segment without a life, and one at a time.
+    /// Makes sure that the segment's file exists and has `size` bytes. Only for a segment without a
+    /// life, and by one caller at a time.
     pub(crate) fn create(&self, id: SegmentId, size: u64) -> io::Result<()> {
         match self.file(id) {
             Ok(file) if file.len() == size => return Ok(()),
@@ -301,7 +307,8 @@ impl Table {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),
         }
-        // A handle that is kept states the length it was opened with, so it goes first: creation may fail.
+        // An open handle keeps the length that it was opened with, so it is dropped first: the
+        // creation may fail.
         *self.published[id.index()].file.write().unwrap_or_else(PoisonError::into_inner) = None;
         self.names_unsynced.store(true, Ordering::Release);
         self.disk.create(&file_name(id), size).map(drop)

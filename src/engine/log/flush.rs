@@ -35,7 +35,8 @@ impl Engine {
         let mut busy = false;
         while let Some(Unwritten { life, end, full }) = self.oldest_unwritten() {
             let to = if partial || full.is_some() { end } else { round_down(end, BLOCK as u64) };
-            // Everything before this segment was written, so the ring continues at its first record.
+            // Everything before this segment was written, so the ring continues at its first
+            // record.
             busy |= ring.skip_to(life.base.0 + u64::from(DATA_START));
             if to > ring.written() {
                 busy = true;

@@ -7,8 +7,8 @@
 //! `stream` owns the rings, the log lock and the stripes; `state` is the data under the log lock.
 //! `append` places a record, and `mark` the time. `flush` writes the segment ring to segment files,
 //! `seal` gives full segments their footers, `sync` makes everything durable, and `failed` takes a
-//! segment out of use. `durability` holds the locks of those steps and knows what is unsynced,
-//! and `pace` when a checkpoint is due.
+//! segment out of use. `durability` holds the locks of those steps and knows what is unsynced, and
+//! `pace` when a checkpoint is due.
 
 pub(in crate::engine) mod append;
 pub(in crate::engine) mod durability;

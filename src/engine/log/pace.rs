@@ -45,8 +45,8 @@ impl CheckpointPace {
     }
 
     /// Whether a running checkpoint is outrun: the next one would be long due before it ends. Puts
-    /// then wait, so that recovery replays little more than two intervals, or than one interval
-    /// and [`REPLAY_FREE`].
+    /// then wait, so that recovery replays little more than two intervals, or than one interval and
+    /// [`REPLAY_FREE`].
     pub(super) fn is_outrun(&self, entries: u64) -> bool {
         self.is_running.load(Ordering::Relaxed) && self.records.load(Ordering::Relaxed) >= interval(entries).max(REPLAY_FREE)
     }

@@ -144,7 +144,8 @@ impl LogState {
         self.wal_head = wal_end;
     }
 
-    /// Takes a record that was stored at the open segment's head. `assigned` is its LSN if it is new.
+    /// Takes a record that was stored at the open segment's head. `assigned` is its LSN if it is
+    /// new.
     pub(super) fn push_record(&mut self, entry: &FooterEntry, assigned: Option<Lsn>, is_inline: bool) {
         if let Some(open) = &mut self.open {
             open.push(entry);

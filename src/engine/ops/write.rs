@@ -259,8 +259,8 @@ impl Engine {
         observed: Option<&Observed>,
         allowed: Option<&dyn Fn() -> bool>,
     ) -> Result<Tried> {
-        // Before the check: a close that begins after it signals the event again, so that a mutation
-        // that is refused for it does not wait for ever.
+        // Before the check: a close that begins after it signals the event again, so that a
+        // mutation that is refused for it does not wait for ever.
         let seen = self.events.room.count();
         self.health.check_mutable()?;
         let (hash, tombstone) = (request.hash, request.put.is_none());
