@@ -78,7 +78,7 @@ impl Engine {
         }
         let (ready, shortage) = self.begin_lives(lives, size)?;
         if let Some(e) = shortage {
-            self.record_shortage("no room for the next segment", &e);
+            self.record_shortage("no room for the next segment; it is tried again", &e);
             if ready.is_empty() {
                 // Back-pressure: writers wait until the disk has room. The prepare thread asks
                 // again.
