@@ -35,7 +35,8 @@ impl Engine {
         let mut busy = false;
         while let Some(Unwritten { life, end, full }) = self.oldest_unwritten() {
             let to = if partial || full.is_some() { end } else { round_down(end, BLOCK as u64) };
-            // Everything before this segment was written, so the ring continues at its first record.
+            // Everything before this segment was written, so the ring continues at its first
+            // record.
             busy |= ring.skip_to(life.base.0 + u64::from(DATA_START));
             if to > ring.written() {
                 busy = true;
@@ -55,8 +56,9 @@ impl Engine {
         Ok(busy)
     }
 
-    /// The oldest segment that has not left the ring. One look under the log lock: between two, the
-    /// open segment could retire, and its last records would be taken for written.
+    /// The oldest segment that has not left the ring. It is looked up under one hold of the log
+    /// lock: otherwise the open segment could retire in between, and its last records would be
+    /// taken for written.
     fn oldest_unwritten(&self) -> Option<Unwritten> {
         let log = self.log.lock();
         log.oldest_unwritten(self.log.segment_ring().written())
