@@ -1,4 +1,16 @@
 //! The threads that run the background steps.
+//!
+//! Each thread repeats one step while the step has work. Then it waits for an event that signals
+//! new work, or for a time. The steps themselves are methods of [`Engine`], so that tests can run
+//! them inline.
+//!
+//! | thread | its step |
+//! |---|---|
+//! | `flush` | writes the segment ring into segment files |
+//! | `sync` | seals full segments, and syncs when a sync is due |
+//! | `prepare` | keeps segments ready, reclaims and rescues |
+//! | `checkpoint` | grows the manifest, and takes checkpoints |
+//! | `warmth` | marks that the store is alive, refills the memory tier, and records hot keys |
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -8,19 +20,21 @@ use super::{Engine, warmth};
 use crate::concurrent::Event;
 use crate::error::Result;
 
-/// How often a full disk is asked whether it has room again.
+/// Pause before a disk that was full is asked for room again.
 const SPACE_RETRY: Duration = Duration::from_millis(200);
 
-/// All background work is done by callers that wait for it, on their own threads.
+/// Callers that wait do all background work on their own threads.
 #[cfg(any(test, fuzzing))]
 pub(crate) const INLINE: super::context::Mode = super::context::Mode::Inline(Engine::step_all);
 
-/// What a background thread does when there is nothing to do.
+/// How a background thread idles when its step has no work.
 enum Idle {
+    /// Until its event is signalled.
     UntilEvent,
-    /// The same, and no longer than this.
+    /// Until its event is signalled, and no longer than this.
     AtMost(Duration),
-    /// Nothing for this long, whatever happens, unless the engine stops.
+    /// For this long, even if its event is signalled. Only a stop of the engine ends the pause
+    /// early.
     Pause(Duration),
 }
 
@@ -29,6 +43,7 @@ enum Idle {
 pub(crate) struct Threads(Vec<JoinHandle<()>>);
 
 impl Threads {
+    /// Starts all threads, or none if one cannot be started.
     pub(crate) fn start(engine: &Arc<Engine>) -> std::io::Result<Self> {
         let mut threads = Self(Vec::new());
         let flush: fn(&Engine) = |e| e.run(&e.events.flush, Engine::step_flush, |_| Idle::UntilEvent);
@@ -56,19 +71,21 @@ impl Threads {
         Ok(threads)
     }
 
-    /// Waits until all have ended, after the engine was told to close. Not if one of them asks, in which a task was woken that had the last handle: they end by themselves.
+    /// Waits until all threads have ended. The engine must have been told to close. Does nothing if
+    /// it is called on one of these threads, which happens if a task that was woken there drops the
+    /// last handle. The threads then end by themselves.
     pub(crate) fn join(self) {
         if self.0.iter().any(|thread| thread.thread().id() == thread::current().id()) {
             return;
         }
         for thread in self.0 {
-            // A panic was reported by the thread itself; its step is not repeated.
+            // The thread has recorded its panic as a failure of the engine.
             let _panicked = thread.join();
         }
     }
 }
 
-/// Fails the engine if its thread panics: nobody else would do the thread's work.
+/// Fails the engine if its thread panics, since no other thread would do the work.
 struct Unwound<'a>(&'a Engine);
 
 impl Drop for Unwound<'_> {
@@ -80,8 +97,8 @@ impl Drop for Unwound<'_> {
 }
 
 impl Engine {
-    /// One background thread: a step whenever there is something to do.
-    fn run(&self, event: &Event, step: impl Fn(&Self) -> Result<bool>, rest: impl Fn(&Self) -> Idle) {
+    /// The loop of one background thread: runs `step` while it has work, then idles as `idle` says.
+    fn run(&self, event: &Event, step: impl Fn(&Self) -> Result<bool>, idle: impl Fn(&Self) -> Idle) {
         let _guard = Unwound(self);
         loop {
             let (seen, stop_seen) = (event.count(), self.events.stop.count());
@@ -91,7 +108,7 @@ impl Engine {
             match step(self) {
                 Ok(true) => {}
                 Ok(false) => {
-                    match rest(self) {
+                    match idle(self) {
                         Idle::UntilEvent => event.wait(seen, None),
                         Idle::AtMost(time) => event.wait(seen, Some(time)),
                         Idle::Pause(time) => self.events.stop.wait(stop_seen, Some(time)),
@@ -102,13 +119,19 @@ impl Engine {
         }
     }
 
-    /// What is of use to the next process, and what the last one left for this one.
+    /// Marks that the store is alive, then refills the memory tier from the recorded keys, or
+    /// records its hot keys.
     fn step_warmth(&self) -> Result<bool> {
         self.step_alive();
         Ok(self.step_refill()? || self.step_record_warmth()?)
     }
 
-    /// What is full is sealed; a sync, if somebody waits for one, the oldest unsynced mutation is old enough, or there are too many bytes.
+    /// Seals full segments. Then syncs, if one of these is true:
+    /// - a sync was requested;
+    /// - the oldest unsynced mutation is older than the sync interval;
+    /// - more than `sync_bytes` are unsynced.
+    ///
+    /// A postponed sync waits for its retry time in any case.
     fn step_sync_when_due(&self) -> Result<bool> {
         let sealed = self.step_seal()?;
         let due = self.durability.is_requested()
@@ -117,7 +140,8 @@ impl Engine {
         Ok((due && self.until_sync_retry().is_zero() && self.step_sync()?) || sealed)
     }
 
-    /// Until a sync is due. While others sync, this looks once in an interval, and need not be woken for every mutation that is the first after a sync.
+    /// Idles until a sync is due. While callers sync on their own threads, the sync thread wakes
+    /// once an interval. So callers need not wake it for the first mutation after each sync.
     fn idle_sync(&self) -> Idle {
         if self.durability.take_progress() {
             return Idle::AtMost(self.until_sync().unwrap_or(self.context.settings.sync_interval));
@@ -126,7 +150,7 @@ impl Engine {
         self.until_sync().map_or(Idle::UntilEvent, Idle::AtMost)
     }
 
-    /// Time until the oldest unsynced mutation must be synced. `None` if there is none.
+    /// Time until the oldest unsynced mutation must be synced. `None` without one.
     fn until_sync(&self) -> Option<Duration> {
         let is_unsynced = self.durability.has_unsynced();
         is_unsynced.then(|| self.context.settings.sync_interval.saturating_sub(self.unsynced_age()).max(self.until_sync_retry()))
@@ -137,21 +161,23 @@ impl Engine {
         self.durability.until_retry(self.context.time.monotonic())
     }
 
-    /// What lets the manifest name more: a checkpoint that is due, and room for notes.
+    /// Makes the manifest longer for waiting catalog changes, and takes a checkpoint if one is due.
     fn step_checkpoint_thread(&self) -> Result<bool> {
         Ok(self.step_grow()? | self.step_checkpoint(false)?)
     }
 
+    /// Pauses after the disk was full, else idles until an event.
     fn idle_checkpoint(&self) -> Idle {
         if self.manifest.is_space_denied() { Idle::Pause(SPACE_RETRY) } else { Idle::UntilEvent }
     }
 
-    /// If the disk was full, everybody who waits for room would ask for it again and again.
+    /// Pauses after the disk was full: otherwise every waiter would make this thread ask the disk
+    /// again at once.
     fn idle_prepare(&self) -> Idle {
         if self.occupancy.is_space_denied() { Idle::Pause(SPACE_RETRY) } else { Idle::UntilEvent }
     }
 
-    /// All work there is, in a fixed order.
+    /// Runs all pending steps in a fixed order.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn step_all(&self) -> Result<()> {
         while self.step_flush()? || self.step_seal()? || self.step_sync()? || self.step_prepare()? || self.step_checkpoint_thread()? {}

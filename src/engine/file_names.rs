@@ -1,19 +1,20 @@
-//! Names of the files that belong to the engine as a whole.
+//! Names of the files that belong to no single part of the store.
 
 use crate::io::numbered;
 use crate::segment::table;
 use crate::wal::writer;
 
-/// Names of the rings of the segment stream begin with this; the logarithm of the length follows, so that one of another length can be made before it is used.
+/// The name of a ring of the segment stream begins with this. The binary logarithm of its length
+/// follows, so that a ring of another length can be created before it is used.
 const SEGMENT_RING_PREFIX: &str = "ring.segments.";
-/// The same of the rings of the WAL.
+/// The name of a ring of the WAL begins with this. The binary logarithm of its length follows.
 const WAL_RING_PREFIX: &str = "ring.wal.";
-/// Names of the two checkpoint files begin with this.
+/// The name of a checkpoint file begins with this. 0 or 1 follows.
 const CHECKPOINT_PREFIX: &str = "checkpoint.";
-/// Names of the two heat files begin with this.
+/// The name of a warmth list begins with this. 0 or 1 follows.
 const HEAT_PREFIX: &str = "heat.";
 
-/// Whether a file with this name belongs to a store and is made only after its first manifest.
+/// Whether a file with this name belongs to a store and is created only after its first manifest.
 pub(crate) fn is_store_file(name: &str) -> bool {
     let prefixes = [table::FILE_PREFIX, table::REPLACEMENT_PREFIX, writer::FILE_PREFIX, CHECKPOINT_PREFIX, HEAT_PREFIX];
     prefixes.iter().any(|prefix| numbered(name, prefix).is_some())
@@ -24,22 +25,22 @@ pub(crate) fn is_ring(name: &str) -> bool {
     [SEGMENT_RING_PREFIX, WAL_RING_PREFIX].iter().any(|prefix| numbered(name, prefix).is_some())
 }
 
-/// The ring of the segment stream that has this length.
+/// Name of the ring of the segment stream with length `len`.
 pub(crate) fn segment_ring(len: u64) -> String {
     format!("{SEGMENT_RING_PREFIX}{}", len.ilog2())
 }
 
-/// The ring of the WAL that has this length.
+/// Name of the ring of the WAL with length `len`.
 pub(crate) fn wal_ring(len: u64) -> String {
     format!("{WAL_RING_PREFIX}{}", len.ilog2())
 }
 
-/// The file of a checkpoint: two take turns.
+/// Name of the file of a checkpoint. Two files take turns.
 pub(crate) fn checkpoint(sequence: u64) -> String {
     format!("{CHECKPOINT_PREFIX}{}", sequence % 2)
 }
 
-/// The heat file with this sequence: two take turns.
+/// Name of the file of a warmth list. Two files take turns.
 pub(crate) fn heat(sequence: u64) -> String {
     format!("{HEAT_PREFIX}{}", sequence % 2)
 }

@@ -1,4 +1,9 @@
-//! What was hot in DRAM: recorded now and then, and brought back after a restart, hottest first, in the background.
+//! Warmth: remembers the hot keys of the memory tier across restarts.
+//!
+//! While entries are inserted, the hashes of the hottest keys are written every [`INTERVAL`] to one
+//! of two files. After a restart the newer whole file is read. A background thread then looks up
+//! its keys, hottest first, and inserts their records into the memory tier. A lost list costs only
+//! warmth.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -15,36 +20,38 @@ use crate::segment::extent::Extent;
 use crate::segment::format;
 use crate::tier::warmth_list::{KEYS_MAX, WarmthList};
 
-/// How often the memory tier's content is recorded while it changes.
+/// How often the keys of the memory tier are recorded while they change.
 pub(in crate::engine) const INTERVAL: Duration = Duration::from_secs(2);
-/// Keys that are brought back in one step, in the order of their places.
+/// Keys that one step brings back. The step reads their records in the order of their positions.
 const REFILL_KEYS: usize = 8192;
-/// For each key that is recorded or brought back there are at least so many bytes of memory.
+/// At most one key in this many bytes of memory is recorded or brought back.
 const BYTES_PER_KEY: u64 = 256;
-/// Records that are this close are read at once, up to that many bytes.
+/// Records with at most this many bytes between them are read at once.
 const REFILL_GAP: u64 = 16 << 10;
+/// Upper bound of the bytes of one such read.
 const REFILL_SPAN: u64 = 256 << 10;
 
-/// Keys that are recorded or brought back at most, if there are `memory` bytes.
+/// Upper bound of the number of keys that are recorded or brought back with `memory` bytes.
 fn keys_max(memory: u64) -> usize {
     KEYS_MAX.min((memory / BYTES_PER_KEY) as usize)
 }
 
-/// Where recording and refilling stand.
+/// Progress of recording and of refilling.
 #[derive(Debug, Default)]
 pub(in crate::engine) struct WarmthState {
-    /// The newest file's sequence.
+    /// Sequence of the newest file.
     sequence: u64,
-    /// Inserts into the memory tier when it was recorded last.
+    /// Number of inserts into the memory tier at the last recording.
     recorded_inserts: u64,
-    /// What is still to be brought back, coldest first.
+    /// Keys that are still to be brought back, coldest first.
     refill: Vec<KeyHash>,
-    /// How many of those, from the end, have proved themselves.
+    /// Number of keys at the end of `refill` that have proved themselves.
     refill_proved: usize,
 }
 
 impl WarmthState {
-    /// The newest heat file that is whole. None at all is no loss but warmth.
+    /// The newer of the two files that is whole, as a refill. Without a whole file the refill is
+    /// empty.
     pub(in crate::engine) fn load(disk: &dyn Disk, store: StoreId, memory: u64) -> Self {
         let read = |parity: u64| WarmthList::read(store, disk.open(&file_names::heat(parity))?.as_ref(), keys_max(memory));
         let newest = [0, 1].into_iter().filter_map(|parity| read(parity).ok().flatten()).max_by_key(|list| list.sequence);
@@ -55,11 +62,12 @@ impl WarmthState {
 }
 
 impl Engine {
-    /// Records what is in the memory tier, if that changed. A failure costs warmth only, so it is logged and no more.
+    /// Records the hottest keys of the memory tier, if the tier changed. A failure costs only
+    /// warmth, so it is logged and not returned.
     pub(crate) fn step_record_warmth(&self) -> Result<bool> {
         let mut state = lock(&self.warmth);
         let inserts = self.reads.memory().inserts();
-        // Not while it is being brought back: the old list is the better one.
+        // The old list is better while its keys are still being brought back.
         if inserts == state.recorded_inserts || !state.refill.is_empty() {
             return Ok(false);
         }
@@ -71,12 +79,13 @@ impl Engine {
             Err(error) => {
                 let counter = if is_shortage(&error) { &self.counters.disk_full } else { &self.counters.write_errors };
                 counter.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(dir = %self.context.dir.display(), %error, "what is hot was not recorded");
+                tracing::warn!(dir = %self.context.dir.display(), %error, "the list of hot keys was not written; the next start is colder");
             }
         }
         Ok(false)
     }
 
+    /// Writes the hottest keys to the file of this sequence.
     fn record_warmth(&self, sequence: u64) -> io::Result<()> {
         let (hashes, proved) = self.reads.memory().hottest(keys_max(self.context.settings.memory));
         let list = WarmthList { sequence, hashes, proved };
@@ -84,7 +93,7 @@ impl Engine {
         list.write(self.context.store, file.as_ref())
     }
 
-    /// Brings back the next keys of the recorded ones. Says whether there may be more.
+    /// Brings back the next recorded keys. Returns whether there may be more.
     pub(crate) fn step_refill(&self) -> Result<bool> {
         let (mut keys, proved) = {
             let mut state = lock(&self.warmth);
@@ -97,7 +106,7 @@ impl Engine {
             state.refill_proved -= proved;
             (keys, proved)
         };
-        // Coldest first, so those that have proved themselves are the last ones.
+        // The keys that have proved themselves are the hottest, so they are at the end.
         let hot = keys.split_off(keys.len() - proved);
         for (hashes, proved) in [(&hot, true), (&keys, false)] {
             self.refill(hashes, proved);
@@ -105,6 +114,7 @@ impl Engine {
         Ok(!hot.is_empty() || !keys.is_empty())
     }
 
+    /// Reads the records of these keys, near ones together, and inserts them into the memory tier.
     fn refill(&self, hashes: &[KeyHash], proved: bool) {
         let mut wanted: Vec<(IndexEntry, KeyHash)> = hashes.iter().filter_map(|hash| Some((self.index.get(*hash)?, *hash))).collect();
         wanted.sort_by_key(|(entry, _)| entry.location);

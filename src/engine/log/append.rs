@@ -1,8 +1,8 @@
-//! Where a mutation gets its LSN, its place in the segment stream and its frame in the WAL.
+//! Appends a record: gives it an LSN, a place in the segment stream and a frame in the WAL.
 //!
-//! [`Engine::append`] admits a record or refuses it with the cause, places it, and wakes the
-//! threads for which there is work now. All of that happens under the log lock; the record is
-//! stored before its frame, so a frame never names a record that was not stored.
+//! [`Engine::append`] admits the record or refuses it with the cause, places it, and wakes the
+//! threads that have work now. All of that happens under the log lock. The record is stored before
+//! its frame, so a frame never names a record that was not stored.
 
 use super::state::{LogState, Opened};
 use crate::engine::Engine;
@@ -18,11 +18,14 @@ use crate::wal::writer::Wal;
 
 /// Writers wait while the oldest unsynced mutation is older than this many sync intervals.
 const UNSYNCED_INTERVALS_MAX: u32 = 3;
-/// Only every mutation whose LSN is a multiple of this checks that age.
+/// The age is checked only if the next LSN is a multiple of this. While such a mutation is refused,
+/// the next LSN stays, so later mutations wait as well.
 const AGE_CHECK_LSNS: u64 = 64;
-/// The index may exceed its share of the budget by one byte in this many of `memory`.
+/// Puts wait while the index exceeds its share of the budget by more than one byte in this many of
+/// `memory`.
 const INDEX_EXCESS_SHARE: u64 = 64;
-/// Longest piece of the segment ring that is left to be flushed without waking the flush thread.
+/// The flush thread is woken once per piece of the segment ring. Upper bound of the length of such
+/// a piece.
 const FLUSH_PIECE_MAX: u64 = 1 << 20;
 
 /// A record to append.
@@ -44,13 +47,14 @@ pub(in crate::engine) enum Appending {
         /// The WAL holds the record's bytes too.
         inline: bool,
     },
-    /// A record that is kept while its segment is emptied. It keeps its LSN.
+    /// A record that is appended again because its segment is emptied or has failed. It keeps its
+    /// LSN.
     Move {
         lsn: Lsn,
         /// Its segment failed, so it goes before everything else.
         urgent: bool,
     },
-    /// A tombstone for a record of a failed segment that is lost. Urgent like its move would be.
+    /// A tombstone for a lost record of a failed segment. As urgent as a move of that record.
     Burial,
     /// A change of the catalog. The WAL holds its bytes.
     CatalogChange,
@@ -69,7 +73,7 @@ impl Appending {
         matches!(self, Self::Move { urgent: true, .. } | Self::Burial)
     }
 
-    /// Whether it makes room, directly or not, and so may take room that is kept for that.
+    /// Whether the record helps to make room, so that it may take room that is kept for this.
     fn makes_room(self) -> bool {
         matches!(self, Self::Move { .. } | Self::Burial)
     }
@@ -136,8 +140,8 @@ impl Engine {
         let (kind, len) = (append.kind, append.draft.len());
         let (settings, segment_ring, wal) = (&self.context.settings, self.log.segment_ring(), self.log.wal());
         if self.health.is_closing() {
-            // Under the lock: a close seals and checkpoints whatever was appended before it, and
-            // nothing is appended after.
+            // Checked under the log lock: a close seals and checkpoints every record that was
+            // appended before it, and no record is appended after.
             return Err(Refused::Closing);
         }
         if log.is_rescuing() && !kind.is_urgent() {
@@ -220,7 +224,7 @@ impl Engine {
         to.life_base.plus(u64::from(offset) + u64::from(len))
     }
 
-    /// Wakes the threads for which there is work now.
+    /// Wakes the threads that have work now.
     fn wake_after_append(&self, bytes: u64, unflushed: u64) {
         let (settings, marks) = (&self.context.settings, self.log.marks());
         marks.add_appended_bytes(bytes);

@@ -14,7 +14,8 @@ use crate::id::SegmentId;
 #[derive(Debug, Default)]
 pub(in crate::engine) struct Dirty(pub(super) BTreeSet<SegmentId>);
 
-/// See the module. Times are counted from the opening, in ms.
+/// The locks of flush, seal and sync, and the times of the oldest unsynced mutation. Times are in
+/// ms since the opening.
 #[derive(Debug, Default)]
 pub(in crate::engine) struct Durability {
     /// Serialises syncing and sealing: of two concurrent syncs of one file, one may swallow the
@@ -22,19 +23,19 @@ pub(in crate::engine) struct Durability {
     syncing: Mutex<()>,
     /// One write-out of the segment ring at a time. Taken before the log lock.
     flushing: Mutex<Dirty>,
-    /// A waiter asked for a sync.
+    /// A sync was requested, without regard to the interval.
     is_requested: AtomicBool,
     /// The sync thread idles without a deadline, and must be woken for the first mutation.
     is_idle: AtomicBool,
-    /// When the oldest mutation was appended that no sync has taken up, plus one; 0 without one.
+    /// When the oldest mutation was appended that no sync covers yet, plus 1. 0 without one.
     unsynced_since_ms: AtomicU64,
-    /// When the oldest mutation was appended that the running sync has taken up, plus one; else 0.
+    /// When the oldest mutation was appended that the running sync covers, plus 1. 0 without one.
     syncing_since_ms: AtomicU64,
     /// A postponed sync is not tried again before this time.
     retry_ms: AtomicU64,
     /// Syncs that succeeded.
     syncs: AtomicU64,
-    /// Syncs that the sync thread has seen.
+    /// Successful syncs that the sync thread has seen.
     syncs_seen: AtomicU64,
 }
 
@@ -67,26 +68,26 @@ impl Durability {
         self.is_requested.load(Ordering::Acquire)
     }
 
-    /// Notes that a mutation was appended at `now`, which is asked only for the oldest unsynced
-    /// one. True if the sync thread must be woken for it.
+    /// Records that a mutation was appended at `now`, which is called only for the oldest unsynced
+    /// one. Returns whether the sync thread must be woken for it.
     pub(super) fn add_mutation(&self, now: impl FnOnce() -> u64) -> bool {
         if self.unsynced_since_ms.load(Ordering::Relaxed) != 0 {
             return false;
         }
-        // Pairs with the load in `unsynced_since`: either the sync thread sees this mutation before
-        // it idles, or its idling is seen here.
+        // Pairs with the load in `has_unsynced`: either the sync thread sees this mutation before
+        // it idles, or this thread sees that it idles.
         self.unsynced_since_ms.store(now() + 1, Ordering::SeqCst);
         self.is_idle.load(Ordering::SeqCst) && self.is_idle.swap(false, Ordering::SeqCst)
     }
 
-    /// A sync takes up everything that was appended. Called under the log lock.
+    /// A sync begins that covers everything that was appended. Called under the log lock.
     pub(super) fn begin_sync(&self) {
         self.is_requested.store(false, Ordering::Release);
         let since = self.unsynced_since_ms.swap(0, Ordering::AcqRel);
         self.syncing_since_ms.store(since, Ordering::Release);
     }
 
-    /// The sync took up nothing that is new.
+    /// The sync found nothing unsynced.
     pub(super) fn end_idle_sync(&self) {
         self.syncing_since_ms.store(0, Ordering::Release);
     }
@@ -97,8 +98,8 @@ impl Durability {
         self.syncs.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The sync could not be done: its mutations are as old as they were, and it is not tried again
-    /// before `retry`.
+    /// The sync could not be done. Its mutations keep their age, and it is not tried again before
+    /// `retry`.
     pub(super) fn postpone_sync(&self, retry: Duration) {
         self.retry_ms.store(retry.as_millis() as u64, Ordering::Release);
         let since = self.syncing_since_ms.swap(0, Ordering::AcqRel);
@@ -129,13 +130,13 @@ impl Durability {
         self.syncs.load(Ordering::Relaxed)
     }
 
-    /// Whether a sync succeeded since the sync thread asked last.
+    /// Whether a sync succeeded since the last call. Only the sync thread calls this.
     pub(in crate::engine) fn take_progress(&self) -> bool {
         let syncs = self.syncs();
         self.syncs_seen.swap(syncs, Ordering::Relaxed) != syncs
     }
 
-    /// The sync thread is about to idle without a deadline of its own.
+    /// The sync thread is about to idle without a deadline.
     pub(in crate::engine) fn set_idle(&self) {
         self.is_idle.store(true, Ordering::SeqCst);
     }
@@ -153,7 +154,8 @@ impl Engine {
         self.durability.unsynced_age(self.context.time.monotonic())
     }
 
-    /// Waits until `event` happens after it was `seen`, or runs the steps that bring it about.
+    /// Waits until `event` happens after it was `seen`. In inline mode it runs the pending steps
+    /// instead.
     pub(in crate::engine) fn wait(&self, event: &Event, seen: u64, timeout: Option<Duration>) {
         match self.context.mode {
             Mode::Threads => {

@@ -10,11 +10,12 @@ use crate::id::SegmentId;
 use crate::segment::failed::Failed;
 use crate::segment::table::Stage;
 
-/// A store in which more than one in this many bytes of flash have failed takes no more mutations.
+/// The store refuses mutations once more than one byte in this many of its flash is out of use.
 const FAILED_SHARE_MAX: u64 = 4;
 
 impl Engine {
-    /// Takes a segment out of use that is open or full. Its records are rescued later.
+    /// Takes an open or full segment out of use, with its records and its unflushed bytes. They are
+    /// rescued later.
     pub(super) fn fail_segment(&self, dirty: &mut Dirty, id: SegmentId, error: &io::Error) -> Result<()> {
         dirty.0.remove(&id);
         let mut log = self.log.lock();
@@ -39,7 +40,7 @@ impl Engine {
         self.record_failure(id, error)
     }
 
-    /// Bytes of the segments that failed since the opening.
+    /// Bytes of the segments that are out of use: failed or quarantined, also by an earlier life.
     pub(in crate::engine) fn failed_bytes(&self) -> u64 {
         self.table.select(|row| row.stage.is_out_of_use()).iter().map(|row| row.size).sum()
     }

@@ -56,8 +56,9 @@ impl Engine {
         Ok(busy)
     }
 
-    /// The oldest segment that has not left the ring. One look under the log lock: between two, the
-    /// open segment could retire, and its last records would be taken for written.
+    /// The oldest segment that has not left the ring. It is looked up under one hold of the log
+    /// lock: otherwise the open segment could retire in between, and its last records would be
+    /// taken for written.
     fn oldest_unwritten(&self) -> Option<Unwritten> {
         let log = self.log.lock();
         log.oldest_unwritten(self.log.segment_ring().written())

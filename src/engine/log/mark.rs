@@ -1,4 +1,4 @@
-//! Marks: WAL frames that state what is durable and what time it is.
+//! Marks: WAL frames that state the durable LSN and the store time.
 
 use std::time::Duration;
 

@@ -4,11 +4,13 @@
 //! append ─► segment ring, WAL ring ─► flush, seal ─► segment files
 //!                                 └─► sync ────────► WAL files, `durable`
 //! ```
-//! `stream` owns the rings, the log lock and the stripes; `state` is the data under the log lock.
-//! `append` places a record, and `mark` the time. `flush` writes the segment ring to segment files,
-//! `seal` gives full segments their footers, `sync` makes everything durable, and `failed` takes a
-//! segment out of use. `durability` holds the locks of those steps and knows what is unsynced, and
-//! `pace` when a checkpoint is due.
+//! - `stream` owns the rings, the log lock and the stripes. `state` is the data under the log lock.
+//! - `append` places a record, and `mark` appends a mark.
+//! - `flush` writes the segment ring to segment files. `seal` gives full segments their footers.
+//! - `sync` makes everything durable, and `failed` takes a segment out of use.
+//! - `durability` holds the locks of flush, seal and sync, and knows how old the oldest unsynced
+//!   mutation is.
+//! - `pace` decides when a checkpoint is due, and `watermarks` counts how far each step has come.
 
 pub(in crate::engine) mod append;
 pub(in crate::engine) mod durability;

@@ -1,16 +1,16 @@
-//! The pace of checkpoints: how many records a recovery would have to replay.
+//! The pace of checkpoints: bounds how many records a recovery must replay.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use crate::concurrent::lock;
 
-/// Up to this many records to replay, no put waits for a checkpoint: a small store fills faster
-/// than its checkpoints are synced.
+/// No put waits for a checkpoint while at most this many records must be replayed: a small store
+/// fills faster than its checkpoints are synced.
 const REPLAY_FREE: u64 = 256 << 10;
 /// Fewest records between two checkpoints.
 const INTERVAL_MIN: u64 = 32_768;
-/// A checkpoint is due after one record for this many entries of the index.
+/// A checkpoint is due after one record per this many entries of the index.
 const ENTRIES_PER_RECORD: u64 = 6;
 
 /// Counts the records since the last checkpoint began.
@@ -37,28 +37,29 @@ impl CheckpointPace {
         Self { checkpointing: Mutex::default(), records: records.into(), is_asked, is_running }
     }
 
-    /// Counts a record. True if the checkpoint thread must be woken: for the first record at which
-    /// a checkpoint is due.
+    /// Counts a record. True if the checkpoint thread must be woken, which happens once: at the
+    /// first record for which a checkpoint is due.
     pub(super) fn add_record(&self, entries: u64) -> bool {
         let before = self.records.fetch_add(1, Ordering::Relaxed);
         before >= interval(entries) && !self.is_asked.swap(true, Ordering::SeqCst)
     }
 
-    /// Whether a running checkpoint is outrun: the next one would be long due before it ends. Puts
-    /// then wait, so that recovery replays little more than two intervals, or than one interval and
+    /// Whether writers outrun the running checkpoint: the next one is due before it ends. Puts then
+    /// wait. So recovery replays little more than two intervals, or than one interval and
     /// [`REPLAY_FREE`].
     pub(super) fn is_outrun(&self, entries: u64) -> bool {
         self.is_running.load(Ordering::Relaxed) && self.records.load(Ordering::Relaxed) >= interval(entries).max(REPLAY_FREE)
     }
 
-    /// Whether a checkpoint is due. Lets the next record for which one is due ask again.
+    /// Whether a checkpoint is due. The next record for which one is due wakes the thread again.
     pub(in crate::engine) fn take_due(&self, entries: u64) -> bool {
-        // Before the count is read: a record that is counted later asks again.
+        // Reset before the count is read, so that a record which is counted later wakes the thread
+        // again.
         self.is_asked.store(false, Ordering::SeqCst);
         self.records.load(Ordering::Relaxed) >= interval(entries)
     }
 
-    /// Runs one checkpoint, after any other that is being written.
+    /// Runs one checkpoint, after the one that is being written.
     pub(in crate::engine) fn run<T>(&self, checkpoint: impl FnOnce() -> T) -> T {
         let _one_at_a_time: MutexGuard<'_, ()> = lock(&self.checkpointing);
         self.is_running.store(true, Ordering::Relaxed);

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::segment::writer::{Full, write_footer};
 
 impl Engine {
-    /// Seals full segments that were flushed, oldest first. True if there was one.
+    /// Seals full segments that were flushed, oldest first. Returns whether there was one.
     pub(crate) fn step_seal(&self) -> Result<bool> {
         if !self.log.lock().has_full() {
             return Ok(false);
@@ -33,7 +33,8 @@ impl Engine {
         Ok(busy)
     }
 
-    /// Retires the open segment, so that it can be sealed. Only once nothing is appended any more.
+    /// Retires the open segment, so that it can be sealed. Called once no record is appended any
+    /// more.
     pub(in crate::engine) fn retire_last(&self) {
         let _observed = self.context.observe(Activity::Seal);
         self.retire_open(&mut self.log.lock());

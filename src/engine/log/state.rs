@@ -10,12 +10,13 @@ use crate::segment::format::Life;
 use crate::segment::table::WalStart;
 use crate::segment::writer::{Full, Open};
 
-/// See the module. No I/O happens here.
+/// The data under the log lock. Its methods do no I/O.
 #[derive(Debug)]
 pub(in crate::engine) struct LogState {
     next_lsn: Lsn,
     open: Option<Open>,
-    /// The open segment was the last ready one, so it is kept for moves until another is ready.
+    /// The open segment was the last ready one. It is kept for moves until another segment is
+    /// ready.
     is_reserved: bool,
     /// Segments whose life the manifest states, with their sizes, in the order of their bases.
     ready: VecDeque<(Life, u64)>,
@@ -27,8 +28,8 @@ pub(in crate::engine) struct LogState {
     failures: u64,
     /// Position of the next frame in the WAL.
     wal_head: u64,
-    /// Every record from this LSN on is in the WAL itself. Older ones may be in the segment stream
-    /// alone.
+    /// Every mutation from this LSN on is in the WAL with its record. Older ones, and moves, may be
+    /// in the segment stream alone.
     last_by_reference: Lsn,
 }
 
@@ -42,7 +43,7 @@ pub(super) struct Opened {
     pub(super) is_first: bool,
 }
 
-/// A segment of which records may be in the ring alone.
+/// A segment whose records may be in the segment ring alone.
 pub(super) struct Unwritten {
     pub(super) life: Life,
     /// Position at which its records end.
@@ -51,13 +52,13 @@ pub(super) struct Unwritten {
     pub(super) full: Option<u64>,
 }
 
-/// What a sync must make durable.
+/// The state up to which a sync makes everything durable.
 pub(super) struct SyncPoint {
     pub(super) appended: Lsn,
     pub(super) wal_head: u64,
-    /// Records up to `last_by_reference` may be in the segment stream alone.
+    /// Records below this LSN, and moves before this sync, may be in the segment stream alone.
     pub(super) last_by_reference: Lsn,
-    /// Every record of a failed segment was appended again.
+    /// Every record of every failed segment was appended again, or has a tombstone.
     pub(super) is_rescued: bool,
     pub(super) failures: u64,
 }
@@ -158,7 +159,7 @@ impl LogState {
         }
     }
 
-    /// The oldest segment with records above `written`, else the open one.
+    /// The oldest segment with records above `written`. Without one, the open segment.
     pub(super) fn oldest_unwritten(&self, written: u64) -> Option<Unwritten> {
         let full = self.full.iter().find(|full| full.end().0 > written);
         let full = full.map(|full| Unwritten { life: full.life, end: full.end().0, full: Some(full.size) });
@@ -174,7 +175,7 @@ impl LogState {
         self.full.pop_front_if(|full| full.end().0 <= written)
     }
 
-    /// Puts back the oldest full segment.
+    /// Puts back a full segment that [`LogState::pop_written`] returned.
     pub(super) fn push_full_front(&mut self, full: Full) {
         self.full.push_front(full);
     }
@@ -208,7 +209,7 @@ impl LogState {
         self.failures += 1;
     }
 
-    /// Whether a failed segment still holds records that are not elsewhere.
+    /// Whether a failed segment is not quarantined yet: its records are being rescued.
     pub(in crate::engine) fn is_rescuing(&self) -> bool {
         !self.failed.is_empty()
     }

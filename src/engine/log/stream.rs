@@ -1,4 +1,4 @@
-//! The two streams of an open store, and the locks that order what enters them.
+//! The two streams of an open store, and the locks that order new records.
 
 use std::sync::{Mutex, MutexGuard};
 
@@ -18,7 +18,7 @@ pub(in crate::engine) struct Log {
     state: Mutex<LogState>,
     segment_ring: Ring,
     wal: Wal,
-    /// One is held from the choice of a record's position until the index names that position.
+    /// One is held from the choice of a record's position until the index points to that position.
     stripes: Box<[Mutex<()>]>,
     marks: Watermarks,
 }
@@ -29,12 +29,12 @@ impl Log {
         Self { state: Mutex::new(state), segment_ring, wal, stripes, marks }
     }
 
-    /// Takes the log lock. After a stripe, `syncing` and `flushing`.
+    /// Takes the log lock. It is taken after a stripe, `syncing` and `flushing`.
     pub(in crate::engine) fn lock(&self) -> MutexGuard<'_, LogState> {
         lock(&self.state)
     }
 
-    /// Takes the stripe lock of a key. Before the log lock.
+    /// Takes the stripe lock of a key. It is taken before the log lock.
     pub(in crate::engine) fn stripe(&self, hash: KeyHash) -> MutexGuard<'_, ()> {
         lock(&self.stripes[hash.0 as usize & (STRIPES - 1)])
     }

@@ -17,7 +17,7 @@ use crate::id::Lsn;
 use crate::io::is_shortage;
 use crate::wal::writer::Wal;
 
-/// How a sync ended that did not fail the engine.
+/// The outcome of a sync that did not fail the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::engine) enum Synced {
     /// Nothing was unsynced.
@@ -76,8 +76,8 @@ impl Engine {
         let SyncPoint { appended, wal_head, last_by_reference, is_rescued, failures } = point;
         let is_by_reference = last_by_reference > marks.durable();
         let nothing_new = appended <= marks.durable() && bytes == marks.synced_bytes();
-        // Marks alone may have filled the ring, and a mutation may wait for room for the longest
-        // frame.
+        // Marks alone may have filled the ring, and a mutation may wait until the longest frame
+        // fits.
         if nothing_new && wal.has_room(Wal::end_of(wal_head, INLINE_LEN_MAX)) {
             self.durability.end_idle_sync();
             return Ok(Synced::Nothing);
@@ -102,8 +102,8 @@ impl Engine {
         self.events.room.signal();
         wal.sync().map_err(|e| self.fail("syncing the WAL", &e))?;
         if !is_rescued || self.log.lock().failures() != failures {
-            // Some records of a failed segment are nowhere yet where they would survive a host
-            // crash, or were appended again after this sync began.
+            // Some records of a failed segment would not survive a host crash yet, or were appended
+            // again after this sync began.
             self.postpone_sync();
             return Ok(Synced::RescueFirst);
         }
@@ -126,7 +126,8 @@ impl Engine {
     }
 
     /// Flushes and syncs the segment stream, before the frames that name its records. The other
-    /// order would be as true, since nothing is acknowledged in between. Flushes go on meanwhile.
+    /// order would be safe as well, since nothing is acknowledged in between. Flushes go on
+    /// meanwhile.
     fn sync_segments(&self) -> Result<()> {
         for segment in self.flush_all()? {
             if let Err(error) = self.table.file(segment).and_then(|file| file.sync()) {

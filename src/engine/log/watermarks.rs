@@ -1,10 +1,11 @@
-//! How far the streams have come. Read without a lock; every watermark only grows.
+//! How far the two streams have come. Watermarks are read without a lock, and only grow.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::id::Lsn;
 
-/// `durable <= written <= appended`, all LSNs, and the same in bytes of both streams.
+/// The watermarks of both streams. `durable <= written <= appended` are LSNs, and `synced_bytes <=
+/// appended_bytes` count bytes.
 #[derive(Debug, Default)]
 pub(in crate::engine) struct Watermarks {
     appended: AtomicU64,
@@ -43,7 +44,7 @@ impl Watermarks {
         self.appended.store(lsn.0, Ordering::Release);
     }
 
-    /// Everything up to this LSN has left the rings for a file, or is being rescued.
+    /// Every mutation up to this LSN is in a WAL or segment file, or is being rescued.
     pub(in crate::engine) fn written(&self) -> Lsn {
         Lsn(self.written.load(Ordering::Relaxed))
     }
@@ -52,7 +53,8 @@ impl Watermarks {
         self.written.fetch_max(lsn.0, Ordering::AcqRel);
     }
 
-    /// Everything up to this LSN is synced, and so is its frame.
+    /// Every mutation up to this LSN is synced: its frame, and its record in the WAL or in a
+    /// segment.
     pub(in crate::engine) fn durable(&self) -> Lsn {
         Lsn(self.durable.load(Ordering::Acquire))
     }
@@ -61,7 +63,7 @@ impl Watermarks {
         self.durable.fetch_max(lsn.0, Ordering::AcqRel);
     }
 
-    /// The highest LSN in a segment that was emptied. Newer entries were not evicted.
+    /// The highest LSN in a segment that was or is being emptied. Newer entries were not evicted.
     pub(in crate::engine) fn reclaimed(&self) -> Lsn {
         Lsn(self.reclaimed.load(Ordering::Acquire))
     }

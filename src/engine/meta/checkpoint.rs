@@ -1,4 +1,21 @@
-//! Checkpoints of the index, taken while writers go on.
+//! Writes checkpoints of the index while writers go on.
+//!
+//! 1. Choose a start position in the segment stream such that every mutation before it is in the
+//!    index.
+//! 2. Copy the index into a file. Writers change it meanwhile.
+//! 3. Sync everything that the copy may show.
+//! 4. Make the manifest name the file and the start position. Two files take turns, so the old
+//!    checkpoint is whole until then.
+//!
+//! The copy is no snapshot: a mutation after the start position may be in it or not. That is
+//! harmless. Recovery loads the copy and then applies, in order, every record from the start
+//! position on. For a key with such a record, the last one decides and the copy does not matter.
+//! For any other key the copy is right, since nothing has changed the key since the start. An entry
+//! that points into a segment which was reused since is dropped at load: the checkpoint lists the
+//! base of each segment.
+//!
+//! Step 3 comes before step 4 because a copy may show a mutation that is not durable. After a power
+//! cut the store could serve that mutation without the ones before it.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -11,7 +28,7 @@ use crate::index::checkpoint;
 use crate::io::is_shortage;
 
 impl Engine {
-    /// Takes a checkpoint if one is due, or if `force` says so. Says whether it did.
+    /// Takes a checkpoint if one is due, or in any case with `force`. Returns whether it did.
     pub(crate) fn step_checkpoint(&self, force: bool) -> Result<bool> {
         if self.health.has_failed() {
             return Ok(false);
@@ -28,24 +45,28 @@ impl Engine {
         taken
     }
 
+    /// Writes a checkpoint and makes the manifest name it. False if the disk refused the file or
+    /// the sync.
     fn checkpoint(&self) -> Result<bool> {
         let sequence = self.manifest.lock().checkpoint.map_or(0, |c| c.sequence) + 1;
         let start = match self.write_checkpoint(sequence) {
             Ok(start) => start,
             Err(e) if is_shortage(&e) => {
-                // A store without a fresh checkpoint is slower to open, nothing else.
-                self.record_shortage("no room for a checkpoint", &e);
+                // Without a fresh checkpoint the store takes longer to open. Nothing else depends
+                // on it.
+                self.record_shortage("no room for a checkpoint; the next one is tried later", &e);
                 return Ok(false);
             }
             Err(e) => {
-                // Nothing relies on the file: the next checkpoint makes a new one.
+                // No manifest names the file: the next checkpoint creates it again.
                 self.counters.write_errors.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(dir = %self.context.dir.display(), error = %e, "a checkpoint cannot be written");
                 let _gone_or_not = self.context.disk.remove(&file_names::checkpoint(sequence));
                 return Ok(false);
             }
         };
-        // The copy may show mutations that are not synced yet. Named before they are, it could outlive them: a selection of mutations, not a prefix.
+        // The copy may show mutations that are not synced. A manifest that names it before they are
+        // would keep a selection of mutations instead of a prefix.
         let shown = self.log.marks().appended_bytes();
         self.step_sync()?;
         if self.log.marks().synced_bytes() < shown {
@@ -56,11 +77,12 @@ impl Engine {
         Ok(true)
     }
 
-    /// Writes the checkpoint file. The position from which it must be added to.
+    /// Writes the checkpoint file. Returns the position from which recovery applies later records.
     fn write_checkpoint(&self, sequence: u64) -> io::Result<Position> {
         self.pace.restart();
         let start = self.quiesced_position();
-        // Taken before the copy: an entry of a life that begins later fails the comparison at load, and is replayed instead.
+        // Taken before the copy. An entry of a life that begins later does not match its base at
+        // load, and is replayed instead.
         let bases = self.table.bases();
         loop {
             let len = checkpoint::file_len(&self.index, bases.len());
@@ -74,10 +96,13 @@ impl Engine {
         }
     }
 
-    /// A position such that every mutation before it is in the index: whoever had chosen one held a stripe, and all were free once since.
+    /// A position such that every mutation before it is in the index. A writer holds a stripe from
+    /// the choice of its position until the index has its entry, and each stripe was free once
+    /// after this position was read.
     fn quiesced_position(&self) -> Position {
         let start = {
-            // Under the manifest, so that no segment becomes ready between a look at the log and the answer.
+            // The manifest lock is held, so that no segment becomes ready between the look at the
+            // log and the fallback to the next base.
             let manifest = self.manifest.lock();
             self.log.lock().next_position().unwrap_or(manifest.next_base)
         };

@@ -1,4 +1,4 @@
-//! Writes the manifest of an open store.
+//! Writes the manifest of an open store: segments, WAL start, catalog, watermarks and checkpoint.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,14 +37,14 @@ impl ManifestKeeper {
     }
 }
 
-/// Bytes that the catalog may take before the manifest's files must become longer.
+/// Bytes that the catalog may take before the files of the manifest must become longer.
 pub(in crate::engine) fn catalog_room(manifest: &ManifestStore) -> usize {
     (manifest.len() as usize).saturating_sub(manifest.len_with(0))
 }
 
 impl Engine {
-    /// Writes what the engine knows now into the manifest, and gives up the WAL before the position
-    /// from which a recovery would replay it.
+    /// Writes the current state of the engine into the manifest. Then trims the WAL before the
+    /// position from which a recovery would replay it.
     pub(in crate::engine) fn write_manifest(&self, manifest: &mut ManifestStore) -> Result<()> {
         self.store_manifest(manifest).map_err(|e| self.fail("writing the manifest", &e))
     }
@@ -69,7 +69,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes the manifest state every segment that failed, since a later process could not know.
+    /// Makes the manifest state every failed segment, since a later process could not find out.
     pub(in crate::engine) fn state_failed(&self, manifest: &mut ManifestStore) -> Result<()> {
         let is_stated =
             |row: &Row| matches!(manifest.segments[row.life.id.index()].state, SegmentState::Failed | SegmentState::Quarantined);
@@ -98,8 +98,8 @@ impl Engine {
         self.write_manifest(&mut manifest)
     }
 
-    /// Makes the manifest's files longer if a catalog change waits for that. True if it did; false
-    /// also if the disk has no room.
+    /// Makes the files of the manifest longer if a catalog change waits for that. Returns false if
+    /// none waits, or if the disk has no room.
     pub(crate) fn step_grow(&self) -> Result<bool> {
         if self.manifest.is_space_denied.swap(false, Ordering::AcqRel) {
             // Catalog changes that still wait ask again.
@@ -115,7 +115,7 @@ impl Engine {
             Err(e) if is_shortage(&e) => {
                 self.namespaces.forget_wanted();
                 self.manifest.is_space_denied.store(true, Ordering::Release);
-                self.record_shortage("no room for a longer manifest", &e);
+                self.record_shortage("no room for a longer manifest; it is tried again", &e);
                 return Ok(false);
             }
             Err(e) => return Err(self.fail("growing the manifest", &e)),
@@ -126,8 +126,8 @@ impl Engine {
     }
 
     /// Counts and logs that the disk had no room.
-    pub(in crate::engine) fn record_shortage(&self, what: &'static str, error: &io::Error) {
+    pub(in crate::engine) fn record_shortage(&self, message: &'static str, error: &io::Error) {
         self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(dir = %self.context.dir.display(), %error, "{what}");
+        tracing::warn!(dir = %self.context.dir.display(), %error, "{message}");
     }
 }

@@ -1,4 +1,4 @@
-//! What the store knows of itself, on disk: the manifest, the catalog in it, and checkpoints of the
+//! The metadata of the store on disk: the manifest, the catalog in it, and checkpoints of the
 //! index.
 
 pub(in crate::engine) mod checkpoint;

@@ -46,19 +46,20 @@ impl Namespace {
     }
 }
 
-/// The catalog as it is, and as a manifest may state it.
+/// The current catalog, and the part of it that a manifest may state.
 #[derive(Debug)]
 struct Registry {
     current: Catalog,
     /// The catalog without the changes in `pending`.
     settled: Catalog,
-    /// Changes that a power cut may still take back, together with everything before them; oldest
-    /// first.
+    /// Changes that a power cut may still take back, together with every mutation before them.
+    /// Oldest first.
     pending: VecDeque<(Lsn, Vec<u8>)>,
     handles: BTreeMap<String, Arc<Namespace>>,
 }
 
 impl Registry {
+    /// Moves changes that are in sealed segments or durable from `pending` to `settled`.
     fn settle(&mut self, wal_start: Lsn, durable: Lsn) {
         while let Some((lsn, change)) = self.pending.pop_front_if(|(lsn, _)| *lsn < wal_start || *lsn <= durable) {
             if let Some(change) = CatalogChange::decode(&change) {
@@ -67,6 +68,7 @@ impl Registry {
         }
     }
 
+    /// Applies an appended change to the current catalog and to the handles.
     fn apply(&mut self, lsn: Lsn, change: &CatalogChange<'_>, durable: Lsn) {
         self.current.apply(lsn, change);
         self.pending.push_back((lsn, change.encode()));
@@ -103,9 +105,9 @@ impl Namespaces {
         Self { registry: Mutex::new(registry), room: room.into(), wanted: 0.into() }
     }
 
-    /// The catalog that a manifest may state: with changes before `wal_start`, where everything is
-    /// in sealed segments, and with changes that are `durable`, so that a change never outlives a
-    /// mutation before it. Replay finds the other changes.
+    /// The catalog that a manifest may state: with every change below `wal_start`, where all
+    /// records are in sealed segments, and with every `durable` change. So a change never outlives
+    /// a mutation before it. Replay finds the other changes.
     pub(super) fn settle(&self, wal_start: Lsn, durable: Lsn) -> Catalog {
         let mut registry = lock(&self.registry);
         registry.settle(wal_start, durable);
@@ -122,19 +124,20 @@ impl Namespaces {
         self.wanted.load(Ordering::Acquire)
     }
 
-    /// The disk has no room. Waiting changes ask again.
+    /// Forgets the size that waiting changes asked for, since the disk has no room. They ask again.
     pub(super) fn forget_wanted(&self) {
         self.wanted.store(0, Ordering::Release);
     }
 
-    /// The manifest's files have room for a catalog of `bytes`.
+    /// Records that the files of the manifest have room for a catalog of `bytes`.
     pub(super) fn set_room(&self, bytes: usize) {
         // Pairs with the acquire in `beyond_room`: a change that sees the room finds the files that
         // have it.
         self.room.store(bytes, Ordering::Release);
     }
 
-    /// The most bytes that `catalog` takes with one more change, if a manifest could not state it.
+    /// Upper bound of the size of `catalog` with one more change, if the files of the manifest are
+    /// too short for it.
     fn beyond_room(&self, catalog: &Catalog, change_len: usize) -> Option<usize> {
         let wanted = catalog.len_at_most() + change_len + CHANGE_OVERHEAD;
         (wanted > self.room.load(Ordering::Acquire)).then_some(wanted)
@@ -266,6 +269,7 @@ pub(in crate::engine) enum Changed {
     },
 }
 
+/// Checks the lengths of a change.
 fn check(change: &CatalogChange<'_>) -> Result<()> {
     let (name, value): (&str, &[u8]) = match change {
         CatalogChange::Namespace(name) => (name, &[]),
@@ -281,10 +285,11 @@ fn check(change: &CatalogChange<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a change that would exceed the number of namespaces or resume tokens.
 fn check_count(catalog: &Catalog, change: &CatalogChange<'_>) -> Result<()> {
-    let (full, what, max) = match change {
+    let (full, kind, max) = match change {
         CatalogChange::Namespace(name) => {
-            // The default one is there before it is listed.
+            // The default namespace exists before the catalog lists it.
             let named = catalog.namespaces.keys().filter(|name| !name.is_empty()).count();
             (catalog.generation(name).is_none() && named >= NAMESPACES_MAX, "namespaces", NAMESPACES_MAX)
         }
@@ -293,5 +298,5 @@ fn check_count(catalog: &Catalog, change: &CatalogChange<'_>) -> Result<()> {
             (!value.is_empty() && !catalog.tokens.contains_key(*name) && catalog.tokens.len() >= TOKENS_MAX, "resume tokens", TOKENS_MAX)
         }
     };
-    if full { Err(Error::InvalidName { reason: format!("there are {max} {what} already, which is the limit") }) } else { Ok(()) }
+    if full { Err(Error::InvalidName { reason: format!("there are {max} {kind} already, which is the limit") }) } else { Ok(()) }
 }

@@ -1,18 +1,16 @@
-//! What the machine and the budget must give before a store is opened.
+//! Checks that the machine and the memory budget suffice, before a store is opened.
 
 use crate::config::{Options, Settings};
 use crate::error::{Error, Result};
 use crate::index::geometry::Geometry;
 use crate::io::host::{self, Descriptors};
 
-/// File descriptors that an open store may have beside those of its segments.
+/// File descriptors of an open store, those of its segments not counted.
 const DESCRIPTORS_BESIDE: u64 = 64;
 
-/// Makes room for the index that recovery built. Only if `memory` is left to the engine; else the
-/// oldest entries are evicted later.
-///
-/// # Errors
-/// [`Error::NeedsResize`] if the options forbid that.
+/// Raises the memory budget so that the recovered index of `index` bytes fits, with an eighth to
+/// spare. If the caller has set `memory`, the budget stays, and the oldest entries are evicted
+/// later.
 pub(in crate::engine) fn fit_index(mut settings: Settings, options: &Options, index: u64) -> Result<Settings> {
     if index <= settings.index_bytes_max {
         return Ok(settings);
@@ -28,7 +26,8 @@ pub(in crate::engine) fn fit_index(mut settings: Settings, options: &Options, in
     Ok(settings)
 }
 
-/// Refuses what this machine cannot give, before anything relies on it.
+/// Checks that this machine has the memory and the file descriptors that `settings` need, and
+/// reserves the descriptors. A simulated disk (not `is_real`) needs none.
 pub(super) fn check_machine(is_real: bool, settings: &Settings) -> Result<Option<Descriptors>> {
     check_memory(settings)?;
     let (segments, needed) = (settings.segments, u64::from(settings.segments) + DESCRIPTORS_BESIDE);
@@ -43,6 +42,7 @@ pub(super) fn check_machine(is_real: bool, settings: &Settings) -> Result<Option
     })
 }
 
+/// Refuses a memory budget above the physical memory of this machine.
 pub(super) fn check_memory(settings: &Settings) -> Result<()> {
     let there = host::physical_memory();
     if settings.memory > there {
@@ -52,7 +52,9 @@ pub(super) fn check_memory(settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// Makes room for an index that is large although it is empty, because of segments that were larger, or more, than those of `settings`; or refuses to, if `memory` is given.
+/// Raises the memory budget so that an empty index of this geometry takes at most half of its
+/// share. An empty index is large if the store has more or larger segments than `settings` ask for.
+/// If the caller has set `memory`, the opening is refused instead.
 pub(super) fn fit_geometry(mut settings: Settings, options: &Options, geometry: &Geometry) -> Result<Settings> {
     let empty = geometry.partitions() as u64 * 16;
     if empty <= settings.index_bytes_max / 2 {
@@ -65,7 +67,7 @@ pub(super) fn fit_geometry(mut settings: Settings, options: &Options, geometry: 
         return Ok(settings);
     }
     let reason = format!(
-        "{} B given, the store's segments as they are need at least {}; once it has been emptied of them, less is enough",
+        "{} B given, the store's present segments need at least {}; less is enough once they are emptied",
         settings.memory,
         empty * 4
     );

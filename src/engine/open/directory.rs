@@ -1,4 +1,4 @@
-//! Whose directory it is: a store's, a new one's, or somebody else's.
+//! Decides whether a directory holds a store, may take a new one, or belongs to another program.
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
@@ -15,18 +15,19 @@ use crate::io::posix::{self, LOCK_FILE};
 use crate::io::{Disk, DiskLock, LockError};
 use crate::manifest::{self, LoadError, Manifest};
 
-/// How long a live holder may take to go away before it is named.
+/// How long an opening waits for a live process that holds the lock.
 const GRACE: Duration = Duration::from_millis(200);
-/// How often a held lock is tried again.
+/// Pause between two attempts to take a held lock.
 const LOCK_RETRY: Duration = Duration::from_millis(2);
 
-/// Loads the manifest and whether a copy of it was damaged. `None` if the store is yet to be made.
+/// Loads the manifest. The flag says whether a copy of it was damaged. `None` if the store is yet
+/// to be created.
 pub(super) fn load_manifest(disk: &dyn Disk, options: &Options) -> Result<Option<(Manifest, bool)>> {
     let (dir, path) = (&options.dir, options.dir.join(manifest::FILES[0]));
     match manifest::load(disk) {
         Ok(loaded) => Ok(Some(loaded)),
-        // The first manifest is whole before any other file but rings exists. So it was being
-        // written, or was not begun, and nothing was ever stored.
+        // The first manifest is whole before any other file but the rings exists. So the creation
+        // of the store was interrupted, and nothing was ever stored.
         Err(LoadError::Missing | LoadError::Corrupt) if is_interrupted_creation(disk, options)? => match options.create {
             true => Ok(None),
             false => Err(Error::NotFound { path: dir.clone() }),
@@ -40,6 +41,7 @@ pub(super) fn load_manifest(disk: &dyn Disk, options: &Options) -> Result<Option
     }
 }
 
+/// The real disk of the options' directory, which is created if it is missing.
 pub(super) fn posix_disk(options: &Options) -> Result<posix::PosixDisk> {
     let dir = prepare_directory(options)?;
     let handle = fs::File::open(dir).map_err(Error::io("open the directory", dir))?;
@@ -47,6 +49,7 @@ pub(super) fn posix_disk(options: &Options) -> Result<posix::PosixDisk> {
         .map_err(|e| Error::InvalidOption { name: "backend", reason: format!("io_uring cannot be used here: {e}") })
 }
 
+/// Checks that the directory exists, or creates it if the options allow that.
 fn prepare_directory(options: &Options) -> Result<&Path> {
     let dir = options.dir.as_path();
     match fs::metadata(dir) {
@@ -62,21 +65,26 @@ fn prepare_directory(options: &Options) -> Result<&Path> {
     Ok(dir)
 }
 
-/// Refuses a directory that is somebody else's, before anything is made in it, and a store whose manifest is missing.
+/// Refuses a directory of another program, before anything is created in it, and a store whose
+/// manifest is missing.
 pub(super) fn check_contents(disk: &dyn Disk, options: &Options) -> Result<()> {
     let files = disk.list().map_err(Error::io("list the directory", &options.dir))?;
     if let Some((found, _)) = files.iter().find(|(name, _)| manifest::is_manifest_file(name)) {
-        // Whoever makes a store takes its lock first.
+        // The lock file is created before the manifest, so a directory that has one belongs to a
+        // store.
         let is_ours = files.iter().any(|(name, _)| name == LOCK_FILE)
             || !matches!(manifest::load(disk), Err(LoadError::Missing | LoadError::Corrupt))
             || manifest::may_be_interrupted_creation(disk).map_err(Error::io("read the manifest in", &options.dir))?;
         return match is_ours {
             true => Ok(()),
-            false => Err(Error::Corrupt { path: options.dir.join(found), what: "it is no manifest, and there is no other".to_owned() }),
+            false => Err(Error::Corrupt {
+                path: options.dir.join(found),
+                what: "it is not a manifest, and the directory has no other".to_owned(),
+            }),
         };
     }
     if let Some((found, _)) = files.iter().find(|(name, _)| file_names::is_store_file(name)) {
-        let what = format!("it is missing, but there is {found}");
+        let what = format!("the manifest is missing, but {found} exists");
         return Err(Error::Corrupt { path: options.dir.join(manifest::FILES[0]), what });
     }
     if let Some((found, _)) = files.iter().find(|(name, _)| name != LOCK_FILE && !file_names::is_ring(name)) {
@@ -88,7 +96,8 @@ pub(super) fn check_contents(disk: &dyn Disk, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Whether what is there is a store whose creation was interrupted, so that it can begin again.
+/// Whether the directory holds a store whose creation was interrupted, so that the creation can
+/// begin again.
 fn is_interrupted_creation(disk: &dyn Disk, options: &Options) -> Result<bool> {
     let files = disk.list().map_err(Error::io("list the directory", &options.dir))?;
     if files.iter().any(|(name, _)| file_names::is_store_file(name)) {
@@ -101,7 +110,9 @@ fn is_interrupted_creation(disk: &dyn Disk, options: &Options) -> Result<bool> {
     manifest::may_be_interrupted_creation(disk).map_err(Error::io("read the manifest in", &options.dir))
 }
 
-/// Takes the directory. A holder that has died is waited for, since its last writes may still be landing.
+/// Locks the directory. Waits up to `lock_timeout` for a holder that has died, since its last
+/// writes may still reach the disk. A live process gets at most [`GRACE`], and this process no time
+/// at all.
 pub(super) fn take(disk: &dyn Disk, options: &Options, clock: &dyn Clock) -> Result<Box<dyn DiskLock>> {
     let never = Event::default();
     let started = clock.monotonic();

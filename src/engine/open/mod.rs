@@ -1,4 +1,23 @@
-//! Opens a store: takes its directory, creates or recovers it, and starts the engine.
+//! Opens a store, and closes it.
+//!
+//! The order of steps in [`open`]:
+//!
+//! 1. Validate the options, before anything is created.
+//! 2. Check the contents of the directory. A directory that holds foreign files, or a store without
+//!    its manifest, is refused before anything is written.
+//! 3. Lock the directory. From here on no other process changes it.
+//! 4. Load the manifest. Validate the options again, together with the sizes that it states, and
+//!    reserve the file descriptors.
+//! 5. Recover the store, or describe a new one without entries.
+//! 6. Raise or check the memory budget, now that the size of the index is known. Under
+//!    `RecoveryMode::Refuse` damage ends the opening here.
+//! 7. Create missing rings, write the first manifest of the new life, and build the engine.
+//!
+//! The new life begins with the manifest of step 7. If the process dies earlier, the next opening
+//! recovers the same store again.
+//!
+//! `directory` holds steps 2 to 4, `budget` the checks of memory and descriptors, `start` step 7,
+//! and `close` the orderly end.
 
 pub(in crate::engine) mod budget;
 mod close;
@@ -25,7 +44,7 @@ pub(super) struct OpenGuards {
 
 /// Opens the store in the options' directory.
 pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dyn Clock>, mode: Mode) -> Result<Arc<Engine>> {
-    // Before anything is made.
+    // Before anything is created.
     let settings = options.validate(None)?;
     budget::check_memory(&settings)?;
     let is_real = disk.is_none();
@@ -41,7 +60,8 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
     let descriptors;
     let recovered = match directory::load_manifest(disk.as_ref(), options)? {
         None => {
-            // Options that were left open have their defaults now, and must fit the rest.
+            // Options that were not set have their defaults now. The defaults must fit the other
+            // options.
             let settings = options.clone().flash(settings.flash).validate(None)?;
             descriptors = budget::check_machine(is_real, &settings)?;
             start::create(&settings, disk.as_ref(), clock.as_ref()).map(|r| (settings, r))

@@ -1,4 +1,10 @@
-//! Begins the next life of a store: its first manifest, its rings, and the engine.
+//! Begins the next life of a store: creates its rings, writes its first manifest, and builds the
+//! engine.
+//!
+//! The order matters. A ring of a new length is created before the manifest names it, and rings and
+//! segment files that are no longer named are removed after the manifest is durable. Both streams
+//! continue above every position that an earlier life can have used, so that no old record or frame
+//! verifies in the new life.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -32,12 +38,12 @@ use crate::segment::table::{self, Table};
 use crate::tier::memory::MemoryTier;
 use crate::wal::writer::Wal;
 
-/// One byte in this many of memory may be buffers that are kept for the next read.
+/// One byte in this many of `memory` may be buffers that are kept for the next read.
 const POOL_SHARE: u64 = 256;
-/// Most bytes of buffers that are kept for the next read.
+/// Upper bound of the bytes of buffers that are kept for the next read.
 const POOL_BYTES_MAX: u64 = 2 << 20;
 
-/// A store without entries.
+/// Describes a new store without entries. Writes nothing.
 pub(super) fn create(settings: &Settings, disk: &dyn Disk, clock: &dyn Clock) -> std::io::Result<Recovered> {
     let manifest = Manifest {
         store: StoreId(clock.entropy()),
@@ -67,7 +73,9 @@ pub(super) fn create(settings: &Settings, disk: &dyn Disk, clock: &dyn Clock) ->
     Ok(Recovered { manifest, index, report, wal_limit: 0 })
 }
 
-/// Makes rings, since there may be no room for them, but for those that have the length of `before`: what they say, or that they are missing, counts until the next manifest does.
+/// Creates the rings, since the disk may have no room for them. A ring with the length that
+/// `before` states (segment ring, WAL ring) is left alone. Until the next manifest counts, recovery
+/// needs the contents of such a ring, or the fact that it is missing.
 fn make_rings(disk: &dyn Disk, names: &[String; 2], settings: &Settings, before: Option<(u64, u64)>) -> std::io::Result<()> {
     if before.is_none_or(|(segment_ring, _)| segment_ring != settings.segment_ring) {
         disk.map(&names[0], settings.segment_ring)?;
@@ -83,7 +91,10 @@ fn make_rings(disk: &dyn Disk, names: &[String; 2], settings: &Settings, before:
     Ok(())
 }
 
-/// Removes the files of segments that a store which has become smaller does not use any more, of all rings but those, and what an interrupted opening left.
+/// Removes files that the store no longer uses:
+/// - files of free segments beyond the end of a store that has become smaller;
+/// - rings other than `rings`;
+/// - replacements that an interrupted opening left.
 fn remove_unused(disk: &dyn Disk, manifest: &Manifest, rings: &[String]) -> std::io::Result<()> {
     let segments = manifest.flash / manifest.segment_size;
     let is_free = |id: u32| manifest.segments.get(id as usize).is_none_or(|s| s.state == SegmentState::Free);
@@ -93,7 +104,7 @@ fn remove_unused(disk: &dyn Disk, manifest: &Manifest, rings: &[String]) -> std:
         if (is_left || is_beyond(&name) || (file_names::is_ring(&name) && !rings.contains(&name)))
             && let Err(error) = disk.remove(&name)
         {
-            tracing::warn!(name, %error, "a file that is not used any more cannot be removed");
+            tracing::warn!(name, %error, "an unused file cannot be removed; the next opening tries again");
         }
     }
     Ok(())
@@ -107,7 +118,7 @@ struct Beginning {
     stream: u64,
 }
 
-/// Makes a recovered manifest state a new life, in which nothing was appended yet.
+/// Makes a recovered manifest state a new life in which nothing is appended yet.
 fn begin_life(manifest: &mut Manifest, settings: &Settings, boot_id: u64, time_ms: u64, wal_limit: u64) -> Beginning {
     let wal = round_up(wal_limit.max(manifest.wal_start), manifest.wal_payload.max(settings.wal_payload));
     let stream = round_up(manifest.next_base.0, settings.segment_size);
@@ -126,8 +137,8 @@ fn begin_life(manifest: &mut Manifest, settings: &Settings, boot_id: u64, time_m
     Beginning { wal, stream }
 }
 
-/// Writes the manifest of the new life, and puts the engine together. Until that manifest is
-/// durable, only files of unsealed segments have changed of what recovery read.
+/// Writes the manifest of the new life and builds the engine. Until that manifest is durable, the
+/// files that recovery read are as recovery left them.
 pub(super) fn start(
     settings: Settings,
     options: &Options,
@@ -138,14 +149,14 @@ pub(super) fn start(
     guards: OpenGuards,
 ) -> io::Result<Engine> {
     let Recovered { mut manifest, index, report, wal_limit } = recovered;
-    // Only after a process crash do rings hold anything that counts.
+    // Only after a process crash do the rings hold bytes that recovery needs.
     let before = (report.kind == Start::Process).then_some((manifest.segment_ring, manifest.wal_ring));
     let time = StoreTime::new(clock, manifest.time_ms);
     let begin = begin_life(&mut manifest, &settings, disk.boot_id(), time.now_ms(), wal_limit);
     let names = [file_names::segment_ring(settings.segment_ring), file_names::wal_ring(settings.wal_ring)];
     make_rings(disk.as_ref(), &names, &settings, before)?;
-    // Names that the process before made or removed may not have been synced, and nothing else
-    // would sync them later.
+    // Files that the earlier process created or removed may not be synced in the directory, and no
+    // later step syncs them.
     disk.sync_dir()?;
     let manifest = ManifestStore::begin(Arc::clone(&disk), manifest)?;
     remove_unused(disk.as_ref(), &manifest, &names)?;

@@ -1,8 +1,30 @@
-//! Bringing a store back: checkpoint, footers, WAL, and what only the rings hold.
+//! Recovery: rebuilds the index and the catalog of a store from its files.
 //!
-//! Nothing that is read here is changed, but for segment files that were not sealed: they get the records that the dead process had not written out, and their
-//! footers. Both would be written again, with the same bytes, if recovery is killed: the next manifest alone ends it. A file that a write or a sync failed for, then or now, is
-//! not written again: one with what can be read of it takes its place.
+//! The steps, for a store that was not closed in order:
+//!
+//! 1. The manifest states the segments, the checkpoint and the position at which the WAL begins.
+//! 2. `sealed` loads the checkpoint into the index. Then it applies the footers of segments that
+//!    were sealed after the checkpoint began, oldest first.
+//! 3. `unsealed` replays the WAL. Each frame names a record in a segment without a footer. A record
+//!    that only the segment ring holds is written into its segment file.
+//! 4. `unsealed` writes and syncs the footers of those segments, so that they are sealed.
+//! 5. `open` writes a new manifest, which begins the next life of the store.
+//!
+//! After an orderly close everything is sealed, and the steps 3 and 4 are left out. After a host
+//! crash the rings are not trusted to be whole: each record that was not synced is verified.
+//!
+//! Recovery may be killed at any point and begin again. Until the new manifest is durable, the old
+//! one counts. Of the files that the old one names, recovery changes three kinds only:
+//!
+//! - The file of an unsealed segment gets records and a footer. The next attempt writes the same
+//!   bytes to the same places.
+//! - The file of a failed segment is replaced, once the replacement is sealed and synced. The
+//!   replacement holds every record that could be read.
+//! - The file of a segment without records, which is free or quarantined, may be removed.
+//!
+//! A segment file for which a write or a sync failed, now or in an earlier life, is never written
+//! again. A replacement file takes every record that can still be read. If such a failure is new,
+//! recovery first writes a manifest that states it, and then begins again.
 
 mod sealed;
 mod unaligned;
@@ -30,12 +52,15 @@ use crate::segment::footer;
 use crate::segment::table::{self, Row, Stage};
 use crate::wal::replay::{IgnoreAll, Replay, Summary};
 
-/// LSNs that are skipped after a host crash, or if the end of the log is lost: more than can have been assigned and then lost, so that none is used twice.
+/// LSNs that are skipped after a host crash, or if the WAL has a hole that was not repaired. More
+/// than can have been assigned and then lost, so that no LSN is used twice.
 const LSN_GAP: u64 = 1 << 24;
-/// Bytes of the index for an entry, at most.
+/// Upper bound of the bytes of the index for an entry.
 const SLOT_BYTES: u64 = 9;
-/// Of what the index leaves of its room once it is there, one byte in so many may be changes to it that wait, and no more than this: the index grows meanwhile.
+/// Changes that wait to be merged may take one byte in this many of the memory that the loaded
+/// index leaves of its share. The rest is for the growth of the index.
 const CHANGES_SHARE: u64 = 2;
+/// Upper bound of the bytes of changes that wait to be merged.
 const CHANGES_BYTES_MAX: u64 = 256 << 20;
 /// Index changes that are merged at once, however little DRAM there is: each merge passes over the
 /// whole index.
@@ -47,7 +72,7 @@ pub(in crate::engine) struct Recovered {
     pub(in crate::engine) manifest: Manifest,
     pub(in crate::engine) index: Index,
     pub(in crate::engine) report: RecoveryReport,
-    /// No WAL position at or above it was ever used.
+    /// No WAL position at or above this one was ever used.
     pub(in crate::engine) wal_limit: u64,
 }
 
@@ -57,17 +82,19 @@ struct Recovery<'a> {
     hash_seed: u64,
     rows: Vec<Row>,
     index: Index,
-    /// Changes that are not in the index yet.
+    /// Changes that are not merged into the index yet.
     batch: Batch,
     /// See [`Settings::batch_len_max`].
     batch_len_max: usize,
     catalog: Catalog,
     report: RecoveryReport,
+    /// Records below it are not served.
     floor: Position,
     files: HashMap<SegmentId, Arc<dyn File>>,
-    /// Segments whose file failed now, for the first time.
+    /// Segments whose file failed during this attempt.
     failed: Vec<SegmentId>,
-    /// Records of unsealed segments are looked at even if nothing speaks against them: an opening before may have marked what it could not read, and been refused.
+    /// Every record of an unsealed segment is verified, even without a reason for doubt: an earlier
+    /// opening may have overwritten unreadable records with marks, and then been refused.
     trusts_nothing: bool,
 }
 
@@ -78,7 +105,7 @@ fn new_batch(geometry: Geometry, room: u64, len_max: usize) -> Batch {
     Batch::new(geometry, Batch::len_for(room).max(BATCH_LEN_MIN).min(len_max))
 }
 
-/// What the checkpoint that counts states of itself, if it can be read.
+/// The header of the checkpoint that the manifest names, if it can be read and verifies.
 pub(in crate::engine) fn checkpoint_header(disk: &dyn Disk, manifest: &Manifest) -> Option<Header> {
     let named = manifest.checkpoint?;
     let mut block = AlignedBuf::zeroed(BLOCK);
@@ -86,7 +113,7 @@ pub(in crate::engine) fn checkpoint_header(disk: &dyn Disk, manifest: &Manifest)
     Header::decode(manifest.store, &block).filter(|header| header.sequence == named.sequence)
 }
 
-/// Brings back the store that `manifest` describes.
+/// Recovers the store that `manifest` describes.
 pub(in crate::engine) fn recover(
     disk: &Arc<dyn Disk>,
     clock: &dyn Clock,
@@ -97,7 +124,7 @@ pub(in crate::engine) fn recover(
     let mut damaged = Vec::new();
     loop {
         let done = match attempt(disk.as_ref(), clock, settings, manifest.clone(), manifest_damaged) {
-            // What a new file needs may be there, in files of no use.
+            // Files of free segments may hold the space that a replacement needs.
             Err(error) if is_shortage(&error) && remove_free(disk.as_ref(), &manifest) => continue,
             done => done?,
         };
@@ -108,30 +135,33 @@ pub(in crate::engine) fn recover(
                 return Ok(recovered);
             }
             Err(interrupted) => {
-                // For whoever comes next, should this one not come to its end. Of each segment, a second file is the last.
+                // A later process reads this if the next attempt does not finish. A segment gets at
+                // most one replacement an opening.
                 interrupted.failed.iter().for_each(|id| manifest.segments[id.index()].state = SegmentState::Failed);
                 manifest = ManifestStore::begin(Arc::clone(disk), manifest)?.clone();
-                // What could not be read may have been marked as such, so that nobody finds it again.
+                // The next attempt may not find this damage again: unreadable records may be
+                // overwritten with marks by now.
                 damaged.extend(interrupted.report.damaged);
             }
         }
     }
 }
 
-/// Removes the files of segments without a life, if a segment waits for a new file. Whether any was removed, so that it is worth another attempt.
+/// Removes the files of free segments, if a segment waits for a replacement. True if it removed
+/// any, so that another attempt may find space.
 fn remove_free(disk: &dyn Disk, manifest: &Manifest) -> bool {
     let waits = manifest.segments.iter().any(|segment| segment.state == SegmentState::Failed);
     let free = (0..).map(SegmentId).zip(&manifest.segments).filter(|(_, segment)| waits && segment.state == SegmentState::Free);
     free.filter(|(id, _)| disk.remove(&table::file_name(*id)).is_ok()).count() > 0
 }
 
-/// What an attempt came to that found files which must be replaced first.
+/// The result of an attempt that found files which must be replaced first.
 struct Interrupted {
     failed: Vec<SegmentId>,
     report: RecoveryReport,
 }
 
-/// How the store was stopped.
+/// How the last process stopped: by a close, a process crash or a host crash.
 fn classify_stop(manifest: &Manifest, disk: &dyn Disk) -> Start {
     match manifest.clean {
         true => Start::Clean,
@@ -140,8 +170,8 @@ fn classify_stop(manifest: &Manifest, disk: &dyn Disk) -> Start {
     }
 }
 
-/// Bytes of DRAM for changes that wait to be merged into an index of `entries`, besides the room
-/// that the entries themselves will take.
+/// Bytes of DRAM for changes that wait to be merged into an index of `entries`. The room that the
+/// entries themselves will take is not counted.
 fn room_for_changes(settings: &Settings, entries: u64) -> u64 {
     match entries {
         // Without a checkpoint the size of the index is unknown.
@@ -150,7 +180,7 @@ fn room_for_changes(settings: &Settings, entries: u64) -> u64 {
     }
 }
 
-/// One attempt to recover. Ends early if it found files that must be replaced first.
+/// One attempt to recover. Ends early if it finds files that must be replaced first.
 fn attempt(
     disk: &dyn Disk,
     clock: &dyn Clock,
@@ -189,10 +219,10 @@ fn attempt(
         trusts_nothing: settings.recovery == RecoveryMode::Refuse,
     };
     if settings.recovery == RecoveryMode::Rebuild {
-        // For good: the checkpoint may be the reason for which the caller asked.
+        // Dropped for good: a bad checkpoint may be the reason why the caller asked for a rebuild.
         recovery.report.rebuilt = manifest.checkpoint.take().is_some();
     }
-    let mut lap = lap(clock);
+    let mut lap = stopwatch(clock);
     recovery.load_sealed(manifest.checkpoint, header.as_ref(), room)?;
     recovery.check_files()?;
     let report = &mut recovery.report;
@@ -201,7 +231,7 @@ fn attempt(
         checkpoint = report.checkpoint_entries,
         footers = report.footer_entries,
         rebuilt = report.rebuilt,
-        "sealed segments are known"
+        "sealed segments are loaded"
     );
     let mut wal_limit = manifest.wal_start;
     if kind != Start::Clean {
@@ -214,8 +244,8 @@ fn attempt(
     Ok(Ok(recovery.finish(manifest, wal_limit)))
 }
 
-/// Makes the manifest's next LSN and time those after the replayed WAL. Skips LSNs that may have been
-/// assigned and lost.
+/// Raises the manifest's next LSN and time above those of the replayed WAL. Skips LSNs that may
+/// have been assigned and lost.
 fn settle(manifest: &mut Manifest, kind: Start, summary: &Summary) {
     manifest.next_lsn = manifest.next_lsn.max(summary.last.next());
     if kind == Start::Host || summary.holes.iter().any(|hole| !hole.repaired) {
@@ -224,8 +254,9 @@ fn settle(manifest: &mut Manifest, kind: Start, summary: &Summary) {
     manifest.time_ms = manifest.time_ms.max(summary.time_ms);
 }
 
-/// How long it has been since the last call, or the beginning.
-fn lap(clock: &dyn Clock) -> impl FnMut() -> Duration {
+/// A function that returns the time since its last call. The first call returns the time since the
+/// stopwatch was made.
+fn stopwatch(clock: &dyn Clock) -> impl FnMut() -> Duration {
     let mut last = clock.monotonic();
     move || {
         let before = std::mem::replace(&mut last, clock.monotonic());
@@ -233,7 +264,8 @@ fn lap(clock: &dyn Clock) -> impl FnMut() -> Duration {
     }
 }
 
-/// Leaves nothing that could be served, and no resume token: it may not be the newest.
+/// Frees every segment and drops the checkpoint and all resume tokens, for a cold start. A resume
+/// token may not be the newest one that was set.
 fn forget_all(manifest: &mut Manifest) {
     manifest.checkpoint = None;
     manifest.catalog.tokens.clear();
@@ -242,7 +274,8 @@ fn forget_all(manifest: &mut Manifest) {
     }
 }
 
-/// The geometry of an index that can name every record there is, and every one to come.
+/// The geometry of an index that can name every record of the existing segments and of the segments
+/// that `settings` ask for.
 pub(in crate::engine) fn geometry(manifest: &Manifest, settings: &Settings) -> Geometry {
     let used = || manifest.segments.iter().enumerate().filter(|(_, s)| s.state != SegmentState::Free);
     let count = used().map(|(i, _)| i as u32 + 1).max().unwrap_or(0).max(settings.segments);
@@ -251,14 +284,14 @@ pub(in crate::engine) fn geometry(manifest: &Manifest, settings: &Settings) -> G
 }
 
 impl Recovery<'_> {
-    /// Replays the WAL and restores the unsealed segments; for a cold start only the newest LSN and
-    /// time are read. Returns a position that no WAL position in use reaches.
+    /// Replays the WAL and restores the unsealed segments. A cold start reads only the newest LSN
+    /// and time. Returns a position above every WAL position in use.
     fn replay_unsealed(&mut self, manifest: &mut Manifest, kind: Start, is_cold: bool) -> io::Result<u64> {
         let (wal_ring, is_wal_ring_lost) = self.disk.view(&file_names::wal_ring(manifest.wal_ring), manifest.wal_ring)?;
         let segment_ring = self.disk.view(&file_names::segment_ring(manifest.segment_ring), manifest.segment_ring)?;
         let mut replay = Replay::open(self.disk, manifest.store, wal_ring, manifest.wal_payload)?;
         if kind == Start::Process && is_wal_ring_lost {
-            // It held frames that the files do not hold yet.
+            // The lost ring held frames that no WAL file holds.
             replay.mark_end_unknown();
         }
         let unused = replay.limit(manifest.wal_start);
@@ -270,11 +303,12 @@ impl Recovery<'_> {
             return Ok(unused);
         }
         settle(manifest, kind, &summary);
-        tracing::debug!(frames = summary.frames, torn = summary.torn_bytes, holes = summary.holes.len(), "the WAL is replayed");
-        // A file that is lost may have been followed by frames that only the ring held.
+        tracing::debug!(frames = summary.frames, torn = summary.torn_bytes, holes = summary.holes.len(), "the WAL was replayed");
+        // A lost WAL file may have been followed by frames that only the ring held.
         Ok(unused.max(replay.limit(summary.end) + manifest.wal_payload))
     }
 
+    /// The file of a segment, opened once.
     fn file(&mut self, id: SegmentId) -> io::Result<Arc<dyn File>> {
         if let Some(file) = self.files.get(&id) {
             return Ok(Arc::clone(file));
@@ -284,20 +318,21 @@ impl Recovery<'_> {
         Ok(file)
     }
 
-    /// Makes the file that is to take the place of one that failed.
+    /// Creates the replacement for the file of a failed segment.
     fn create_replacement(&self, row: &Row) -> io::Result<Arc<dyn File>> {
         let name = table::replacement_name(row.life.id);
-        // One that is left may have failed as well.
+        // A replacement that an earlier opening left may have failed as well.
         match self.disk.remove(&name) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         self.disk.create(&name, row.size).inspect_err(|_| {
-            // What it takes is not kept from others.
+            // Give back the space that the incomplete file takes.
             let _left_if_it_must = self.disk.remove(&name);
         })
     }
 
+    /// Applies an entry to the index, in batches.
     fn apply(&mut self, row: &Row, entry: &footer::FooterEntry) {
         change(&mut self.batch, row, entry, self.floor);
         if self.batch.is_full() {
@@ -305,21 +340,22 @@ impl Recovery<'_> {
         }
     }
 
-    /// Reports sealed segments whose file is not there, or shorter than it was: what the index knows of them misses.
+    /// Reports sealed segments whose file is missing or too short: entries that the index has for
+    /// them are misses.
     fn check_files(&mut self) -> io::Result<()> {
         let files: HashMap<String, u64> = self.disk.list()?.into_iter().collect();
         for row in self.rows.iter().filter(|row| row.stage == Stage::Sealed) {
             let problem = match files.get(&table::file_name(row.life.id)) {
                 None => "its file is missing",
-                Some(len) if *len < row.size => "its file is shorter than it was",
+                Some(len) if *len < row.size => "its file is too short",
                 Some(_) => continue,
             };
-            self.report.damaged.push(format!("segment {}: {problem}; its entries miss", row.life.id));
+            self.report.damaged.push(format!("segment {}: {problem}; gets of its entries miss", row.life.id));
         }
         Ok(())
     }
 
-    /// Forgets every entry below `floor`, for good.
+    /// Raises the floor for good: drops every entry below it.
     fn raise_floor(&mut self, floor: Position) {
         if floor <= self.floor {
             return;
@@ -330,7 +366,8 @@ impl Recovery<'_> {
         self.index.retain(|entry| rows[entry.location.segment.index()].life.base.plus(entry.location.offset.into()) >= floor);
     }
 
-    /// Removes the files that failed in an earlier life, so that their segments get new ones: what is known to have failed is never written again. Which are gone.
+    /// Removes the files that failed in an earlier life, so that their segments get new files: a
+    /// file that failed is never written again. Returns the segments whose file is gone.
     fn remove_given_up(&self, manifest: &Manifest) -> Vec<SegmentId> {
         let numbered = (0..).map(SegmentId).zip(&manifest.segments);
         let given_up = numbered.filter(|(_, segment)| segment.state == SegmentState::Quarantined).map(|(id, _)| id);
@@ -341,6 +378,7 @@ impl Recovery<'_> {
         given_up.filter(gone).collect()
     }
 
+    /// Describes the recovered store in a manifest that is not written yet.
     fn finish(mut self, mut manifest: Manifest, wal_limit: u64) -> Recovered {
         self.batch.merge(&self.index);
         let given_up = self.remove_given_up(&manifest);
@@ -353,7 +391,7 @@ impl Recovery<'_> {
                 _ => SegmentState::Free,
             };
         }
-        // No position at or above the next base was ever used, so nothing above it is suspect.
+        // No position at or above the next base was ever used, so a floor above it is not needed.
         manifest.floor = self.floor.min(manifest.next_base);
         manifest.catalog = self.catalog;
         self.report.entries = self.index.entries();
@@ -361,7 +399,7 @@ impl Recovery<'_> {
     }
 }
 
-/// Notes in `batch` what an entry of a footer, or of the WAL, does to the index.
+/// Adds the effect of an entry, from a footer or the WAL, to `batch`.
 fn change(batch: &mut Batch, row: &Row, entry: &footer::FooterEntry, floor: Position) {
     if entry.tombstone {
         batch.remove(entry.hash);
@@ -370,11 +408,13 @@ fn change(batch: &mut Batch, row: &Row, entry: &footer::FooterEntry, floor: Posi
         batch.insert(entry.hash, &IndexEntry::new(location, entry.len as usize));
     }
 }
+
+/// Opens the file of a segment. An error if it is shorter than the segment.
 fn open_segment(disk: &dyn Disk, row: &Row) -> io::Result<Arc<dyn File>> {
     let id = row.life.id;
     let file = disk.open(&table::file_name(id))?;
     if file.len() < row.size {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("segment {id} is shorter than it was")));
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("the file of segment {id} is too short")));
     }
     Ok(file)
 }

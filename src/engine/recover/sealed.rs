@@ -1,4 +1,9 @@
-//! What sealed segments say: the checkpoint, and the footers of what was sealed since.
+//! Rebuilds the index of sealed segments from the checkpoint and from footers.
+//!
+//! The checkpoint holds every entry before its start position. The footers of segments that reach
+//! beyond that position hold all later changes, in order. One thread reads footers while the caller
+//! applies them. If the checkpoint is missing, damaged or of another geometry, it is left aside,
+//! and the footers of all segments are applied to an empty index.
 
 use std::io;
 
@@ -15,8 +20,9 @@ use crate::segment::reader::{self, Contents};
 use crate::segment::table::{Row, Stage};
 
 impl Recovery<'_> {
-    /// Brings the index to where sealed segments say: the checkpoint, then the footers of what was sealed since. Without a checkpoint, all footers. `header` is what the
-    /// checkpoint states of itself, and `room` bytes of DRAM are free beside its entries.
+    /// Loads the entries of sealed segments: those of the checkpoint, then those of later footers.
+    /// Without a usable checkpoint all footers are applied. `header` is the header of the
+    /// checkpoint, and `room` is the number of bytes of DRAM that are free beside its entries.
     pub(super) fn load_sealed(&mut self, named: Option<Checkpoint>, header: Option<&Header>, room: u64) -> io::Result<()> {
         if let Some(checkpoint) = named {
             let is_other = header.is_some_and(|header| header.geometry != self.index.geometry());
@@ -24,7 +30,8 @@ impl Recovery<'_> {
             if !is_other && self.with_footers(Some(checkpoint), entries, room)? {
                 return Ok(());
             }
-            // Another geometry is as good a reason as damage: footers say everything.
+            // A checkpoint of another geometry is as useless as a damaged one. The footers of all
+            // segments hold every entry.
             self.report.rebuilt = true;
             self.report.footer_entries = 0;
             self.index = Index::new(self.index.geometry());
@@ -32,9 +39,16 @@ impl Recovery<'_> {
         self.with_footers(None, 0, room).map(drop)
     }
 
-    /// Applies the footers of segments that were sealed after a checkpoint, oldest first; of all without one. They are read by a thread of their own. The checkpoint is loaded with
-    /// the first of what they say, which may be so much that it fits where its `entries` are to be, since it goes as they come; the rest, `room` bytes of changes at once, is
-    /// merged into the index. False if the checkpoint is of no use: nothing but the index and the report has changed then.
+    /// Applies the footers of segments that were sealed after the checkpoint began, oldest first.
+    /// Without a checkpoint it applies all footers. A thread of its own reads them.
+    ///
+    /// The first batch of footer changes is applied while the checkpoint loads. It may use the
+    /// memory that the checkpoint's `entries` will take, plus `room`, because the batch is freed as
+    /// partitions fill. Later batches hold at most `room` bytes and are merged into the loaded
+    /// index.
+    ///
+    /// Returns false if the checkpoint is unusable. Then only the index and the report have
+    /// changed.
     fn with_footers(&mut self, mut named: Option<Checkpoint>, entries: u64, room: u64) -> io::Result<bool> {
         let start = named.map_or(Position(0), |checkpoint| checkpoint.start);
         let after = |r: &&Row| r.stage == Stage::Sealed && r.life.base.plus(r.size) > start;
@@ -46,7 +60,7 @@ impl Recovery<'_> {
         let read_all = move || {
             for row in rows {
                 let contents = open_segment(disk, &row).map(|file| reader::entries(store, &row, hash_seed, file.as_ref()));
-                // Whoever wants no more has given up on the checkpoint.
+                // The receiver is gone: the checkpoint is unusable.
                 if to.send((row, contents)).is_err() {
                     return;
                 }
@@ -68,17 +82,19 @@ impl Recovery<'_> {
             for (row, contents) in from {
                 let is_damaged = match &contents {
                     Ok(contents) => contents.lost > 0,
-                    // At another time it can be.
+                    // A shortage is not damage. A later opening may have enough descriptors or
+                    // memory.
                     Err(error) if is_shortage(error) => return contents.map(|_| false),
                     Err(_) => true,
                 };
-                // What is lost drops everything before it, not what comes after.
+                // A lost stretch drops everything older, and nothing newer. So changes from older
+                // segments are merged before the floor rises.
                 if is_damaged && !merge(self, &mut batch)? {
                     return Ok(false);
                 }
                 let contents = contents.unwrap_or_else(|error| self.lose_segment(&row, &error));
                 if contents.lost > 0 {
-                    self.lose(&row, &format!("{} stretches lost", contents.lost), contents.lost_to);
+                    self.lose(&row, &format!("{} stretches are damaged", contents.lost), contents.lost_to);
                 }
                 contents.entries.iter().for_each(|entry| change(&mut batch, &row, entry, self.floor));
                 self.report.footer_entries += contents.entries.len() as u64;
@@ -91,20 +107,22 @@ impl Recovery<'_> {
         })
     }
 
-    /// The whole of a sealed segment is lost.
+    /// Drops a sealed segment whose file cannot be opened, and everything older.
     fn lose_segment(&mut self, row: &Row, error: &io::Error) -> Contents {
         self.rows[row.life.id.index()].stage = Stage::Free;
-        self.lose(row, &format!("it cannot be read ({error})"), row.size as u32);
+        self.lose(row, &format!("its file cannot be opened ({error})"), row.size as u32);
         Contents::default()
     }
 
-    /// A stretch of a sealed segment is lost: what it superseded or deleted is unknown, so nothing before its end is served.
-    fn lose(&mut self, row: &Row, what: &str, to: u32) {
-        self.report.damaged.push(format!("segment {}: {what}; everything older is dropped", row.life.id));
+    /// Reports that a sealed segment lost the bytes before offset `to`. The lost records may have
+    /// superseded or deleted older ones, so nothing below the end of the stretch is served.
+    fn lose(&mut self, row: &Row, damage: &str, to: u32) {
+        self.report.damaged.push(format!("segment {}: {damage}; every older entry is dropped", row.life.id));
         self.raise_floor(row.life.base.plus(to.into()));
     }
 
-    /// Loads a checkpoint, with the `changes` since. False if it is not there, not whole, or of another geometry.
+    /// Loads a checkpoint and applies the later `changes`. Returns false if the checkpoint is
+    /// missing, damaged or of another geometry.
     fn load_checkpoint(&mut self, sequence: u64, changes: Batch) -> io::Result<bool> {
         let file = match self.disk.open(&file_names::checkpoint(sequence)) {
             Ok(file) => file,
@@ -112,7 +130,8 @@ impl Recovery<'_> {
             Err(e) => return Ok(self.checkpoint_unreadable(&e)),
         };
         let (rows, floor) = (&self.rows, self.floor);
-        // Of the lives of segments that the checkpoint knew, what lies above the floor.
+        // Keep entries above the floor, of segments that still have the life that the checkpoint
+        // knew.
         let keep = |bases: &[u64]| -> Keep {
             let of_row = |(row, base): (&Row, &u64)| match *base != 0 && row.life.base.0 == *base && row.stage != Stage::Free {
                 true => u32::try_from(floor.0.saturating_sub(*base)).ok(),
@@ -122,7 +141,7 @@ impl Recovery<'_> {
         };
         let loaded = match index::checkpoint::load(self.store, sequence, file.as_ref(), &self.index, changes.into_pending(), keep) {
             Ok(loaded) => loaded,
-            // No thread to be had, or no descriptor.
+            // The machine has no thread or no descriptor left.
             Err(e) if is_shortage(&e) || e.kind() == io::ErrorKind::WouldBlock => return Err(e),
             Err(e) => return Ok(self.checkpoint_unreadable(&e)),
         };
@@ -134,7 +153,8 @@ impl Recovery<'_> {
         Ok(matches!(loaded, Loaded::Entries(_)))
     }
 
-    /// A checkpoint that cannot be read costs time only.
+    /// Reports a checkpoint that cannot be read. Opening takes longer, and no entry is lost. Always
+    /// false.
     fn checkpoint_unreadable(&mut self, error: &io::Error) -> bool {
         self.report.damaged.push(format!("the checkpoint cannot be read: {error}"));
         false

@@ -1,4 +1,8 @@
-//! Bytes into a file at any offset, in whole blocks.
+//! Writes bytes at any offset of a file, although a file takes whole blocks only.
+//!
+//! The writer collects adjacent bytes. It reads the blocks at both ends first, so that the bytes
+//! around the new ones are kept. Bytes that cannot be read are replaced by a mark, since a record
+//! there must not be taken for one that was never written.
 
 use std::io;
 use std::sync::Arc;
@@ -9,16 +13,18 @@ use crate::io::{BLOCK, File, SECTOR, read_twice};
 use crate::segment::format::UNREAD;
 
 const _: () = assert!(BLOCK.is_multiple_of(SECTOR), "a block can be read");
+/// Length of the buffer, in bytes.
 const LEN: usize = 1 << 20;
 
-/// Puts bytes into a file at any offset: what surrounds them in their blocks is read first and kept.
+/// A buffer of adjacent bytes that are not written yet.
 pub(super) struct UnalignedWriter {
     file: Arc<dyn File>,
     buf: AlignedBuf,
-    /// Offset in the file of the buffer's first byte, a multiple of a block.
+    /// Offset in the file of the buffer's first byte. A multiple of [`BLOCK`].
     start: u64,
+    /// Bytes of the buffer that are in use.
     len: usize,
-    /// Blocks that could not be read: what surrounded the bytes there is marked as unread.
+    /// Number of blocks that could not be read. Their surrounding bytes are marked as unread.
     pub(super) unread: u64,
 }
 
@@ -28,6 +34,7 @@ impl UnalignedWriter {
         Self { file, buf: AlignedBuf::zeroed(len), start: 0, len: 0, unread: 0 }
     }
 
+    /// Writes bytes at `offset`. They are in the file after the next [`UnalignedWriter::flush`].
     pub(super) fn write(&mut self, offset: u32, mut bytes: &[u8]) -> io::Result<()> {
         let mut offset = u64::from(offset);
         while !bytes.is_empty() {
@@ -48,6 +55,7 @@ impl UnalignedWriter {
         Ok(())
     }
 
+    /// Writes the buffer into the file.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         if self.len == 0 {
             return Ok(());
@@ -65,7 +73,8 @@ impl UnalignedWriter {
     }
 }
 
-/// Reads a block, again if need be. One that cannot be read becomes one that says so. Whether it could be.
+/// Reads a block, and tries a second time after a failure. Fills a block that cannot be read with
+/// marks and returns false.
 fn read_or_mark(file: &dyn File, offset: u64, block: &mut [u8]) -> bool {
     let read = read_twice(|| file.read_at(offset, block));
     if read.is_err() {

@@ -1,4 +1,4 @@
-//! How the memory budget is divided while the store is open.
+//! Divides the memory budget while the store is open.
 
 use crate::engine::Engine;
 use crate::io::ring::Ring;
@@ -9,7 +9,7 @@ impl Engine {
         self.bytes_besides_tier() + self.reads.memory().allocated()
     }
 
-    /// Bytes of DRAM that the memory tier does not take.
+    /// Bytes of DRAM of every part but the memory tier.
     fn bytes_besides_tier(&self) -> u64 {
         let settings = &self.context.settings;
         self.index.allocated()
@@ -19,12 +19,12 @@ impl Engine {
             + self.log.lock().allocated()
     }
 
-    /// Gives the memory tier what everything else leaves of the budget now.
+    /// Gives the memory tier the rest of the budget, after all other parts.
     pub(super) fn balance_memory(&self) {
         self.reads.memory().set_budget(self.context.settings.memory.saturating_sub(self.bytes_besides_tier()));
     }
 
-    /// Whether the index takes more than its share of the budget, so that entries must go even if
+    /// Whether the index takes more than its share of the budget. Then entries are evicted even if
     /// flash has room for them.
     pub(super) fn index_is_over_budget(&self) -> bool {
         self.index.allocated() > self.context.settings.index_bytes_max

@@ -1,19 +1,19 @@
-//! How full flash is, and whether it has room for every live entry.
+//! Estimates how full flash is, and whether it has room for every live entry.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::concurrent::lock;
 
-/// While live entries take up to this share of the usable space, in percent, all of them are kept:
-/// there is enough garbage to win room from.
+/// While live entries take at most this share of the usable space, in percent, all of them are
+/// kept. The rest is garbage, and emptying segments still gains room.
 const KEEP_ALL_PERCENT: u64 = 75;
-/// Segments besides the ready ones that hold no sealed records: free, open, and full.
+/// Segments besides the ready ones that hold no sealed records: free, open and full ones.
 const SEGMENTS_IN_FLIGHT: u64 = 4;
-/// Segments that are to be ready at any time, in stores of few and of many segments. Puts leave one
-/// of them to moves.
+/// Target number of ready segments, in stores of few and of many segments. Puts leave one of them
+/// to moves.
 const READY: [usize; 2] = [2, 4];
-/// Fewest segments of a store with many.
+/// Smallest number of segments that counts as many.
 const MANY: u32 = 64;
 /// The average of segment occupancy follows this share of the segments, and at least
 /// [`WINDOW_MIN`].
@@ -24,32 +24,31 @@ const WINDOW_MIN: u64 = 8;
 #[derive(Debug)]
 pub(in crate::engine) struct Occupancy {
     recent: Mutex<Recent>,
-    /// The disk had no room for the next segment, or the oldest one could not be emptied.
+    /// The disk had no room for the next segment, or the oldest segment could not be emptied.
     is_space_denied: AtomicBool,
 }
 
-/// A decaying sum over emptied segments: bytes of their records, and of the segments. The share of
-/// a segment that records can take is known only by experience, since footers and what no record
-/// fitted into vary.
+/// A decaying sum over emptied segments: bytes of their records, and of the segments. Only
+/// experience shows which share of a segment records can take, since footers and unused ends vary.
 #[derive(Clone, Copy, Debug)]
 struct Recent {
     data_bytes: u64,
     segment_bytes: u64,
 }
 
-/// The segments of a store, as far as they decide how much it can keep.
+/// The properties of a store that decide how much it can keep.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Capacity {
     pub(super) flash: u64,
     pub(super) segments: u32,
     pub(super) segment_size: u64,
-    /// Segments that are to be ready at any time.
+    /// Target number of ready segments.
     pub(super) ready: usize,
-    /// Bytes of segments that failed.
+    /// Bytes of segments that are out of use.
     pub(super) failed_bytes: u64,
 }
 
-/// Segments that are to be ready at any time in a store of `segments`.
+/// Target number of ready segments in a store of `segments`.
 pub(super) fn ready_wanted(segments: u32) -> usize {
     READY[usize::from(segments >= MANY)]
 }
@@ -61,8 +60,8 @@ impl Occupancy {
         Self { recent: Mutex::new(recent), is_space_denied: AtomicBool::new(false) }
     }
 
-    /// A segment of `size` bytes with `data_bytes` of records is being emptied. Whether flash has
-    /// room for all live records, which take `live_bytes`.
+    /// Records that a segment of `size` bytes with `data_bytes` of records is being emptied.
+    /// Returns whether flash has room for all live records, which take `live_bytes`.
     pub(super) fn has_room_for_all(&self, data_bytes: u64, size: u64, live_bytes: u64, capacity: &Capacity) -> bool {
         let recent = {
             let (mut recent, window) = (lock(&self.recent), (u64::from(capacity.segments) / WINDOW_SHARE).max(WINDOW_MIN));
@@ -74,17 +73,17 @@ impl Occupancy {
         keeps_all(recent, live_bytes, capacity)
     }
 
-    /// The disk had no room. Its threads pause before they ask again.
+    /// States that the disk had no room. The prepare thread pauses before it asks again.
     pub(super) fn deny_space(&self) {
         self.is_space_denied.store(true, Ordering::Release);
     }
 
-    /// Whether the disk had no room when it was asked last.
+    /// Whether the disk had no room at the last attempt.
     pub(in crate::engine) fn is_space_denied(&self) -> bool {
         self.is_space_denied.load(Ordering::Acquire)
     }
 
-    /// As [`Occupancy::is_space_denied`], and begins anew.
+    /// Whether the disk had no room at the last attempt. Resets the answer to false.
     pub(super) fn take_space_denied(&self) -> bool {
         self.is_space_denied.swap(false, Ordering::AcqRel)
     }

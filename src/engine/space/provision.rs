@@ -1,4 +1,8 @@
-//! Keeps empty segments ready, and empties the oldest one when none is free.
+//! Keeps empty segments ready, and has the oldest one emptied when none is free.
+//!
+//! A free segment becomes ready in three steps: its file and header are written and synced, a
+//! manifest states its new life, and the log may open it. So recovery knows every segment that can
+//! hold a record.
 
 use std::io;
 use std::sync::Arc;
@@ -17,8 +21,8 @@ use crate::segment::format::{self, Life};
 use crate::segment::table::Stage;
 
 impl Engine {
-    /// Prepares segments if too few are ready, or empties the oldest if none is free. True if it did
-    /// either.
+    /// Prepares segments if too few are ready, or empties the oldest one if none is free. Returns
+    /// whether it did either, or moved records of a failed segment.
     pub(crate) fn step_prepare(&self) -> Result<bool> {
         let mut manifest = self.manifest.lock();
         if self.health.is_stopping() {
@@ -35,9 +39,10 @@ impl Engine {
         let is_index_too_large = self.index_is_over_budget() && waits.is_none();
         let busy = match is_free {
             true if ready < wanted => self.prepare(wanted - ready, &mut manifest)?,
-            // The records that are being rescued have a segment to go to.
+            // The rescue has a ready segment to append to.
             _ if waits.is_some() && ready > 0 => false,
-            // One segment ahead, so that hot entries of the oldest segment find a ready one.
+            // Segments are emptied one ahead, so that hot entries of the oldest segment find a
+            // ready one.
             false => self.drain_oldest() || (is_index_too_large && self.seal_early()?),
             true => is_index_too_large && (self.drain_oldest() || self.seal_early()?),
         };
@@ -53,9 +58,9 @@ impl Engine {
         Ok(changed || busy)
     }
 
-    /// Gives up to `wanted` free segments new lives. Their files, their headers, and one manifest
-    /// that states all of them are durable before the first record is stored. False if the disk has
-    /// no room for any. A segment that cannot be written is quarantined.
+    /// Gives up to `wanted` free segments new lives. The files, the headers and one manifest that
+    /// states all lives are durable before the first record is stored. Returns false if the disk
+    /// has no room for any. A segment that cannot be written is quarantined.
     fn prepare(&self, wanted: usize, manifest: &mut ManifestStore) -> Result<bool> {
         let size = self.context.settings.segment_size;
         let base_lsn = self.log.lock().next_lsn();
@@ -67,15 +72,16 @@ impl Engine {
             before.life.base > Position(0) && before.size != size
         };
         if lives.iter().any(changes_size) {
-            // A file that gets another length must not look like damage of the life that a manifest
-            // may still state.
+            // A file gets another length here. That must not look like damage of the life that a
+            // manifest may still state.
             self.write_manifest(manifest)?;
         }
         let (ready, shortage) = self.begin_lives(lives, size)?;
         if let Some(e) = shortage {
-            self.record_shortage("no room for the next segment", &e);
+            self.record_shortage("no room for the next segment; it is tried again", &e);
             if ready.is_empty() {
-                // Back-pressure: writers wait until the disk has room, which is tried again.
+                // Back-pressure: writers wait until the disk has room. The prepare thread asks
+                // again.
                 self.occupancy.deny_space();
                 return self.state_failed(manifest).map(|()| false);
             }
@@ -91,8 +97,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// Makes the files and headers of new lives durable. Returns the lives that have them, and the
-    /// shortage that kept others from having them.
+    /// Makes the files and headers of new lives durable. Returns the lives that are ready, and the
+    /// shortage that stopped the others.
     fn begin_lives(&self, lives: Vec<Life>, size: u64) -> Result<(Vec<Life>, Option<io::Error>)> {
         let (mut begun, mut shortage) = (Vec::new(), None);
         for life in lives {
@@ -105,12 +111,14 @@ impl Engine {
                 Err(e) => self.quarantine_free(life.id, &e)?,
             }
         }
-        // All are synced once all are written: the file system then commits its journal once.
+        // All files are written before the first is synced: the file system then commits its
+        // journal once.
         let mut ready = Vec::new();
         for (life, file) in begun {
             match file.sync() {
                 Ok(()) => ready.push(life),
-                // Whatever the reason, the state that a failed sync left behind is unknown.
+                // Not a shortage, even if the error says so: the state that a failed sync left
+                // behind is unknown.
                 Err(e) => self.quarantine_free(life.id, &e)?,
             }
         }
@@ -135,8 +143,8 @@ impl Engine {
         Ok(file)
     }
 
-    /// Seals the open segment before it is full, so that it can be emptied. False without another
-    /// one to go on with.
+    /// Seals the open segment before it is full, so that it can be emptied. Returns false if no
+    /// other segment is ready.
     fn seal_early(&self) -> Result<bool> {
         {
             let mut log = self.log.lock();

@@ -1,9 +1,19 @@
-//! Empties the oldest segment: wanted entries are appended again, the others are forgotten.
+//! Reclaims the oldest segment: wanted entries are appended again, the others are evicted.
 //!
-//! While live entries fit into flash with room to spare, all of them are wanted. Beyond that only
-//! hot entries are, up to a share of the segment's records, so that reclaiming always wins room.
-//! Moves are synced before the segment is free, so that an entry that was durable in its old place
-//! is durable in the new one before the old one is reused.
+//! 1. The segment begins to drain, and `reclaimed` rises to its last LSN. A caller that then misses
+//!    an entry can know that it was evicted.
+//! 2. Every entry of its footer that the index still points to is live. A live entry is kept,
+//!    evicted, or dropped because it expired or its namespace was dropped.
+//! 3. A kept entry is appended at the end of the stream under its old LSN. It counts against the
+//!    budget of moves.
+//! 4. The moves are synced. An entry that was durable in its old place must be durable in its new
+//!    place before the old one is reused.
+//! 5. The segment is free.
+//!
+//! While live entries fit into flash with room to spare, all of them are kept. Beyond that only hot
+//! entries are kept, up to a share of the segment's records, so that reclaiming always gains room.
+//! If step 3 or 4 cannot finish, the segment stays sealed, and a later attempt empties the rest of
+//! it.
 
 use std::collections::HashSet;
 use std::io;
@@ -20,24 +30,25 @@ use crate::segment::format::{self, Kind, Record};
 use crate::segment::reader::{self, SMALL_WINDOW, SegmentView, WINDOW};
 use crate::segment::table::{Row, Stage};
 
-/// When not all live entries are kept, one in this many bytes of a segment's records may be
+/// When not all live entries are kept, one byte in this many of the records of a segment may be
 /// reinserted.
 const REINSERT_SHARE: u64 = 4;
 
-/// What becomes of an entry.
+/// The outcome for a live entry.
 enum Fate {
-    /// It has another place, or a newer version came.
+    /// The entry has another place, or a newer version came.
     Kept,
-    /// It would not be served any more.
+    /// The entry expired, or its namespace was dropped.
     Dead(Cause),
-    /// It is not wanted enough, or there is no room for it.
+    /// The entry is not hot enough, or there is no room for it.
     Unwanted,
 }
 
 impl Engine {
-    /// Empties the oldest sealed segment. False if there is none, or if it could not be freed yet.
+    /// Empties the oldest sealed segment. Returns false if there is none, or if it could not be
+    /// freed yet.
     pub(in crate::engine) fn drain_oldest(&self) -> bool {
-        // One that was sealed after a segment failed waits until that one's entries are elsewhere.
+        // If a failed segment is older, its records are rescued first.
         let oldest = self.table.select(|r| matches!(r.stage, Stage::Sealed | Stage::Failed)).first().copied();
         let drained = oldest.filter(|row| row.stage == Stage::Sealed).map(|row| self.drain(&row));
         if drained == Some(false) {
@@ -46,21 +57,23 @@ impl Engine {
         drained == Some(true)
     }
 
-    /// Empties a sealed segment. False if what was moved could not be synced, or the engine stops: the segment stays, and what is left of it is emptied at another time.
+    /// Empties a sealed segment. Returns false if the moves could not be synced, or if the entries
+    /// could not all be moved. Then the segment stays sealed, and a later call empties the rest of
+    /// it.
     fn drain(&self, row: &Row) -> bool {
         let _observed = self.context.observe(Activity::Reclaim);
         let id = row.life.id;
         self.table.drain(id);
-        // Said before the first entry goes, so that whoever misses one can know why.
+        // Raised before the first entry goes, so that a caller that misses one can know why.
         self.log.marks().raise_reclaimed(row.last_lsn);
         let finished = self.drain_entries(row).unwrap_or_else(|error| {
             if is_shortage(&error) {
-                // Of file descriptors: another time.
-                tracing::warn!(dir = %self.context.dir.display(), segment = %id, %error, "a segment cannot be emptied now");
+                // No descriptor for the file is free now. A later call may have one.
+                tracing::warn!(dir = %self.context.dir.display(), segment = %id, %error, "a segment cannot be emptied now; it is tried again");
                 return false;
             }
             self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(dir = %self.context.dir.display(), segment = %id, %error, "a segment cannot be read; its entries are forgotten");
+            tracing::warn!(dir = %self.context.dir.display(), segment = %id, %error, "a segment cannot be read; its entries are lost");
             self.index.remove_segment(id);
             true
         });
@@ -75,8 +88,9 @@ impl Engine {
         true
     }
 
-    /// Whether everything that was moved out of a segment is durable in its new place. It must be before the old one is free: it may have been durable there. What was moved to a
-    /// segment that failed since is so once its rescue has ended.
+    /// Whether every entry that was moved out of a segment is durable in its new place. The old
+    /// place may have been durable, so it is not reused before. A move into a segment that has
+    /// failed since is durable once that segment is rescued.
     fn moves_are_synced(&self, id: SegmentId) -> bool {
         let moved_until = self.table.row(id).moved_until;
         let synced = || self.log.marks().synced_bytes() >= moved_until;
@@ -86,7 +100,8 @@ impl Engine {
         synced()
     }
 
-    /// Moves or forgets every live entry of a segment. False if the engine stops, or another segment fails, before that is done.
+    /// Moves or evicts every live entry of a segment. Returns false if the engine stops or another
+    /// segment fails before that is done.
     fn drain_entries(&self, row: &Row) -> io::Result<bool> {
         let file = self.table.file(row.life.id)?;
         let contents = reader::entries(self.context.store, row, self.context.hash_seed, file.as_ref());
@@ -97,12 +112,13 @@ impl Engine {
         let data_bytes: u64 = contents.entries.iter().map(|e| u64::from(e.len)).sum();
         let keep_all = self.has_room_for_all(data_bytes, row.size) && !self.index_is_over_budget();
         let mut budget = match keep_all {
-            // Nothing is synced meanwhile, so nothing that is moved would make room.
+            // While a segment is failed no sync succeeds, so a move would gain no room.
             _ if self.table.count(Stage::Failed) > 0 => 0,
             true => row.size,
             false => data_bytes / REINSERT_SHARE,
         };
-        // As long as others are ready, nobody waits for this one.
+        // While enough other segments are ready, no writer waits for this one, and small reads
+        // disturb gets less.
         let is_calm = self.log.lock().ready_count() >= ready_wanted(self.context.settings.segments);
         let mut window = SegmentView::new(file.as_ref(), row.size, if is_calm { SMALL_WINDOW } else { WINDOW });
         let generations = self.namespaces.generations();
@@ -129,7 +145,8 @@ impl Engine {
                         self.tell(&record, bytes, cause);
                     }
                 }
-                // A segment failed meanwhile. It goes first, and then there may be room again.
+                // Another segment failed meanwhile. Its records are rescued first, and then there
+                // may be room again.
                 Fate::Unwanted if keep && self.table.count(Stage::Failed) > 0 => return Ok(false),
                 Fate::Unwanted => {
                     if self.evict(entry, location(entry)) {
@@ -144,7 +161,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// The record of an entry, if it verifies. A place that cannot be read costs the entries that lie there.
+    /// The record of an entry, if it verifies. If its place cannot be read, only the entries there
+    /// are lost.
     fn record_in<'w>(&self, window: &'w mut SegmentView<'_>, row: &Row, entry: &FooterEntry) -> Option<(Record, &'w [u8])> {
         let bytes = match window.bytes(entry.offset, entry.len) {
             Ok(bytes) => bytes,
@@ -161,7 +179,7 @@ impl Engine {
         record.map(|record| (record, bytes))
     }
 
-    /// Forgets an entry that is still wanted. Says whether it was there.
+    /// Removes a live entry. Returns whether the index still had it.
     fn evict(&self, entry: &FooterEntry, location: Location) -> bool {
         let evicted = self.index.remove_if_at(entry.hash, location);
         if evicted {
@@ -171,7 +189,8 @@ impl Engine {
         evicted
     }
 
-    /// Why an entry would not be served any more, if so.
+    /// Why an entry is dead: it expired, or its namespace was dropped. `None` if it can still be
+    /// served.
     fn cause_of_death(&self, record: &Record, generations: &HashSet<NamespaceGeneration>) -> Option<Cause> {
         match &record.kind {
             Kind::Put { namespace, .. } if !generations.contains(namespace) => Some(Cause::Dropped),
@@ -183,14 +202,15 @@ impl Engine {
         }
     }
 
-    /// Tells the listener, if there is one, which entry goes.
+    /// Tells the listener, if there is one, that an entry goes.
     fn tell(&self, record: &Record, bytes: &[u8], cause: Cause) {
         if let Kind::Put { key, .. } = &record.kind {
             self.context.tell(&Evicted { key: &bytes[key.clone()], version: record.lsn, cause });
         }
     }
 
-    /// Reinserts, and while a ring is full writes it out and tries again: nobody else may be about to, and others may be quicker to fill it.
+    /// Reinserts a record. While a ring is full, it writes the ring out and tries again. No other
+    /// thread may be about to do so, and other writers may fill the ring first.
     fn try_reinsert(&self, row: &Row, entry: &FooterEntry, record: &Record, bytes: &[u8]) -> Fate {
         let progress = || (self.log.segment_ring().written(), self.log.wal().written(), self.log.marks().synced_bytes());
         loop {
@@ -207,7 +227,7 @@ impl Engine {
         }
     }
 
-    /// Whether flash has room for every live entry, judged as a segment with `data_bytes` of
+    /// Whether flash has room for every live entry. Called as a segment with `data_bytes` of
     /// records is emptied.
     fn has_room_for_all(&self, data_bytes: u64, size: u64) -> bool {
         let settings = &self.context.settings;
@@ -221,6 +241,7 @@ impl Engine {
         self.occupancy.has_room_for_all(data_bytes, size, self.index.record_bytes(), &capacity)
     }
 
+    /// Whether an entry was read since it was appended here, or is in the memory tier.
     fn is_hot(&self, entry: &FooterEntry, location: Location) -> bool {
         let Some(current) = self.index.get(entry.hash).filter(|now| now.location == location) else { return false };
         current.hot || self.reads.memory().holds(entry.hash)

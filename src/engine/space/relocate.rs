@@ -1,4 +1,4 @@
-//! Appends records of a segment again, so that the segment is not needed any more.
+//! Appends records of a segment again, so that the segment is no longer needed.
 
 use std::sync::atomic::Ordering;
 
@@ -10,12 +10,13 @@ use crate::segment::footer::FooterEntry;
 use crate::segment::format::{Draft, Record};
 use crate::segment::table::{Row, Stage};
 
-/// An LSN that is this much older than the newest may be too far from a segment's base to be stated
-/// relative to it.
+/// A record whose LSN is this much older than the newest one states its LSN in full. The relative
+/// form, counted from the base of the new segment, may be too short for it.
 const FAR: u64 = 1 << 30;
 
 impl Engine {
-    /// Appends a record again under its LSN, unless the index no longer names it. True if it did.
+    /// Appends a record again under its LSN, if the index still points to it. Returns whether it
+    /// was appended.
     pub(in crate::engine) fn reinsert(&self, row: &Row, entry: &FooterEntry, record: &Record, bytes: &[u8]) -> Result<bool, Refused> {
         let is_far = self.log.marks().appended().0.saturating_sub(record.lsn.0) >= FAR;
         let Some(draft) = Draft::of_record(bytes, record, is_far) else { return Ok(false) };
@@ -32,8 +33,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// Appends a tombstone for the hash of an entry that is lost, if `is_wanted` still returns true
-    /// under its stripe lock. No older version of the key is served then, now or after a restart.
+    /// Appends a tombstone for the hash of a lost entry, if `is_wanted` still returns true under
+    /// its stripe lock. From then on no older version of the key is served, even after a restart.
     pub(super) fn bury(&self, entry: &FooterEntry, is_wanted: impl Fn() -> bool) -> Result<(), Refused> {
         let draft = Draft::tombstone(entry.hash);
         let _in_order = self.log.stripe(entry.hash);

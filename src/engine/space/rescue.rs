@@ -1,10 +1,17 @@
-//! Moves the records of failed segments: the versions that they superseded must not come back, and
-//! every record that can still be read is worth keeping.
+//! Moves the records of failed segments to other segments.
 //!
-//! The file of a failed segment is not written again. A record that verifies, in the file or among
-//! the bytes that were not flushed, is appended again elsewhere. For any other record a tombstone is
-//! appended, so that no older version is served, now or after a restart. Until both are durable the
-//! WAL keeps the frames of the segment, and no sync succeeds.
+//! The file of a failed segment is not written again. Its records still count: without a lost
+//! tombstone or newer version, an older version would come back. For each record one of these
+//! happens:
+//!
+//! - Nothing, if the index has a newer version elsewhere.
+//! - A record that verifies, in the file or among the bytes that were not flushed, is appended
+//!   again elsewhere.
+//! - For any other record a tombstone is appended, so that no older version is served, even after a
+//!   restart.
+//!
+//! Until all of that is durable, the WAL keeps the frames of the segment, and no sync succeeds.
+//! Then the segment is quarantined.
 
 use std::sync::Arc;
 
@@ -16,14 +23,14 @@ use crate::manifest::ManifestStore;
 use crate::segment::failed::Failed;
 use crate::segment::table::Stage;
 
-/// How far a step of the rescue came.
+/// The result of one step of the rescue.
 #[derive(Debug)]
 pub(super) struct Rescued {
-    /// Whether it changed anything.
+    /// Whether the step moved a record or finished the rescue.
     pub(super) changed: bool,
-    /// Why it did not come to its end.
+    /// Why the rescue is not finished.
     pub(super) waits: Option<Refused>,
-    /// Whether its sync found no room on the disk.
+    /// Whether the sync found no room on the disk.
     pub(super) found_shortage: bool,
 }
 
@@ -41,8 +48,8 @@ impl Engine {
         let bytes = self.log.marks().appended_bytes();
         self.step_flush()?;
         let found_shortage = self.sync()? == Synced::NoRoom;
-        // The records that supersede theirs, here or elsewhere, must be as durable as theirs may
-        // have been.
+        // The records that supersede those of failed segments must be durable first, wherever they
+        // lie: the superseded ones may have been durable.
         let is_synced = self.log.marks().synced_bytes() >= bytes;
         if let Some(cause) = rescued.err().or((!is_synced).then_some(Refused::UnsyncedBytes)) {
             return Ok(Rescued { changed: done() > before, waits: Some(cause), found_shortage });
@@ -68,7 +75,7 @@ impl Engine {
                 Some(true)
                     if let Some((record, bytes)) = failed.record(self.context.store, entry, || self.table.file(location.segment))
                         && self.reinsert(failed.row(), entry, &record, &bytes)? => {}
-                // The record is lost, or the entry was deleted, or found expired or damaged since.
+                // The record is lost, or its entry was deleted or found expired or damaged since.
                 // Older versions may lie in older segments.
                 _ => self.bury(entry, || names_it() != Some(false))?,
             }

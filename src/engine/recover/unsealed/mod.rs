@@ -1,8 +1,24 @@
-//! Brings the records that only the WAL and the rings hold into the segment files, and seals them.
+//! Restores unsealed segments from the WAL and the segment ring, and seals them.
 //!
-//! `tail` holds the unsealed segments and applies mutations to them. `second_copy` reads records in
-//! place of frames that are lost. `restore` writes the records that only a ring holds, and the
-//! footers.
+//! - `tail` holds the unsealed segments. It applies each replayed mutation to the index and writes
+//!   records that the WAL holds into the segment files.
+//! - `second_copy` reads records from the segment stream in place of frames that are lost.
+//! - `restore` reports the damage. It writes records that only the segment ring holds into the
+//!   segment files, and then the footers.
+//! - This file runs those steps, and answers the questions of the replay as its `Visitor`.
+//!
+//! [`crate::wal::replay`] decides which kind of stop a gap in the WAL is. Recovery then acts:
+//!
+//! - **Torn** (only after a host crash): the log ends at the gap, and later frames are ignored.
+//!   Records past the end are read as below.
+//! - **Hole**: the records of the lost frames are read from the segment stream. If every lost
+//!   mutation is found, the hole is repaired. If not, every entry below the hole's floor is
+//!   dropped, and so is every resume token: the lost frames may have superseded them.
+//! - **Past the end** of the log: records that continue the LSNs of the log count, although their
+//!   frames are missing. A process that dies between the two stores leaves one such record. After a
+//!   process crash, more of them are reported as a hole. If a later record shows that records
+//!   before it are lost, every entry and every resume token is dropped. After a host crash neither
+//!   is damage, because records may be written out before their frames.
 
 mod restore;
 mod second_copy;
@@ -21,7 +37,8 @@ use crate::segment::table::{Row, Stage};
 use crate::wal::format::Mutation;
 use crate::wal::replay::{Hole, PastEnd, Replay, Summary, Visitor};
 
-/// Applies the WAL, brings what only the rings hold into the segment files, and seals them.
+/// Replays the WAL, writes records that only the rings hold into the segment files, and seals the
+/// unsealed segments.
 pub(in crate::engine::recover) fn replay(
     recovery: &mut Recovery<'_>,
     replay: &mut Replay,
@@ -36,22 +53,23 @@ pub(in crate::engine::recover) fn replay(
         entries: Vec::new(),
         error: None,
         needs_replacement: row.stage == Stage::Failed,
-        renewed: None,
+        replacement: None,
         unread: 0,
     };
     let unsealed = rows.into_iter().map(unsealed).collect();
-    let mut tail = Tail { recovery, unsealed, ring: ring.as_ref(), kind, end: Position(0), unknown: Position(0), patch: None };
+    let mut tail = Tail { recovery, unsealed, ring: ring.as_ref(), kind, end: Position(0), unknown: Position(0), writer: None };
     let summary = replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, kind == Start::Process, &mut tail)?;
     let durable = summary.durable.max(manifest.durable);
     tail.report(&summary, durable);
-    // Which records may be nowhere: after a power cut those that were not synced, and all if the ring is gone that held what the files do not hold yet.
+    // Records above this LSN may be lost. After a host crash that is every record that was not
+    // synced. After a process crash that lost the segment ring, it is every record.
     let verify_after = match kind {
         Start::Host => Some(durable),
         _ if *ring_lost => Some(Lsn::ZERO),
         _ => None,
     };
     if kind == Start::Process && *ring_lost {
-        tail.recovery.report.damaged.push("the ring of the segments is lost, or parts of it; entries that only it held miss".to_owned());
+        tail.recovery.report.damaged.push("the segment ring lost bytes; gets of entries that only the ring held miss".to_owned());
     }
     tail.restore(verify_after)?;
     (0..tail.unsealed.len()).try_for_each(|i| tail.seal(i))?;
@@ -66,7 +84,7 @@ impl Visitor for Tail<'_, '_> {
     fn repair(&mut self, hole: &Hole) -> io::Result<bool> {
         let whole = self.read_records(hole)? && hole.bounded;
         if !whole {
-            // One that was set in the hole would be newer.
+            // The hole may have held a newer resume token.
             self.recovery.catalog.tokens.clear();
         }
         Ok(whole)
@@ -77,7 +95,7 @@ impl Visitor for Tail<'_, '_> {
         let mut is_torn = self.read_on(Position(u64::MAX), &mut next, |_| true, &mut records)?;
         if self.kind == Start::Process && (is_torn || self.is_followed(next)?) {
             is_torn = true;
-            // One that was set by what is lost would be newer.
+            // The lost records may have set a newer resume token.
             self.recovery.catalog.tokens.clear();
         }
         Ok(PastEnd { last: Lsn(next.0 - 1), records, is_torn })

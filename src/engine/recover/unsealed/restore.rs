@@ -1,4 +1,10 @@
-//! Writes the records that only a ring holds into their segment files, and seals those.
+//! Completes the unsealed segments after the replay.
+//!
+//! Each record that the WAL named without its bytes is looked for in the segment ring, and is
+//! written into the segment file if it verifies there. A record that is not in the ring was written
+//! out before. It is read from the file if there is a reason to doubt that. A record that is lost
+//! becomes a tombstone in the footer, so that no older version of its key is served. At the end
+//! each segment gets its footer, or is free if it has no records.
 
 use std::io;
 
@@ -13,7 +19,7 @@ use crate::segment::writer::{Full, write_footer};
 use crate::wal::replay::Summary;
 
 impl Tail<'_, '_> {
-    /// Says what was found, and drops what a hole may have superseded.
+    /// Reports the findings of the replay. Drops every entry that a lost frame may have superseded.
     pub(super) fn report(&mut self, summary: &Summary, durable: Lsn) {
         self.recovery.batch.merge(&self.recovery.index);
         let report = &mut self.recovery.report;
@@ -24,20 +30,26 @@ impl Tail<'_, '_> {
             report.maybe_lost_after = Some(durable);
         }
         if self.unknown > Position(0) {
-            report.damaged.push("the WAL names a segment that the manifest does not know; everything older is dropped".to_owned());
+            report.damaged.push("the WAL names a segment that the manifest does not know; every older entry is dropped".to_owned());
             self.recovery.raise_floor(self.unknown);
         }
         for hole in &summary.holes {
-            let what = if hole.repaired { "what they said was read from the records" } else { "everything older is dropped" };
-            self.recovery.report.damaged.push(format!("WAL bytes {} to {} are lost; {what}", hole.from, hole.to));
+            let outcome = if hole.repaired { "their contents were restored from the records" } else { "every older entry is dropped" };
+            self.recovery.report.damaged.push(format!("WAL bytes {} to {} are lost; {outcome}", hole.from, hole.to));
             if !hole.repaired {
                 self.recovery.raise_floor(hole.floor);
             }
         }
     }
 
-    /// Writes into segment files what only the ring holds of their records. Records later than `verify_after`, or of a file that had failed, may be nowhere: then they become
-    /// tombstones.
+    /// Writes records that only the ring holds into the segment files.
+    ///
+    /// These records may be lost, and are verified:
+    /// - records with an LSN above `verify_after`, if it is given;
+    /// - records of a segment whose file failed in an earlier life;
+    /// - every record, if recovery trusts nothing.
+    ///
+    /// A lost record becomes a tombstone.
     pub(super) fn restore(&mut self, verify_after: Option<Lsn>) -> io::Result<()> {
         for i in 0..self.unsealed.len() {
             if self.unsealed[i].needs_replacement
@@ -50,9 +62,10 @@ impl Tail<'_, '_> {
                 self.record_failure(i, error)?;
             }
         }
-        self.flush_patch()
+        self.flush_writer()
     }
 
+    /// Restores or verifies each record of unsealed segment `i` that was not placed yet.
     fn restore_segment(&mut self, i: usize, verify_after: Option<Lsn>) -> io::Result<()> {
         let (row, store) = (self.unsealed[i].row, self.recovery.store);
         let mut bytes = Vec::new();
@@ -73,10 +86,11 @@ impl Tail<'_, '_> {
             if is_expected && !needs_replacement && !self.recovery.trusts_nothing {
                 continue;
             }
-            // A new file holds what says of each record that it is lost, wherever the old one is.
+            // A replacement can mark each record as unreadable, so the failed file may be missing.
+            // Any other segment fails without its file.
             let file = if needs_replacement { self.file_of(&row)? } else { Some(self.recovery.file(row.life.id)?) };
-            let mut again = || read(&row, at, entry.len as usize, file.as_deref().ok_or(io::ErrorKind::NotFound)?, &mut bytes);
-            let could_read = read_twice(&mut again).is_ok();
+            let mut read_record = || read(&row, at, entry.len as usize, file.as_deref().ok_or(io::ErrorKind::NotFound)?, &mut bytes);
+            let could_read = read_twice(&mut read_record).is_ok();
             let verifies = could_read && format::decode_record(store, at, row.life.base_lsn, &bytes).is_some();
             let could_read = could_read && (verifies || !format::was_unread(&bytes));
             if verifies {
@@ -85,25 +99,28 @@ impl Tail<'_, '_> {
                 }
                 continue;
             }
-            // Its frame is there, its bytes are not: the key misses, and no older version of it is served.
+            // The frame is there and the record is lost: a get of the key misses, and no older
+            // version of the key is served.
             let was_named = self.recovery.index.remove_if_at(entry.hash, Location { segment: row.life.id, offset: entry.offset });
             self.unsealed[i].unread += u64::from(was_named && (is_expected || !could_read));
             self.unsealed[i].entries[n].entry.tombstone = true;
             if needs_replacement && !could_read {
-                // Whoever looks for it in the new file must not take it for one that never came.
+                // A later recovery must see that the record could not be read. Otherwise it would
+                // take the record for one that was never written.
                 self.place(i, entry.offset, &format::UNREAD.repeat(entry.len as usize / UNIT))?;
             }
         }
         Ok(())
     }
 
-    /// Writes the footer of a segment, or frees it if nothing is in it. One that cannot be written is not used again.
+    /// Writes the footer of unsealed segment `i`, or frees the segment if it has no records. A
+    /// segment file that cannot be written is not used again.
     pub(super) fn seal(&mut self, i: usize) -> io::Result<()> {
         let Unsealed { row, needs_replacement, unread, .. } = self.unsealed[i];
         let (entries, error) = (std::mem::take(&mut self.unsealed[i].entries), self.unsealed[i].error.take());
         let id = row.life.id;
         if unread > 0 {
-            self.recovery.report.damaged.push(format!("segment {id}: {unread} places cannot be read; what they held misses"));
+            self.recovery.report.damaged.push(format!("segment {id}: {unread} places cannot be read; gets of the entries there miss"));
         }
         let Some(Listed { entry: last, .. }) = entries.last() else {
             self.recovery.rows[id.index()].stage = if needs_replacement { Stage::Quarantined } else { Stage::Free };
@@ -118,11 +135,13 @@ impl Tail<'_, '_> {
         let is_sound = error.is_none() && !needs_replacement;
         let sealed = match error {
             Some(error) => Err(error),
-            // Gaps cost footer blocks of their own; more of them than a damaged WAL leaves room for.
-            None if !fits => Err(io::Error::other("its footer does not fit")),
+            // Each gap between records takes room in the footer. A damaged WAL may leave more gaps
+            // than the segment has room for.
+            None if !fits => Err(io::Error::other("the footer does not fit into the segment")),
             None => self.target(i)?.and_then(|file| {
                 write_footer(self.recovery.store, &full, file.as_ref())?;
-                // Whatever the reason, what a failed sync left behind is not known.
+                // Not a shortage, even if the error says so: the state that a failed sync left
+                // behind is unknown.
                 file.sync().map_err(io::Error::other)
             }),
         };
@@ -136,13 +155,13 @@ impl Tail<'_, '_> {
             }
             Err(error) if is_shortage(&error) => return Err(error),
             Err(error) if !needs_replacement && (fits || !is_sound) => {
-                tracing::warn!(segment = %id, %error, "a segment cannot be written; it gets a new file");
+                tracing::warn!(segment = %id, %error, "a segment file cannot be written; the segment gets a new file");
                 self.recovery.failed.push(id);
                 Stage::Quarantined
             }
             Err(error) => {
-                // What it superseded will not be known any more.
-                self.recovery.report.damaged.push(format!("segment {id} cannot be restored: {error}; everything older is dropped"));
+                // Without the footer it is unknown which older entries the segment superseded.
+                self.recovery.report.damaged.push(format!("segment {id} cannot be restored: {error}; every older entry is dropped"));
                 self.recovery.raise_floor(row.life.base.plus(row.size));
                 if is_sound { Stage::Free } else { Stage::Quarantined }
             }

@@ -1,4 +1,8 @@
-//! Reads records in place of frames that are lost: a record says what its frame said.
+//! Reads records in place of frames that are lost.
+//!
+//! A record has the LSN and the key of its frame, and records lie in the segment stream in the
+//! order of their frames, without gaps. So the records from the end of the last known one onward
+//! repeat the lost frames.
 
 use std::io;
 
@@ -8,20 +12,24 @@ use crate::segment::format::{self, DATA_START};
 use crate::wal::format::Mutation;
 use crate::wal::replay::Hole;
 
-/// How far beyond the last record that is known a later one is looked for.
+/// How many bytes past the last known record are searched for a later one.
 const LOOK_AHEAD: u64 = 256 << 10;
 
 impl Tail<'_, '_> {
-    /// The records say what their frames said, in the same order: those between the last one known and the next one are read one after the other. Whether that is all
-    /// that the hole is known to have held.
+    /// Applies the records of the frames in a hole. Returns whether every mutation that the hole is
+    /// known to have held was found.
     pub(super) fn read_records(&mut self, hole: &Hole) -> io::Result<bool> {
         let (mut next, mut records) = (hole.after.next(), 0);
         self.read_on(hole.floor, &mut next, |lsn| lsn < hole.before, &mut records)?;
         Ok(next == hole.before)
     }
 
-    /// Takes records for what their frames said, one after the other from the last one that is known, below `limit` and as long as the `next` version is one that is
-    /// `wanted`. Counts them. Says whether it found one that only others before it could precede.
+    /// Applies records in place of their frames, one after the other, from the last known record up
+    /// to position `limit`.
+    ///
+    /// A new record must have the LSN `next`, and that LSN must be `wanted`. A record with an older
+    /// LSN is a move. Raises `next`, and counts the applied `records`. Returns true if it stops at
+    /// a record with a later LSN: the records in between are lost.
     pub(super) fn read_on(&mut self, limit: Position, next: &mut Lsn, wanted: impl Fn(Lsn) -> bool, records: &mut u64) -> io::Result<bool> {
         for row in self.unsealed.iter().map(|u| u.row).collect::<Vec<_>>() {
             if self.end >= row.life.base.plus(row.size) {
@@ -46,8 +54,12 @@ impl Tail<'_, '_> {
         Ok(false)
     }
 
-    /// Whether a record lies a little beyond the last one that is known: no position is used twice, so one that verifies there came later. Of so many places that are looked at,
-    /// one may verify by chance; so its version must be one that could come `next` or soon, or another record must follow it.
+    /// Whether a valid record lies up to [`LOOK_AHEAD`] bytes past the last known one, in the ring
+    /// or in the file. No position is used twice, so such a record was appended later, and records
+    /// before it are lost.
+    ///
+    /// Among many places one checksum may match by chance. So the record must have an LSN that can
+    /// come soon after `next`, or another valid record must follow it.
     pub(super) fn is_followed(&mut self, next: Lsn) -> io::Result<bool> {
         let mut left = LOOK_AHEAD.min(self.ring.words().len() as u64 * 8);
         let soon = next.0..next.0.saturating_add(left / UNIT as u64);
