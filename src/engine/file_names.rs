@@ -12,11 +12,11 @@ const WAL_RING_PREFIX: &str = "ring.wal.";
 /// The name of a checkpoint file begins with this. 0 or 1 follows.
 const CHECKPOINT_PREFIX: &str = "checkpoint.";
 /// The name of a warmth list begins with this. 0 or 1 follows.
-const HEAT_PREFIX: &str = "heat.";
+const WARMTH_LIST_PREFIX: &str = "heat.";
 
 /// Whether a file with this name belongs to a store and is created only after its first manifest.
 pub(crate) fn is_store_file(name: &str) -> bool {
-    let prefixes = [table::FILE_PREFIX, table::REPLACEMENT_PREFIX, writer::FILE_PREFIX, CHECKPOINT_PREFIX, HEAT_PREFIX];
+    let prefixes = [table::FILE_PREFIX, table::REPLACEMENT_PREFIX, writer::FILE_PREFIX, CHECKPOINT_PREFIX, WARMTH_LIST_PREFIX];
     prefixes.iter().any(|prefix| numbered(name, prefix).is_some())
 }
 
@@ -41,6 +41,6 @@ pub(crate) fn checkpoint(sequence: u64) -> String {
 }
 
 /// Name of the file of a warmth list. Two files take turns.
-pub(crate) fn heat(sequence: u64) -> String {
-    format!("{HEAT_PREFIX}{}", sequence % 2)
+pub(crate) fn warmth_list(sequence: u64) -> String {
+    format!("{WARMTH_LIST_PREFIX}{}", sequence % 2)
 }

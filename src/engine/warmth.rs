@@ -53,7 +53,7 @@ impl WarmthState {
     /// The newer of the two files that is whole, as a refill. Without a whole file the refill is
     /// empty.
     pub(in crate::engine) fn load(disk: &dyn Disk, store: StoreId, memory: u64) -> Self {
-        let read = |parity: u64| WarmthList::read(store, disk.open(&file_names::heat(parity))?.as_ref(), keys_max(memory));
+        let read = |parity: u64| WarmthList::read(store, disk.open(&file_names::warmth_list(parity))?.as_ref(), keys_max(memory));
         let newest = [0, 1].into_iter().filter_map(|parity| read(parity).ok().flatten()).max_by_key(|list| list.sequence);
         let Some(mut list) = newest else { return Self::default() };
         list.hashes.reverse();
@@ -89,7 +89,7 @@ impl Engine {
     fn record_warmth(&self, sequence: u64) -> io::Result<()> {
         let (hashes, proved) = self.reads.memory().hottest(keys_max(self.context.settings.memory));
         let list = WarmthList { sequence, hashes, proved };
-        let file = self.context.disk.create(&file_names::heat(sequence), list.file_len())?;
+        let file = self.context.disk.create(&file_names::warmth_list(sequence), list.file_len())?;
         list.write(self.context.store, file.as_ref())
     }
 

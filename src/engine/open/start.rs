@@ -119,7 +119,7 @@ struct Beginning {
 }
 
 /// Makes a recovered manifest state a new life in which nothing is appended yet.
-fn begin_life(manifest: &mut Manifest, settings: &Settings, boot_id: u64, time_ms: u64, wal_limit: u64) -> Beginning {
+fn begin_opening(manifest: &mut Manifest, settings: &Settings, boot_id: u64, time_ms: u64, wal_limit: u64) -> Beginning {
     let wal = round_up(wal_limit.max(manifest.wal_start), manifest.wal_payload.max(settings.wal_payload));
     let stream = round_up(manifest.next_base.0, settings.segment_size);
     manifest.boot_id = boot_id;
@@ -152,7 +152,7 @@ pub(super) fn start(
     // Only after a process crash do the rings hold bytes that recovery needs.
     let before = (report.kind == Start::Process).then_some((manifest.segment_ring, manifest.wal_ring));
     let time = StoreTime::new(clock, manifest.time_ms);
-    let begin = begin_life(&mut manifest, &settings, disk.boot_id(), time.now_ms(), wal_limit);
+    let begin = begin_opening(&mut manifest, &settings, disk.boot_id(), time.now_ms(), wal_limit);
     let names = [file_names::segment_ring(settings.segment_ring), file_names::wal_ring(settings.wal_ring)];
     make_rings(disk.as_ref(), &names, &settings, before)?;
     // Files that the earlier process created or removed may not be synced in the directory, and no
