@@ -41,6 +41,7 @@ fn rows(stats: &Stats) -> Vec<(&'static str, u64)> {
         ("memory_tier_entries", stats.memory_tier_entries),
         ("memory_tier_bytes", stats.memory_tier_bytes),
         ("memory_bytes", stats.memory_bytes),
+        ("kept_value_bytes", stats.kept_value_bytes),
         ("hits_memory", stats.hits_memory),
         ("hits_buffer", stats.hits_buffer),
         ("hits_flash", stats.hits_flash),
