@@ -73,7 +73,7 @@
 //!
 //! | part | bytes |
 //! |---|---|
-//! | index | 8 x (1.03 x entries + 2 x partitions) + 32 x partitions; about 8.3 an entry for small records |
+//! | index | 8 x (1.03 x entries + 2 x partitions) + 32 x partitions; about 8.2 an entry for small records |
 //! | rings | segment ring + WAL ring, and 1/32 of each (4 KiB to 128 KiB) for a bounce buffer |
 //! | footers | 11 to 22 x entries in unsealed segments |
 //! | reads in flight | at most 1/64 of the budget, or 1 MiB if that is more, and one record for each thread |

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 /// The first failure, and whether the cache closes. Neither is ever taken back.
 #[derive(Debug, Default)]
 pub(in crate::engine) struct Health {
-    /// The first failed write or sync of the WAL or the manifest. Mutations are refused from then
-    /// on.
+    /// Why the engine failed first: mostly a failed write or sync of the WAL or the manifest.
+    /// Mutations are refused from then on.
     failure: OnceLock<String>,
     closing: AtomicBool,
 }

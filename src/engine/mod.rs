@@ -1,8 +1,9 @@
 //! The engine of an open store: mutations, reads, and the steps of the background.
 //!
-//! [`Engine`] is made of parts. Each part owns its fields, which are private to its file, and
-//! offers verbs; `impl Engine` orchestrates parts. The files stand in wings, and a wing calls only
-//! the wings before it:
+//! [`Engine`] is made of parts, and `impl Engine` orchestrates them. A part that changes owns its
+//! state: its fields are private to its file, and it offers verbs. `Context` never changes, and
+//! `Events` and `Counters` are shared, so their fields are open to the engine. The files stand in
+//! wings, and a wing calls only the wings before it:
 //!
 //! | wing | files | what it does |
 //! |---|---|---|

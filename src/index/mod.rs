@@ -1,4 +1,4 @@
-//! The index: hash of a key to the location of its record, in about 8.3 bytes an entry.
+//! The index: hash of a key to the location of its record, in about 8.2 bytes an entry.
 //!
 //! It knows neither keys nor the content of segments.
 //!

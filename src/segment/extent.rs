@@ -61,7 +61,7 @@ impl Extent {
     /// Where `len` bytes at `offset` lie in a buffer that holds this extent, as far as it does.
     pub(crate) fn range_of(self, offset: u32, len: usize) -> Range<usize> {
         let start = self.index_of(offset);
-        start..(start + len).min(self.len())
+        start.min(self.len())..(start + len).min(self.len())
     }
 }
 

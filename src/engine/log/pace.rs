@@ -59,9 +59,13 @@ impl CheckpointPace {
         self.records.load(Ordering::Relaxed) >= interval(entries)
     }
 
-    /// Runs one checkpoint, after the one that is being written.
+    /// Waits for the checkpoint that is being written, and excludes others.
+    pub(in crate::engine) fn exclusive(&self) -> MutexGuard<'_, ()> {
+        lock(&self.checkpointing)
+    }
+
+    /// Runs a checkpoint, which writers may outrun meanwhile. The caller excludes others.
     pub(in crate::engine) fn run<T>(&self, checkpoint: impl FnOnce() -> T) -> T {
-        let _one_at_a_time: MutexGuard<'_, ()> = lock(&self.checkpointing);
         self.is_running.store(true, Ordering::Relaxed);
         let taken = checkpoint();
         self.is_running.store(false, Ordering::Relaxed);

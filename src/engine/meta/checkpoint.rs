@@ -37,10 +37,9 @@ impl Engine {
         if !force && !is_due {
             return Ok(false);
         }
-        let taken = self.pace.run(|| {
-            let _observed = self.context.observe(Activity::Checkpoint);
-            self.checkpoint()
-        });
+        let _exclusive = self.pace.exclusive();
+        let _observed = self.context.observe(Activity::Checkpoint);
+        let taken = self.pace.run(|| self.checkpoint());
         self.events.room.signal();
         taken
     }

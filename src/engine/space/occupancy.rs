@@ -73,7 +73,8 @@ impl Occupancy {
         keeps_all(recent, live_bytes, capacity)
     }
 
-    /// States that the disk had no room. The prepare thread pauses before it asks again.
+    /// States that the disk had no room, or that a segment can be neither emptied nor rescued now.
+    /// The prepare thread pauses before it tries again.
     pub(super) fn deny_space(&self) {
         self.is_space_denied.store(true, Ordering::Release);
     }

@@ -98,7 +98,7 @@ fn go_on_and_lose_power(options: &Options, image: &SimDisk, puts: u8, what: &str
 
 /// Operations from one stop to the next: `EVERWARM_STOP_STEP`, 4 without it. The gate takes 1.
 fn stop_step() -> u64 {
-    std::env::var("EVERWARM_STOP_STEP").ok().and_then(|step| step.parse().ok()).unwrap_or(4)
+    std::env::var("EVERWARM_STOP_STEP").ok().and_then(|step| step.parse().ok()).unwrap_or(4).max(1)
 }
 
 /// Stops `steps` at every [`stop_step`]-th operation. Returns how many distinct images were
