@@ -60,7 +60,8 @@ pub(crate) struct Mutation {
     pub(crate) hash: KeyHash,
     /// A delete, or a catalog change.
     pub(crate) tombstone: bool,
-    /// The index had an entry with the same fingerprint.
+    /// The record may replace an entry. Set for each delete and move, and for a put if the index
+    /// had an entry with the same fingerprint. Readers ignore it.
     pub(crate) supersedes: bool,
     /// Position of the record.
     pub(crate) record: Position,
