@@ -417,11 +417,11 @@ fn run_with_faults(options: &Options, steps: &[Step], seed: u64, stop: u64) -> u
     faults
 }
 
-/// Faults and stops together, drawn from seeds: 300, or as many as `EVERWARM_FAULT_SEEDS` says,
+/// Faults and stops together, drawn from seeds: 100, or as many as `EVERWARM_FAULT_SEEDS` says,
 /// from `EVERWARM_FAULT_FIRST` on.
 #[test]
 fn what_was_acknowledged_outlives_faults_stops_and_closes() {
-    let faults = each_seed(seeds("FAULT", 1, 300), "FAULT", "what_was_acknowledged_outlives", |seed| {
+    let faults = each_seed(seeds("FAULT", 1, 100), "FAULT", "what_was_acknowledged_outlives", |seed| {
         let wal_values = [WalValues::Never, WalValues::Host, WalValues::Always][seed as usize % 3];
         let flash = [512 << 10, 1 << 20][seed as usize / 3 % 2];
         let steps = mixed(seed, 200, [300, 3_000, 9_000][seed as usize / 6 % 3], 3 + seed % 7);

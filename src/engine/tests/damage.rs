@@ -531,14 +531,14 @@ fn frames(disk: &SimDisk) -> Vec<Vec<(String, u64)>> {
     frames.into_iter().map(|(_, places)| places).collect()
 }
 
-/// Damages frames: 300, or `EVERWARM_FRAME_SEEDS`. A frame is damaged in one of its places, in all
+/// Damages frames: 100, or `EVERWARM_FRAME_SEEDS`. A frame is damaged in one of its places, in all
 /// of them, with the frames behind it, or with a block of a segment, where its second copy may be.
 #[test]
 fn a_damaged_frame_of_the_wal_never_brings_back_an_older_value() {
     // Frames of the newest mutations, which an opening replays.
     let newest = |mut frames: Vec<_>| frames.split_off(frames.len() - 400);
     let stores = all_worn().map(|worn| (newest(frames(&worn.disk)), worn));
-    let found = each_seed(seeds("FRAME", 0, 300), "FRAME", "a_damaged_frame", |seed| {
+    let found = each_seed(seeds("FRAME", 0, 100), "FRAME", "a_damaged_frame", |seed| {
         let mut draw = numbers(seed);
         let (way, turn) = (seed as usize % 5, seed as usize / 5);
         let (frames, worn) = &stores[turn % stores.len()];
@@ -563,12 +563,12 @@ fn a_damaged_frame_of_the_wal_never_brings_back_an_older_value() {
     print_damages("frames", &found);
 }
 
-/// Flips bits: 500, or `EVERWARM_DAMAGE_SEEDS`. Half of them lie near the front of a file or of its
+/// Flips bits: 150, or `EVERWARM_DAMAGE_SEEDS`. Half of them lie near the front of a file or of its
 /// last block, where headers are.
 #[test]
 fn a_flipped_bit_anywhere_never_brings_back_an_older_value() {
     let stores = all_worn();
-    let found = each_seed(seeds("DAMAGE", 0, 500), "DAMAGE", "a_flipped_bit", |seed| {
+    let found = each_seed(seeds("DAMAGE", 0, 150), "DAMAGE", "a_flipped_bit", |seed| {
         let mut draw = numbers(seed);
         let worn @ Worn { stop, disk, .. } = &stores[draw(3) as usize];
         let files: Vec<_> = disk.files().into_iter().filter(|(_, len)| *len > 0).collect();
@@ -586,7 +586,7 @@ fn a_flipped_bit_anywhere_never_brings_back_an_older_value() {
     print_damages("flips", &found);
 }
 
-/// Damages bytes of headers: 2,000, or `EVERWARM_HEADER_SEEDS`, at most all of them.
+/// Damages bytes of headers: 500, or `EVERWARM_HEADER_SEEDS`, at most all of them.
 #[test]
 fn no_byte_of_a_header_is_trusted() {
     let stores = all_worn();
@@ -601,7 +601,7 @@ fn no_byte_of_a_header_is_trusted() {
     let stores: &'static [Worn; 3] = Box::leak(Box::new(stores));
     let places: Vec<_> = stores.iter().flat_map(places).collect();
     assert!(places.len() > 3_000, "{} bytes", places.len());
-    let numbers = seeds("HEADER", 0, 2_000);
+    let numbers = seeds("HEADER", 0, 500);
     let found = each_seed(numbers.start..numbers.end.min(places.len() as u64), "HEADER", "no_byte_of_a_header", |n| {
         // A prime stride spreads few damages over all files.
         let (worn, name, offset) = &places[n as usize * 7_919 % places.len()];
@@ -613,12 +613,12 @@ fn no_byte_of_a_header_is_trusted() {
     print_damages("header bytes", &found);
 }
 
-/// Damages blocks: 300, or `EVERWARM_BLOCK_SEEDS`. A block is zeroed, filled with noise, exchanged
+/// Damages blocks: 100, or `EVERWARM_BLOCK_SEEDS`. A block is zeroed, filled with noise, exchanged
 /// with another one, or overwritten by another one or by an older state of itself.
 #[test]
 fn a_block_that_holds_something_else_never_brings_back_an_older_value() {
     let (stores, before) = (all_worn(), half_worn());
-    let found = each_seed(seeds("BLOCK", 0, 300), "BLOCK", "a_block_that_holds", |seed| {
+    let found = each_seed(seeds("BLOCK", 0, 100), "BLOCK", "a_block_that_holds", |seed| {
         let mut draw = numbers(seed);
         let worn @ Worn { stop, disk, .. } = &stores[draw(3) as usize];
         let files: Vec<_> = disk.files().into_iter().filter(|(_, len)| *len >= BLOCK as u64).collect();
