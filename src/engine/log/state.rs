@@ -84,7 +84,7 @@ impl LogState {
     }
 
     /// Continues at `lsn`, as if every LSN before it had been used.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(in crate::engine) fn skip_to_lsn(&mut self, lsn: Lsn) {
         self.next_lsn = lsn;
     }
