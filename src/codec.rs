@@ -215,6 +215,14 @@ impl HeaderBlock {
     }
 }
 
+/// The store that a header block of any kind states, if the block verifies.
+pub(crate) fn stated_store(block: &[u8]) -> Option<StoreId> {
+    let mut r = Reader::new(block);
+    let (magic, _version, check, _number) = (r.u32()?, r.u32()?, r.u32()?, r.u32()?);
+    let (store, place) = (StoreId(r.u64()?), r.u64()?);
+    (check == checksum(store, magic, place, &[block.get(12..)?])).then_some(store)
+}
+
 /// The next multiple of `to` (a power of two) at or above `n`.
 pub(crate) const fn round_up(n: u64, to: u64) -> u64 {
     (n + to - 1) & !(to - 1)
@@ -268,8 +276,9 @@ mod tests {
         assert!(HeaderBlock::new(*b"EWxx", 4).decode(StoreId(5), &block).is_none());
         assert!(kind.decode(StoreId(6), &block).is_none());
         assert!(kind.decode(StoreId(5), &block[..63]).is_none());
+        assert_eq!(stated_store(&block), Some(StoreId(5)));
         block[63] = 1;
-        assert!(kind.decode(StoreId(5), &block).is_none());
+        assert!(kind.decode(StoreId(5), &block).is_none() && stated_store(&block).is_none());
     }
 
     #[test]

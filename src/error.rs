@@ -20,13 +20,15 @@ pub enum Error {
         /// The error of the operating system.
         source: io::Error,
     },
-    /// Another live process, or another cache in this process, has the directory open.
-    #[error("{path} is open in process {pid}; close it there, or use another directory")]
+    /// Another process, or another cache in this process, has the directory open, and had it open
+    /// throughout [`crate::Options::lock_timeout`].
+    #[error("{path} is open in {holder}; close it there, or use another directory")]
     Locked {
         /// The store's directory.
         path: PathBuf,
-        /// Id of the process that holds the store, 0 if it is unknown.
-        pid: u32,
+        /// Description of the process that holds the store, for people: its id, and the host name
+        /// if it runs in another container.
+        holder: String,
     },
     /// The directory holds no store, and the options do not allow creating one.
     #[error("{path} holds no everwarm store; check the path")]
@@ -128,6 +130,9 @@ pub enum Error {
     /// The cache was closed.
     #[error("the cache is closed")]
     Closed,
+    /// The call was made in a child of `fork`, and the parent has the cache open.
+    #[error("this process was forked from the one that opened the cache; use the cache there, or open it after the fork")]
+    Forked,
 }
 
 impl Error {

@@ -11,6 +11,7 @@ use crate::index::Index;
 use crate::index::batch::Pending;
 use crate::index::checkpoint::{Keep, Loaded};
 use crate::io::aligned::AlignedBuf;
+use crate::io::directory::Directory;
 use crate::io::posix::PosixDisk;
 use crate::io::{BLOCK, Disk, InMemory, Mapping, numbered};
 use crate::manifest::{self, LoadError, Manifest, SegmentState};
@@ -144,7 +145,8 @@ pub struct SegmentInspection {
 /// # }
 /// ```
 pub fn inspect(dir: impl AsRef<Path>) -> Result<Inspection> {
-    inspect_manifest(&PosixDisk::read_only(dir.as_ref()), dir.as_ref()).map(|(_, found)| found)
+    let dir = dir.as_ref();
+    inspect_manifest(&disk_of(dir)?, dir).map(|(_, found)| found)
 }
 
 /// Reads the directory of a store like [`inspect`], and every record of sealed segments, every WAL
@@ -156,7 +158,7 @@ pub fn inspect(dir: impl AsRef<Path>) -> Result<Inspection> {
 /// Those of [`inspect`].
 pub fn verify(dir: impl AsRef<Path>) -> Result<Inspection> {
     let dir = dir.as_ref();
-    let disk = PosixDisk::read_only(dir);
+    let disk = disk_of(dir)?;
     let (manifest, mut found) = inspect_manifest(&disk, dir)?;
     let mut verified = Verified::default();
     for (i, segment) in manifest.segments.iter().enumerate().filter(|(_, s)| s.state == SegmentState::Sealed) {
@@ -168,6 +170,14 @@ pub fn verify(dir: impl AsRef<Path>) -> Result<Inspection> {
     verify_checkpoint(&disk, &manifest, &mut verified, &mut found);
     found.verified = Some(verified);
     Ok(found)
+}
+
+fn disk_of(dir: &Path) -> Result<PosixDisk> {
+    match Directory::open(dir, false) {
+        Ok(dir) => Ok(PosixDisk::without_rings(dir)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Err(Error::NotFound { path: dir.to_owned() }),
+        Err(e) => Err(Error::io("open the directory", dir)(e)),
+    }
 }
 
 fn inspect_manifest(disk: &PosixDisk, dir: &Path) -> Result<(Manifest, Inspection)> {

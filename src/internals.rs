@@ -12,6 +12,7 @@ use crate::id::{Key, KeyHash, Location, Lsn, Position, SegmentId, StoreId};
 use crate::index::batch::Pending;
 use crate::index::geometry::{Geometry, IndexEntry};
 use crate::index::{self, checkpoint};
+use crate::io::directory::Directory;
 use crate::io::posix::PosixDisk;
 use crate::io::ring::Ring;
 use crate::io::{Disk, File, Mapping};
@@ -93,7 +94,7 @@ impl Dir {
     /// # Errors
     /// That of the system, if the directory cannot be opened.
     pub fn new(dir: &Path) -> io::Result<Self> {
-        Ok(Self(Arc::new(PosixDisk::new(dir, std::fs::File::open(dir)?, Backend::Portable, 1, 1)?)))
+        Ok(Self(Arc::new(PosixDisk::new(Directory::open(dir, true)?, Backend::Portable, 1, 1)?)))
     }
 
     /// Writes a checkpoint of `index` and syncs it.
@@ -101,7 +102,7 @@ impl Dir {
     /// # Errors
     /// That of the failed write or sync.
     pub fn write_checkpoint(&self, index: &Index) -> io::Result<Checkpoint> {
-        let file = self.0.create("checkpoint.1", checkpoint::file_len(&index.0, 0))?;
+        let file = crate::io::create_or_resize(self.0.as_ref(), "checkpoint.1", checkpoint::file_len(&index.0, 0), crate::id::StoreId(1))?;
         checkpoint::write(STORE, 1, &index.0, &[], file.as_ref())?.expect("no thread writes meanwhile");
         Ok(Checkpoint { file, geometry: index.0.geometry() })
     }

@@ -213,7 +213,6 @@ impl AsyncCache {
     /// # Errors
     /// Those of [`Cache::persist`].
     pub async fn persist(&self, level: Ack) -> Result<()> {
-        let engine = self.cache.engine();
-        engine.wait_in_task(level, engine.appended()).await
+        self.cache.engine().persist_in_task(level).await
     }
 }

@@ -4,7 +4,7 @@ mod async_cache;
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -66,17 +66,31 @@ struct Running {
 }
 
 impl Running {
-    fn stop(&self) {
+    /// Closes the cache, unless that has happened. A second caller waits for the first.
+    fn close(&self) -> Result<()> {
+        self.engine.check_process()?;
+        let mut threads = lock(&self.threads);
         self.engine.begin_close();
-        if let Some(threads) = lock(&self.threads).take() {
-            threads.join();
-        }
+        let Some(threads) = threads.take() else { return Ok(()) };
+        threads.join();
+        let finished = self.engine.finish();
+        self.engine.release();
+        finished
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.stop();
+        let threads = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if self.engine.check_process().is_err() {
+            // This is a child of `fork`: the parent uses the files, and the threads are its own.
+            std::mem::forget((threads, Arc::clone(&self.engine)));
+            return;
+        }
+        self.engine.begin_close();
+        if let Some(threads) = threads {
+            threads.join();
+        }
     }
 }
 
@@ -130,7 +144,7 @@ impl Cache {
     /// users.clear()?;
     /// assert!(users.get("17")?.is_none());
     /// assert_eq!(feeds.get("17")?.as_deref(), Some(&b"a feed"[..]));
-    /// assert_eq!(cache.namespaces(), ["feeds", "users"]);
+    /// assert_eq!(cache.namespaces()?, ["feeds", "users"]);
     /// # Ok(())
     /// # }
     /// ```
@@ -140,13 +154,22 @@ impl Cache {
 
     /// A handle of the same cache for the namespace `name`, or `None` if it does not exist. Changes
     /// nothing.
-    pub fn existing_namespace(&self, name: &str) -> Option<Self> {
-        Some(Self { running: Arc::clone(&self.running), space: self.engine().namespaces().handle(name)? })
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::Forked`].
+    pub fn existing_namespace(&self, name: &str) -> Result<Option<Self>> {
+        self.engine().check_readable()?;
+        let space = self.engine().namespaces().handle(name);
+        Ok(space.map(|space| Self { running: Arc::clone(&self.running), space }))
     }
 
     /// Names of all namespaces but the default one, sorted.
-    pub fn namespaces(&self) -> Vec<String> {
-        self.engine().namespaces().names()
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::Forked`].
+    pub fn namespaces(&self) -> Result<Vec<String>> {
+        self.engine().check_readable()?;
+        Ok(self.engine().namespaces().names())
     }
 
     /// Name of the namespace of this handle. Empty for the default one.
@@ -205,8 +228,8 @@ impl Cache {
     ///
     /// // After a restart, read the change stream from here on.
     /// let cache = Cache::open(options())?;
-    /// assert_eq!(cache.resume_token("changes").as_deref(), Some(&4711_u64.to_le_bytes()[..]));
-    /// assert!(cache.resume_token("others").is_none());
+    /// assert_eq!(cache.resume_token("changes")?.as_deref(), Some(&4711_u64.to_le_bytes()[..]));
+    /// assert!(cache.resume_token("others")?.is_none());
     /// # Ok(())
     /// # }
     /// ```
@@ -223,13 +246,21 @@ impl Cache {
     }
 
     /// Value of the resume token `name`, or `None` if it is not set.
-    pub fn resume_token(&self, name: &str) -> Option<Vec<u8>> {
-        self.engine().namespaces().resume_token(name)
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::Forked`].
+    pub fn resume_token(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        self.engine().check_readable()?;
+        Ok(self.engine().namespaces().resume_token(name))
     }
 
     /// Names of all resume tokens, sorted.
-    pub fn resume_tokens(&self) -> Vec<String> {
-        self.engine().namespaces().resume_tokens()
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::Forked`].
+    pub fn resume_tokens(&self) -> Result<Vec<String>> {
+        self.engine().check_readable()?;
+        Ok(self.engine().namespaces().resume_tokens())
     }
 
     fn engine(&self) -> &Engine {
@@ -437,7 +468,10 @@ impl Cache {
     /// Iterates over the live entries of every namespace, in no order. An entry that is put,
     /// replaced or deleted meanwhile may be seen or not. An entry that cannot be read is skipped.
     pub fn entries_of_all_namespaces(&self) -> Entries<'_> {
-        Entries { cache: self, scan: Scan::new(self.engine().namespaces().named_generations()) }
+        let readable = self.engine().check_readable();
+        // A cache that cannot be read says so at the first entry.
+        let generations = readable.map_or_else(|_said_later| Vec::new(), |()| self.engine().namespaces().named_generations());
+        Entries { cache: self, scan: Scan::new(generations) }
     }
 
     /// Makes every mutation that was acknowledged before the call as durable as `level` promises.
@@ -465,9 +499,10 @@ impl Cache {
         self.engine().step_checkpoint(true)
     }
 
-    /// Sizes, watermarks, and the counters since the cache was opened.
+    /// Sizes, watermarks, and the counters since the cache was opened. After a close they are those
+    /// of the close. In a child of `fork` all are zero.
     pub fn stats(&self) -> Stats {
-        self.engine().stats()
+        self.engine().check_process().map_or_else(|_forked| Stats::default(), |()| self.engine().stats())
     }
 
     /// The findings of the opening: the kind of stop before it, damage, and the time it took.
@@ -501,14 +536,16 @@ impl Cache {
     }
 
     /// Closes the cache: syncs and seals everything, and writes a checkpoint, so that the next open
-    /// reads little. Operations of other clones return [`Error::Closed`] from then on.
+    /// reads little. Then releases the lock of the directory, every descriptor, mapping and thread,
+    /// whatever other clones live. Operations of other clones return [`Error::Closed`] from then
+    /// on. A cache that is closed already stays so, without an error.
     ///
     /// # Errors
-    /// [`Error::Failed`] if a write or a sync failed, now or earlier, or if the disk is full. The
-    /// store is then as after a process crash.
+    /// - [`Error::Failed`] if a write or a sync failed, now or earlier, if the disk is full, or if
+    ///   the directory was removed. The store is then as after a process crash.
+    /// - [`Error::Forked`] in a child of `fork`.
     pub fn close(self) -> Result<()> {
-        self.running.stop();
-        self.engine().finish()
+        self.running.close()
     }
 }
 

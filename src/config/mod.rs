@@ -232,9 +232,9 @@ impl Options {
         self
     }
 
-    /// Time to wait for the lock of the directory if its holder is a dying process whose last
-    /// writes are still landing. Default 5 s. A holder that lives is given 200 ms at most, a holder
-    /// in this process no time. Then opening fails with [`Error::Locked`].
+    /// Time to wait for the lock of the directory, whoever holds it: a process that is about to
+    /// close the store, another cache of this process, or a dying process whose last writes are
+    /// still landing. Default 5 s. Then opening fails with [`Error::Locked`].
     #[must_use]
     pub fn lock_timeout(mut self, timeout: Duration) -> Self {
         self.lock_timeout = timeout;

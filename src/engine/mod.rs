@@ -85,7 +85,7 @@ pub(crate) struct Engine {
     /// Guarded by a lock of its own, under which only shards of the memory tier are taken.
     warmth: Mutex<WarmthState>,
     /// Dropped last: fields are dropped in their order.
-    _guards: open::OpenGuards,
+    guards: open::OpenGuards,
 }
 
 impl Engine {

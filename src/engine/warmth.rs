@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::id::{KeyHash, SegmentId, StoreId};
 use crate::index::geometry::IndexEntry;
 use crate::io::aligned::AlignedBuf;
-use crate::io::{Disk, is_shortage};
+use crate::io::{Disk, create_or_resize, is_shortage};
 use crate::segment::extent::Extent;
 use crate::segment::format;
 use crate::tier::warmth_list::{KEYS_MAX, WarmthList};
@@ -89,7 +89,7 @@ impl Engine {
     fn record_warmth(&self, sequence: u64) -> io::Result<()> {
         let (hashes, proved) = self.reads.memory().hottest(keys_max(self.context.settings.memory));
         let list = WarmthList { sequence, hashes, proved };
-        let file = self.context.disk.create(&file_names::warmth_list(sequence), list.file_len())?;
+        let file = create_or_resize(self.context.disk.as_ref(), &file_names::warmth_list(sequence), list.file_len(), self.context.store)?;
         list.write(self.context.store, file.as_ref())
     }
 

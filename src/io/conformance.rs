@@ -1,10 +1,10 @@
 //! Checks that every backend of [`Disk`] passes. The engine is tested on one backend and used on
 //! another, and relies on the checked behaviour only.
 
-use std::fs;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::aligned::AlignedBuf;
+use super::directory::Directory;
 use super::posix::PosixDisk;
 use super::sim::SimDisk;
 use super::*;
@@ -32,7 +32,8 @@ fn files(disk: &dyn Disk) {
     for missing in [disk.open("a").unwrap_err(), disk.remove("a").unwrap_err()] {
         assert_eq!(missing.kind(), io::ErrorKind::NotFound);
     }
-    let file = disk.create("a", LEN).unwrap();
+    let file = create(disk, "a", LEN).unwrap();
+    assert_eq!(create(disk, "a", LEN).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
     assert_eq!((file.len(), disk.list().unwrap()), (LEN, vec![("a".to_owned(), LEN)]));
     assert!(is(&*file, 0, LEN as usize, 0), "bytes that were never written are zero");
     file.write_at(2 * BLOCK as u64, &filled(7)).unwrap();
@@ -42,20 +43,19 @@ fn files(disk: &dyn Disk) {
     assert!(is(&*other, 2 * BLOCK as u64 + SECTOR as u64, 3 * SECTOR, 7), "part of a block, through another handle");
     assert!(is(&*other, 3 * BLOCK as u64 - SECTOR as u64, SECTOR, 7) && is(&*other, 3 * BLOCK as u64, SECTOR, 0));
     assert!(bytes(&*file, LEN - SECTOR as u64, 2 * SECTOR).is_err(), "whole or not at all");
-    // `create` changes the length of an existing file.
-    assert_eq!(disk.create("a", 2 * LEN).unwrap().len(), 2 * LEN);
+    assert_eq!(resize(disk, "a", 2 * LEN).unwrap().len(), 2 * LEN);
     let longer = disk.open("a").unwrap();
     assert!(is(&*longer, 2 * BLOCK as u64, BLOCK, 7) && is(&*longer, LEN, LEN as usize, 0), "it keeps its content");
-    assert_eq!(disk.create("a", 3 * BLOCK as u64).unwrap().len(), 3 * BLOCK as u64);
+    assert_eq!(resize(disk, "a", 3 * BLOCK as u64).unwrap().len(), 3 * BLOCK as u64);
     assert!(is(&*disk.open("a").unwrap(), 2 * BLOCK as u64, BLOCK, 7));
     // A handle outlives the name.
-    disk.create("b", LEN).unwrap();
+    create(disk, "b", LEN).unwrap();
     disk.remove("a").unwrap();
     assert_eq!(disk.list().unwrap(), [("b".to_owned(), LEN)]);
     assert!(is(&*other, 2 * BLOCK as u64, BLOCK, 7));
-    assert!(is(&*disk.create("a", LEN).unwrap(), 0, LEN as usize, 0), "a new file of that name is another one");
+    assert!(is(&*create(disk, "a", LEN).unwrap(), 0, LEN as usize, 0), "a new file of that name is another one");
     // `rename` gives a name to another file.
-    let new = disk.create("b", LEN).unwrap();
+    let new = resize(disk, "b", LEN).unwrap();
     new.write_at(0, &filled(9)).unwrap();
     assert_eq!(disk.rename("absent", "a").unwrap_err().kind(), io::ErrorKind::NotFound);
     disk.rename("b", "a").unwrap();
@@ -114,7 +114,7 @@ pub(super) fn read_all(disk: &dyn Disk, reads: impl IntoIterator<Item = StreamRe
 }
 
 fn reads(disk: &dyn Disk) {
-    let file = disk.create("a", LEN).unwrap();
+    let file = create(disk, "a", LEN).unwrap();
     (0..8).for_each(|n| file.write_at(n * BLOCK as u64, &filled(n as u8 + 1)).unwrap());
     let read = |n: u64| StreamRead {
         number: n as usize,
@@ -133,7 +133,8 @@ fn reads(disk: &dyn Disk) {
 
 fn owners(disk: &dyn Disk) {
     let lock = disk.lock().unwrap();
-    assert!(matches!(disk.lock(), Err(LockError::Held { pid }) if pid == std::process::id()));
+    assert!(matches!(disk.lock(), Err(LockError::Held { holder }) if holder.contains(&std::process::id().to_string())));
+    lock.check().unwrap();
     drop(lock);
     drop(disk.lock().unwrap());
     assert_eq!(disk.boot_id(), disk.boot_id());
@@ -155,6 +156,6 @@ fn the_simulated_disk_conforms() {
 fn real_disks_conform() {
     for backend in [Backend::Auto, Backend::Portable] {
         let dir = tempfile::tempdir().unwrap();
-        conforms(&PosixDisk::new(dir.path(), fs::File::open(dir.path()).unwrap(), backend, 4, 2).unwrap());
+        conforms(&PosixDisk::new(Directory::open(dir.path(), true).unwrap(), backend, 4, 2).unwrap());
     }
 }

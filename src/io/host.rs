@@ -47,14 +47,6 @@ impl Drop for Descriptors {
     }
 }
 
-/// Whether a process with this id exists and has not ended.
-pub(crate) fn is_alive(pid: u32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    // The state follows the command name, which is in parentheses and may contain any characters.
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    !matches!(state, None | Some('Z' | 'X'))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,11 +12,15 @@ pub(crate) mod aligned;
 mod async_read;
 #[cfg(test)]
 mod conformance;
+pub(crate) mod directory;
 pub(crate) mod host;
 pub(crate) mod posix;
+pub(crate) mod process;
 mod reactor;
 mod read_threads;
+mod registry;
 pub(crate) mod ring;
+mod signals;
 #[cfg(any(test, fuzzing))]
 #[cfg_attr(not(test), allow(dead_code, unused_imports, reason = "the tests use more of it"))]
 pub(crate) mod sim;
@@ -30,6 +34,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
 
+use crate::codec;
+use crate::id::StoreId;
 use async_read::Reading;
 
 /// Unit of writes, and the alignment of every write's offset and length: one page, which is also
@@ -47,12 +53,18 @@ pub(crate) trait Disk: Send + Sync + Debug {
     /// Opens an existing file. Fails with `NotFound` if there is none.
     fn open(&self, name: &str) -> io::Result<Arc<dyn File>>;
 
-    /// Creates a file of `len` bytes, or brings an existing file to that length, and allocates all
-    /// of its blocks. The name is durable after [`Disk::sync_dir`].
+    /// Creates a file of `len` bytes and allocates all of its blocks. Fails with `AlreadyExists` if
+    /// the name exists. The name is durable after [`Disk::sync_dir`].
     ///
-    /// Fails with `StorageFull` if the file system cannot promise the space. Other files are not
-    /// harmed.
-    fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn File>>;
+    /// Fails with `StorageFull` if the file system cannot promise the space. The file then exists,
+    /// and keeps the blocks that it got. [`create`] gives them back.
+    fn create_raw(&self, name: &str, len: u64) -> io::Result<Arc<dyn File>>;
+
+    /// Brings an existing file to a length of `len` bytes and allocates all of its blocks.
+    ///
+    /// Fails with `StorageFull` if the file system cannot promise the space. The file may then have
+    /// any length between the old and the new one. [`resize`] gives blocks back.
+    fn resize_raw(&self, name: &str, len: u64) -> io::Result<Arc<dyn File>>;
 
     /// Maps an existing file of exactly `len` bytes, or a new one of that length whose blocks are
     /// allocated and zeroed. A store into the mapping is in the page cache at once. Unreadable
@@ -81,6 +93,12 @@ pub(crate) trait Disk: Send + Sync + Debug {
     /// Makes creations, removals and new names durable.
     fn sync_dir(&self) -> io::Result<()>;
 
+    /// The first of these files that another directory has a name for too, with a text that begins
+    /// with a verb and says so. To write it would change the other directory's file.
+    fn find_shared(&self, _is_ours: &dyn Fn(&str) -> bool) -> io::Result<Option<(String, String)>> {
+        Ok(None)
+    }
+
     /// Locks the directory for one cache until the guard is dropped. Fails with [`LockError::Held`]
     /// if it is locked.
     fn lock(&self) -> Result<Box<dyn DiskLock>, LockError>;
@@ -100,9 +118,73 @@ pub(crate) trait Disk: Send + Sync + Debug {
         false
     }
 
-    /// Identity of this run of the operating system. The page cache survives as long as this value
-    /// stays the same.
+    /// Identity of this run of the operating system.
     fn boot_id(&self) -> u64;
+
+    /// Marks a file in the page cache, so that [`Disk::is_cached`] can tell whether the cache has
+    /// kept it. False if the operating system cannot do that.
+    fn mark_cached(&self, name: &str) -> io::Result<bool>;
+
+    /// Whether the page cache has kept this file since [`Disk::mark_cached`], or the file is gone.
+    ///
+    /// It has not if the operating system or the file system was started again, or if the file is a
+    /// copy. Also false if the operating system dropped the file from the cache after writing it
+    /// back.
+    fn is_cached(&self, name: &str) -> io::Result<bool>;
+
+    /// Releases descriptors, threads and mappings. Nothing else is called afterwards, except by
+    /// calls that had begun.
+    fn close(&self) {}
+}
+
+/// Creates a file of `len` bytes, as [`Disk::create_raw`] does. If that fails, nothing is left of
+/// the file.
+pub(crate) fn create(disk: &dyn Disk, name: &str, len: u64) -> io::Result<Arc<dyn File>> {
+    disk.create_raw(name, len).inspect_err(|error| {
+        if error.kind() != io::ErrorKind::AlreadyExists {
+            let _left_if_it_must = disk.remove(name);
+        }
+    })
+}
+
+/// Brings an existing file to a length of `len` bytes, as [`Disk::resize_raw`] does. If that fails,
+/// the file has its old length again.
+pub(crate) fn resize(disk: &dyn Disk, name: &str, len: u64) -> io::Result<Arc<dyn File>> {
+    let before = disk.open(name)?.len();
+    disk.resize_raw(name, len).inspect_err(|_| {
+        let _longer_if_it_must = disk.resize_raw(name, before);
+    })
+}
+
+/// Creates a file of `len` bytes for `store`, or brings the existing one to that length. A file of
+/// another store stays as it is, and is an error.
+pub(crate) fn create_or_resize(disk: &dyn Disk, name: &str, len: u64, store: StoreId) -> io::Result<Arc<dyn File>> {
+    let found = match disk.open(name) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return create(disk, name, len),
+        found => found?,
+    };
+    check_owner(found.as_ref(), name, store)?;
+    resize(disk, name, len)
+}
+
+/// Refuses a file whose first block states another store. A block that does not verify states none.
+pub(crate) fn check_owner(file: &dyn File, name: &str, store: StoreId) -> io::Result<()> {
+    let mut block = aligned::AlignedBuf::zeroed(BLOCK);
+    if file.len() < BLOCK as u64 || file.read_at(0, &mut block).is_err() {
+        return Ok(());
+    }
+    match codec::stated_store(&block) {
+        Some(other) if other != store => {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is a file of another store; move it to its own directory")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes a file, unless it belongs to another store.
+pub(crate) fn remove_own(disk: &dyn Disk, name: &str, store: StoreId) -> io::Result<()> {
+    check_owner(disk.open(name)?.as_ref(), name, store)?;
+    disk.remove(name)
 }
 
 fn read_one_by_one(stream: &mut dyn ReadStream) {
@@ -133,20 +215,40 @@ pub(crate) fn read_twice<T>(mut read: impl FnMut() -> io::Result<T>) -> io::Resu
     read().or_else(|_| read())
 }
 
+/// Whether an error says that bytes are lost: the medium cannot give them, or they are not there.
+///
+/// Any other error says nothing of the bytes: a permission, a stale handle, a lack of memory. A
+/// later attempt may find them, so nothing may be dropped because of it.
+pub(crate) fn is_loss(error: &io::Error) -> bool {
+    const LOST: [Errno; 3] = [Errno::IO, Errno::UCLEAN, Errno::NODATA];
+    match error.raw_os_error() {
+        Some(code) => error.kind() == io::ErrorKind::NotFound || LOST.iter().any(|errno| errno.raw_os_error() == code),
+        None => matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData),
+    }
+}
+
 /// Why a directory could not be locked.
 #[derive(Debug)]
 pub(crate) enum LockError {
     /// Another cache holds the lock.
     Held {
-        /// Process id of the holder, 0 if unknown.
-        pid: u32,
+        /// Description of the process.
+        holder: String,
     },
+    /// The file with the name of the lock file belongs to another program.
+    NotOurs,
     /// The lock file could not be opened, locked or written.
     Io(io::Error),
 }
 
 /// Keeps a directory locked while it lives.
-pub(crate) trait DiskLock: Send + Sync + Debug {}
+pub(crate) trait DiskLock: Send + Sync + Debug {
+    /// Fails if the directory was removed, or if its lock file was removed or replaced. Then files
+    /// written from here on may be in vain, or another process may lock the directory.
+    fn check(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// A file of fixed length.
 ///
@@ -241,4 +343,13 @@ impl Mapping for InMemory {
 pub(crate) trait Mapping: Send + Sync + Debug {
     /// The whole mapping.
     fn words(&self) -> &[AtomicU64];
+
+    /// Whether every load and store so far reached the file's pages. Otherwise some words may have
+    /// read as zero, and some stores are lost.
+    fn is_whole(&self) -> bool {
+        true
+    }
+
+    /// Releases the file's pages. The words are zero from here on.
+    fn release(&self) {}
 }

@@ -2,124 +2,135 @@
 //! refuses it.
 #![allow(unsafe_code, reason = "a shared mapping is foreign memory")]
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
-use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
+use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::aligned::AlignedBuf;
 use super::async_read::{Operation, Reading};
+use super::directory::Directory;
 use super::reactor::Reactor;
 use super::read_threads::ReadThreads;
+use super::signals::{FaultGuard, without_size_signal};
 use super::uring::Rings;
 use super::{BLOCK, Disk, DiskLock, File, InMemory, LockError, Mapping, ReadStream, StreamRead, read_one_by_one};
 use crate::codec::{round_down, round_up};
+use crate::concurrent::lock;
 use crate::config::Backend;
 
-/// Name of the file whose lock locks the directory.
-pub(crate) const LOCK_FILE: &str = "LOCK";
+/// Unit of the block count of a file's metadata.
+const STAT_BLOCK: u64 = 512;
 
 /// A directory of the operating system.
 #[derive(Debug)]
 pub(crate) struct PosixDisk {
-    dir: PathBuf,
-    /// The directory itself. It stays open so that a sync needs no new descriptor.
-    handle: Option<fs::File>,
-    writable: bool,
+    dir: Directory,
     rings: Option<Rings>,
     depth: u32,
     read_threads: u32,
     /// Whether the device's logical blocks are larger than [`SECTOR`]. Set by the first read that
     /// the device refuses for that reason.
     coarse: Arc<AtomicBool>,
-    /// Performs the reads of tasks, where a ring is available.
-    reactor: OnceLock<Option<Reactor>>,
-    /// Performs the reads of tasks, where no ring is available.
-    pool: OnceLock<ReadThreads>,
+    /// Performs the reads of tasks.
+    task_reads: Mutex<TaskReads>,
+}
+
+/// The performer of the reads of tasks, which the first such read starts.
+#[derive(Clone, Debug, Default)]
+enum TaskReads {
+    #[default]
+    NotStarted,
+    Ring(Arc<Reactor>),
+    Threads(Arc<ReadThreads>),
+    Closed,
 }
 
 impl PosixDisk {
-    /// `handle` is the directory `dir`. Fails only if `backend` insists on `io_uring` and that is
-    /// not available.
-    pub(crate) fn new(dir: &Path, handle: fs::File, backend: Backend, depth: u32, read_threads: u32) -> io::Result<Self> {
+    /// Fails only if `backend` insists on `io_uring` and that is not available.
+    pub(crate) fn new(dir: Directory, backend: Backend, depth: u32, read_threads: u32) -> io::Result<Self> {
         let rings = match backend {
             Backend::Portable => None,
             Backend::IoUring => Some(Rings::probe(depth)?),
             Backend::Auto => Rings::probe(depth)
-                .inspect(|_| tracing::info!(dir = %dir.display(), "reads go through io_uring"))
-                .inspect_err(|error| tracing::info!(dir = %dir.display(), %error, "io_uring is not available; threads perform the reads"))
+                .inspect(|_| tracing::info!("reads go through io_uring"))
+                .inspect_err(|error| tracing::info!(%error, "io_uring is not available; threads perform the reads"))
                 .ok(),
         };
-        Ok(Self { handle: Some(handle), writable: true, rings, depth, read_threads, ..Self::read_only(dir) })
+        Ok(Self { rings, depth, read_threads, ..Self::without_rings(dir) })
     }
 
-    /// A disk that opens existing files for reading, without rings and without a handle for
-    /// directory syncs.
-    pub(crate) fn read_only(dir: &Path) -> Self {
-        let (reactor, pool) = (OnceLock::new(), OnceLock::new());
-        Self {
-            dir: dir.to_owned(),
-            handle: None,
-            writable: false,
-            rings: None,
-            depth: 1,
-            read_threads: 1,
-            coarse: Arc::default(),
-            reactor,
-            pool,
-        }
-    }
-
-    fn options(&self) -> OpenOptions {
-        let mut options = OpenOptions::new();
-        options.read(true).write(self.writable).mode(0o600);
-        options
+    /// A disk that reads without rings.
+    pub(crate) fn without_rings(dir: Directory) -> Self {
+        Self { dir, rings: None, depth: 1, read_threads: 1, coarse: Arc::default(), task_reads: Mutex::default() }
     }
 
     fn file(&self, file: fs::File, len: u64) -> Arc<dyn File> {
         Arc::new(PosixFile { file, len, coarse: Arc::clone(&self.coarse) })
     }
 
-    /// The ring for the reads of tasks. `None` if there is no ring, or if the device refuses reads
-    /// of single sectors.
-    fn reactor(&self) -> Option<&Reactor> {
-        if self.rings.is_none() || self.coarse.load(Ordering::Relaxed) {
-            return None;
-        }
-        let make = || {
-            let no_ring =
-                |error: &io::Error| tracing::info!(dir = %self.dir.display(), %error, "no io_uring for tasks; threads perform their reads");
-            Reactor::new(self.depth).inspect_err(no_ring).ok()
-        };
-        self.reactor.get_or_init(make).as_ref()
-    }
-
-    /// Opens with `O_DIRECT`, or without it where the file system refuses the flag (tmpfs).
-    fn open_direct(&self, path: &Path, create: bool) -> io::Result<fs::File> {
-        let mut options = self.options();
-        options.create(create).custom_flags(OFlags::DIRECT.bits() as i32);
-        match options.open(path) {
-            Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => options.custom_flags(0).open(path),
+    /// The performer of the reads of tasks: a ring, or threads if there is none or if the device
+    /// refuses reads of single sectors.
+    fn task_reads(&self) -> TaskReads {
+        let mut reads = lock(&self.task_reads);
+        let is_refused = self.coarse.load(Ordering::Relaxed) || self.rings.as_ref().is_none_or(Rings::are_refused);
+        *reads = match std::mem::take(&mut *reads) {
+            TaskReads::NotStarted if !is_refused => match Reactor::new(self.depth) {
+                Ok(reactor) => TaskReads::Ring(Arc::new(reactor)),
+                Err(error) => {
+                    tracing::info!(%error, "no io_uring for tasks; threads perform their reads");
+                    TaskReads::Threads(Arc::new(ReadThreads::new(self.read_threads)))
+                }
+            },
+            TaskReads::NotStarted => TaskReads::Threads(Arc::new(ReadThreads::new(self.read_threads))),
+            TaskReads::Ring(_) if is_refused => TaskReads::Threads(Arc::new(ReadThreads::new(self.read_threads))),
+            TaskReads::Ring(reactor) if reactor.is_refused() => TaskReads::Threads(Arc::new(ReadThreads::new(self.read_threads))),
             other => other,
-        }
+        };
+        reads.clone()
     }
 }
 
-/// Allocates blocks for `[0, len)`. Where the file system cannot, writes zeros behind the existing
-/// content.
-fn allocate(file: &fs::File, len: u64) -> io::Result<()> {
-    match retry_on_intr(|| rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len)) {
-        Ok(()) => Ok(()),
-        Err(Errno::OPNOTSUPP | Errno::NOSYS) => fill_with_zeros(file, len),
-        Err(e) => Err(e.into()),
+/// Calls `open` with `O_DIRECT`, or without it where the file system refuses the flag (tmpfs).
+fn direct(mut open: impl FnMut(OFlags) -> io::Result<fs::File>) -> io::Result<fs::File> {
+    match open(OFlags::DIRECT) {
+        Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => open(OFlags::empty()),
+        other => other,
     }
+}
+
+/// Brings a file to `len` bytes, with blocks of its own for all of them: blocks that it lacks are
+/// allocated, and blocks that it shares with a copy are replaced. Where the file system cannot do
+/// that, writes zeros behind the existing content.
+fn allocate(file: &fs::File, len: u64) -> io::Result<()> {
+    if file.metadata()?.len() > len {
+        file.set_len(len)?;
+    }
+    let allocate = |flags| without_size_signal(|| Ok(retry_on_intr(|| rustix::fs::fallocate(file, flags, 0, len))?));
+    match allocate(FallocateFlags::empty()) {
+        Err(e) if is_unsupported(&e) => fill_with_zeros(file, len)?,
+        allocated => allocated?,
+    }
+    unshare(file, len)
+}
+
+/// Gives a file blocks of its own in place of those that it shares with a copy. A later write then
+/// needs no room. Only some file systems share blocks.
+fn unshare(file: &fs::File, len: u64) -> io::Result<()> {
+    match without_size_signal(|| Ok(retry_on_intr(|| rustix::fs::fallocate(file, FallocateFlags::UNSHARE_RANGE, 0, len))?)) {
+        Err(e) if is_unsupported(&e) => Ok(()),
+        unshared => unshared,
+    }
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    [Errno::OPNOTSUPP, Errno::NOSYS, Errno::INVAL].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// Extends a file to `len` bytes with zeros. Its existing whole blocks stay unchanged.
@@ -128,10 +139,21 @@ fn fill_with_zeros(file: &fs::File, len: u64) -> io::Result<()> {
     let mut at = round_down(file.metadata()?.len(), BLOCK as u64);
     while at < len {
         let n = (zeros.len() as u64).min(len - at);
-        file.write_all_at(&zeros[..n as usize], at)?;
+        without_size_signal(|| file.write_all_at(&zeros[..n as usize], at))?;
         at += n;
     }
     Ok(())
+}
+
+/// Writes a file's content to its own place, so that every block of it is there.
+fn rewrite(file: &fs::File, len: u64) -> io::Result<()> {
+    let mut piece = AlignedBuf::zeroed(1 << 20);
+    for at in (0..len).step_by(piece.len()) {
+        let piece = &mut piece[..(len - at).min(1 << 20) as usize];
+        file.read_exact_at(piece, at)?;
+        without_size_signal(|| file.write_all_at(piece, at))?;
+    }
+    file.sync_all()
 }
 
 /// Whether all of a mapping can be read. This call reports an unreadable page, where a load or a
@@ -163,52 +185,70 @@ fn each_block(
 
 impl Disk for PosixDisk {
     fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        let file = self.open_direct(&self.dir.join(name), false)?;
+        let file = direct(|flags| self.dir.open_file(name, flags))?;
         let len = file.metadata()?.len();
         Ok(self.file(file, len))
     }
 
-    fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn File>> {
-        let file = self.open_direct(&self.dir.join(name), true)?;
-        if file.metadata()?.len() > len {
-            file.set_len(len)?;
-        }
+    fn create_raw(&self, name: &str, len: u64) -> io::Result<Arc<dyn File>> {
+        let mut first = true;
+        let file = direct(|flags| {
+            // A file system may make the file and then refuse the flag.
+            match std::mem::take(&mut first) {
+                true => self.dir.create_file(name, flags),
+                false => self.dir.create_file(name, flags).or_else(|_| self.dir.open_file(name, flags)),
+            }
+        })?;
+        allocate(&file, len)?;
+        Ok(self.file(file, len))
+    }
+
+    fn resize_raw(&self, name: &str, len: u64) -> io::Result<Arc<dyn File>> {
+        let file = direct(|flags| self.dir.open_file(name, flags))?;
         allocate(&file, len)?;
         Ok(self.file(file, len))
     }
 
     fn map(&self, name: &str, len: u64) -> io::Result<(Arc<dyn Mapping>, bool)> {
-        let path = self.dir.join(name);
-        let file = self.options().create(true).truncate(false).open(&path)?;
-        let fresh = file.metadata()?.len() != len;
+        let (file, fresh) = match self.dir.open_file(name, OFlags::empty()) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => (self.dir.create_file(name, OFlags::empty())?, true),
+            file => file.and_then(|file| file.metadata().map(|found| (file, found.len() != len)))?,
+        };
         if fresh {
             // The zeros are written, not only allocated. A store into an unwritten extent would
             // have to convert it, and could find the disk full.
             let filled = file.set_len(0).and_then(|()| fill_with_zeros(&file, len)).and_then(|()| file.sync_all());
             if let Err(error) = filled {
                 // Give the space back to other files.
-                let _left_if_it_must = fs::remove_file(&path);
+                let _left_if_it_must = self.dir.remove(name);
                 return Err(error);
+            }
+        } else {
+            // A copy of a store may share blocks with it, or lack blocks of zeros.
+            unshare(&file, len)?;
+            if file.metadata()?.blocks() * STAT_BLOCK < len {
+                rewrite(&file, len)?;
             }
         }
         let map = MmapOptions::new().len(len as usize).map_raw(&file)?;
-        if !is_readable(&map) {
+        let mapping = PosixMapping::new(map);
+        if !is_readable(&mapping.map) {
             let replace = |block: u64, bytes: Option<&[u8]>| if bytes.is_none() { file.write_all_at(&[0; BLOCK], block) } else { Ok(()) };
             each_block(|at, buf| file.read_exact_at(buf, at), replace, len)?;
         }
-        Ok((Arc::new(PosixMapping { map }), fresh))
+        Ok((Arc::new(mapping), fresh))
     }
 
     fn view(&self, name: &str, len: u64) -> io::Result<(Arc<dyn Mapping>, bool)> {
-        let file = match self.options().open(self.dir.join(name)) {
+        let file = match self.dir.open_file(name, OFlags::empty()) {
             Ok(file) if file.metadata()?.len() == len => file,
             Ok(_) => return Ok((Arc::new(InMemory::zeroed(len)), true)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((Arc::new(InMemory::zeroed(len)), true)),
             Err(e) => return Err(e),
         };
-        let map = MmapOptions::new().len(len as usize).map_raw(&file)?;
-        if is_readable(&map) {
-            return Ok((Arc::new(PosixMapping { map }), false));
+        let mapping = PosixMapping::new(MmapOptions::new().len(len as usize).map_raw_read_only(&file)?);
+        if is_readable(&mapping.map) {
+            return Ok((Arc::new(mapping), false));
         }
         let (copy, mut lost) = (InMemory::zeroed(len), false);
         let keep = |block: u64, bytes: Option<&[u8]>| {
@@ -223,46 +263,27 @@ impl Disk for PosixDisk {
     }
 
     fn list(&self) -> io::Result<Vec<(String, u64)>> {
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&self.dir)? {
-            let entry = entry?;
-            names.push((entry.file_name().to_string_lossy().into_owned(), entry.metadata()?.len()));
-        }
-        names.sort();
-        Ok(names)
+        self.dir.list()
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        fs::remove_file(self.dir.join(name))
+        self.dir.remove(name)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        fs::rename(self.dir.join(from), self.dir.join(to))
+        self.dir.rename(from, to)
     }
 
     fn sync_dir(&self) -> io::Result<()> {
-        match &self.handle {
-            Some(dir) => dir.sync_all(),
-            None => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
-        }
+        self.dir.sync()
+    }
+
+    fn find_shared(&self, is_ours: &dyn Fn(&str) -> bool) -> io::Result<Option<(String, String)>> {
+        self.dir.find_shared(is_ours)
     }
 
     fn lock(&self) -> Result<Box<dyn DiskLock>, LockError> {
-        let open = self.options().create(true).truncate(false).open(self.dir.join(LOCK_FILE));
-        let mut file = open.map_err(LockError::Io)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => {
-                let mut text = String::new();
-                let _unreadable_means_unknown = file.read_to_string(&mut text);
-                return Err(LockError::Held { pid: text.trim().parse().unwrap_or(0) });
-            }
-            Err(e) => return Err(LockError::Io(e.into())),
-        }
-        // The pid replaces that of the last holder at the same length, since a full disk has no
-        // room for a longer text.
-        file.write_all_at(format!("{:<19}\n", std::process::id()).as_bytes(), 0).map_err(LockError::Io)?;
-        Ok(Box::new(PosixLock { _file: file }))
+        Ok(Box::new(self.dir.lock()?))
     }
 
     fn read_stream(&self, stream: &mut dyn ReadStream) {
@@ -274,15 +295,16 @@ impl Disk for PosixDisk {
 
     fn start_read(&self, read: StreamRead) -> Reading {
         let operation = Operation::new(read);
-        match self.reactor() {
-            Some(reactor) => reactor.start(Arc::clone(&operation)),
-            None => self.pool.get_or_init(|| ReadThreads::new(self.read_threads)).start(Arc::clone(&operation)),
+        match self.task_reads() {
+            TaskReads::Ring(reactor) => reactor.start(Arc::clone(&operation)),
+            TaskReads::Threads(threads) => threads.start(Arc::clone(&operation)),
+            TaskReads::NotStarted | TaskReads::Closed => operation.run(),
         }
         Reading::new(operation)
     }
 
     fn reads_together(&self) -> bool {
-        self.rings.is_some()
+        self.rings.as_ref().is_some_and(|rings| !rings.are_refused())
     }
 
     fn boot_id(&self) -> u64 {
@@ -292,16 +314,29 @@ impl Disk for PosixDisk {
             Err(_not_there) => crate::clock::Clock::entropy(&crate::clock::SystemClock),
         }
     }
-}
 
-#[derive(Debug)]
-struct PosixLock {
-    /// The lock lasts as long as this descriptor is open. A thread that dies inside a write keeps
-    /// it open until the write has ended.
-    _file: fs::File,
-}
+    fn mark_cached(&self, name: &str) -> io::Result<bool> {
+        Ok(cached::mark(&self.dir.open_file(name, OFlags::empty())?))
+    }
 
-impl DiskLock for PosixLock {}
+    fn is_cached(&self, name: &str) -> io::Result<bool> {
+        match self.dir.open_file(name, OFlags::empty()) {
+            Ok(file) => Ok(cached::is_marked(&file)),
+            // Its loss is found when it is read.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn close(&self) {
+        self.dir.close();
+        let reads = std::mem::replace(&mut *lock(&self.task_reads), TaskReads::Closed);
+        drop(reads);
+        if let Some(rings) = &self.rings {
+            rings.close();
+        }
+    }
+}
 
 #[derive(Debug)]
 struct PosixFile {
@@ -340,8 +375,8 @@ impl File for PosixFile {
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        // This call completes short writes and repeats interrupted ones.
-        self.file.write_all_at(buf, offset)
+        // `write_all_at` completes short writes and repeats interrupted ones.
+        without_size_signal(|| self.file.write_all_at(buf, offset))
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -359,7 +394,15 @@ impl File for PosixFile {
 
 #[derive(Debug)]
 struct PosixMapping {
+    /// Dropped first: the guard must not outlive the mapping.
+    guard: FaultGuard,
     map: MmapRaw,
+}
+
+impl PosixMapping {
+    fn new(map: MmapRaw) -> Self {
+        Self { guard: FaultGuard::new(map.as_ptr().addr(), map.len()), map }
+    }
 }
 
 impl Mapping for PosixMapping {
@@ -369,6 +412,46 @@ impl Mapping for PosixMapping {
         // process accesses it only through these atomics and through `Ring::lend`. No other process
         // maps it while the directory is locked.
         unsafe { std::slice::from_raw_parts(ptr, self.map.len() / 8) }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.guard.is_whole()
+    }
+
+    fn release(&self) {
+        self.guard.release();
+    }
+}
+
+/// Tells whether the page cache has kept a file, by a mark that exists only in memory: the write
+/// hint of its inode (`F_SET_RW_HINT`, Linux 4.13). The mark goes when the kernel forgets the
+/// inode, which it does when the file system is unmounted, and at a reboot. It forgets an inode
+/// without unwritten pages also when memory is short.
+mod cached {
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+
+    /// `F_GET_RW_HINT`.
+    const GET: i32 = 1035;
+    /// `F_SET_RW_HINT`.
+    const SET: i32 = 1036;
+    /// `RWH_WRITE_LIFE_SHORT`: also true of a ring.
+    const SHORT: u64 = 2;
+
+    /// Marks the file. False if the kernel or the file system cannot, or if another user owns the
+    /// file.
+    pub(super) fn mark(file: &File) -> bool {
+        let hint = SHORT;
+        // SAFETY: the call reads the hint from a valid place.
+        unsafe { libc::fcntl(file.as_raw_fd(), SET, &raw const hint) };
+        is_marked(file)
+    }
+
+    pub(super) fn is_marked(file: &File) -> bool {
+        let mut hint = 0u64;
+        // SAFETY: the call writes the hint to a valid place.
+        let known = unsafe { libc::fcntl(file.as_raw_fd(), GET, &raw mut hint) } == 0;
+        known && hint == SHORT
     }
 }
 
@@ -415,8 +498,8 @@ mod tests {
         const BLOCKS: u64 = 64;
         for backend in [Backend::Auto, Backend::Portable] {
             let dir = tempfile::tempdir().unwrap();
-            let disk = PosixDisk::new(dir.path(), fs::File::open(dir.path()).unwrap(), backend, 2, 1).unwrap();
-            let file = disk.create("file", BLOCKS * BLOCK as u64).unwrap();
+            let disk = PosixDisk::new(Directory::open(dir.path(), true).unwrap(), backend, 2, 1).unwrap();
+            let file = crate::io::create(&disk, "file", BLOCKS * BLOCK as u64).unwrap();
             let mut blocks = AlignedBuf::zeroed(BLOCKS as usize * BLOCK);
             blocks.chunks_mut(BLOCK).zip(1..).for_each(|(block, n)| block.fill(n));
             file.write_at(0, &blocks).unwrap();
@@ -437,7 +520,7 @@ mod tests {
             let ended = read_all(&disk, (0..200).map(read));
             ended.iter().enumerate().for_each(|(n, read)| assert!(is_right(n as u64, read), "{backend:?}: {n} of a stream"));
             // A file without a descriptor.
-            let other = crate::io::sim::SimDisk::new(1).create("file", BLOCK as u64).unwrap();
+            let other = crate::io::create(&crate::io::sim::SimDisk::new(1), "file", BLOCK as u64).unwrap();
             let read = || StreamRead { number: 0, file: Arc::clone(&other), offset: 0, buf: AlignedBuf::zeroed(BLOCK), done: false };
             assert!(read_all(&disk, [read()])[0].done && pollster::block_on(disk.start_read(read())).done, "{backend:?}, {disk:?}");
         }
@@ -466,8 +549,8 @@ mod tests {
         }
         for backend in [Backend::Auto, Backend::Portable] {
             let dir = tempfile::tempdir().unwrap();
-            let disk = PosixDisk::new(dir.path(), fs::File::open(dir.path()).unwrap(), backend, 8, 1).unwrap();
-            let (file, begun) = (disk.create("file", BLOCK as u64).unwrap(), Arc::new(AtomicU64::new(0)));
+            let disk = PosixDisk::new(Directory::open(dir.path(), true).unwrap(), backend, 8, 1).unwrap();
+            let (file, begun) = (crate::io::create(&disk, "file", BLOCK as u64).unwrap(), Arc::new(AtomicU64::new(0)));
             let mut stream = Panics(Arc::clone(&file), Arc::clone(&begun));
             let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| disk.read_stream(&mut stream)));
             assert!(panicked.is_err() && begun.load(Ordering::Relaxed) > 0);

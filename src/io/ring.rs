@@ -81,6 +81,16 @@ impl Ring {
         }
     }
 
+    /// Whether every store reached the pages of the file. Otherwise appended bytes may be lost.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.mapping.is_whole()
+    }
+
+    /// Releases the pages of the file.
+    pub(crate) fn close(&self) {
+        self.mapping.release();
+    }
+
     /// Length in bytes.
     pub(crate) fn size(&self) -> u64 {
         (self.mapping.words().len() * WORD) as u64
@@ -216,6 +226,7 @@ impl Ring {
             // positions from `written + size` on. Every other position that shares these words is
             // among those. `written` moves only under the lock `write_out`, which is held here.
             let piece = unsafe { self.lend(from, len) };
+            self.check_whole()?;
             sink(from, piece)?;
             from += len;
             self.written.store(from, Ordering::Release);
@@ -224,11 +235,17 @@ impl Ring {
             let bounce = &mut bounce[..copied(from)];
             let (bytes, rest) = bounce.split_at_mut((to - from) as usize);
             self.copy(from, bytes);
+            self.check_whole()?;
             rest.fill(0);
             sink(from, bounce)?;
             self.written.store(from.max(whole), Ordering::Release);
         }
         Ok(())
+    }
+
+    /// Fails if bytes that are to be written may have been lost.
+    fn check_whole(&self) -> io::Result<()> {
+        if self.is_whole() { Ok(()) } else { Err(rustix::io::Errno::IO.into()) }
     }
 
     /// Counts everything below `to`, rounded down to a block, as written out. The caller knows that

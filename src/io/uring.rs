@@ -10,6 +10,9 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use io_uring::{IoUring, opcode, types};
 use rustix::io::Errno;
@@ -25,9 +28,15 @@ const SUBMIT_SHARE: usize = 16;
 /// At most 1 / `PLANNED_SHARE` of the depth is planned ahead while all slots are in use.
 const PLANNED_SHARE: usize = 4;
 
+/// Pause between two looks at reads in flight, where the kernel refuses to be waited for.
+pub(super) const LOOK: Duration = Duration::from_micros(50);
+
 /// A pool of rings.
 pub(crate) struct Rings {
     idle: Mutex<Vec<InFlight>>,
+    /// The kernel refused a ring after the probe, for example because the process entered a sandbox
+    /// since. No ring is used any more.
+    are_refused: AtomicBool,
     /// Reads of one stream in flight together.
     depth: u32,
 }
@@ -48,18 +57,41 @@ impl Rings {
         if !probe.is_supported(opcode::Read::CODE) {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        Ok(Self { idle: Mutex::new(vec![window]), depth })
+        // A sandbox may allow a ring to be made and not to be entered.
+        window.ring.submit()?;
+        Ok(Self { idle: Mutex::new(vec![window]), are_refused: AtomicBool::new(false), depth })
     }
 
-    /// Performs all reads of a stream. False, with nothing done, if no ring is available.
+    /// Whether the kernel refused a ring since the probe, or the pool was closed.
+    pub(crate) fn are_refused(&self) -> bool {
+        self.are_refused.load(Ordering::Relaxed)
+    }
+
+    /// Performs reads of a stream. False if no ring is available, and some reads are left to the
+    /// caller.
     pub(crate) fn read(&self, stream: &mut dyn ReadStream) -> bool {
+        if self.are_refused() {
+            return false;
+        }
         let Some(mut window) = lock(&self.idle).pop().or_else(|| InFlight::new(self.depth).ok()) else { return false };
-        window.pass(stream);
+        if let Err(error) = window.pass(stream) {
+            tracing::warn!(%error, "io_uring is refused; reads go on without it");
+            self.are_refused.store(true, Ordering::Relaxed);
+            window.abandon(stream);
+            return false;
+        }
         let mut idle = lock(&self.idle);
-        if idle.len() < POOL_MAX {
+        if idle.len() < POOL_MAX && !self.are_refused() {
             idle.push(window);
         }
         true
+    }
+
+    /// Frees all rings. Later streams are read without.
+    pub(crate) fn close(&self) {
+        let mut idle = lock(&self.idle);
+        self.are_refused.store(true, Ordering::Relaxed);
+        idle.clear();
     }
 
     /// Idle rings in the pool.
@@ -78,8 +110,8 @@ struct InFlight {
     /// Reads in flight, by the user data of their entries.
     reads: Vec<Option<StreamRead>>,
     free: Vec<usize>,
-    /// Reads of `reads` that are not submitted yet.
-    queued: usize,
+    /// Slots of `reads` that are not submitted yet, in the order of their entries.
+    queued: VecDeque<usize>,
     ended: VecDeque<StreamRead>,
 }
 
@@ -87,11 +119,11 @@ impl InFlight {
     fn new(depth: u32) -> io::Result<Self> {
         let ring = IoUring::new(depth.next_power_of_two())?;
         let (reads, free) = ((0..depth).map(|_| None).collect(), (0..depth as usize).rev().collect());
-        Ok(Self { ring, planned: VecDeque::new(), reads, free, queued: 0, ended: VecDeque::new() })
+        Ok(Self { ring, planned: VecDeque::new(), reads, free, queued: VecDeque::new(), ended: VecDeque::new() })
     }
 
-    /// Performs all reads of `stream`.
-    fn pass(&mut self, stream: &mut dyn ReadStream) {
+    /// Performs all reads of `stream`. Fails if the kernel refuses the ring; then some are left.
+    fn pass(&mut self, stream: &mut dyn ReadStream) -> io::Result<()> {
         let depth = self.reads.len();
         let (submit_at, planned_max) = ((depth / SUBMIT_SHARE).max(1), depth.div_ceil(PLANNED_SHARE));
         loop {
@@ -101,8 +133,8 @@ impl InFlight {
             {
                 self.push(read);
             }
-            if self.queued >= submit_at {
-                self.enter(0);
+            if self.queued.len() >= submit_at {
+                self.enter(0)?;
             }
             if !self.free.is_empty()
                 && self.ended.len() < depth
@@ -116,9 +148,9 @@ impl InFlight {
             {
                 self.planned.push_back(read);
             } else if self.is_empty() {
-                return;
+                return Ok(());
             } else {
-                self.enter(1);
+                self.enter(1)?;
             }
         }
     }
@@ -139,15 +171,43 @@ impl InFlight {
         }
         self.free.pop();
         self.reads[slot] = Some(read);
-        self.queued += 1;
+        self.queued.push_back(slot);
     }
 
-    /// Submits the queued reads, and waits until `wanted` reads have ended.
-    fn enter(&mut self, wanted: usize) {
+    /// Submits the queued reads, and waits until `wanted` reads have ended. Fails if the kernel
+    /// refuses.
+    fn enter(&mut self, wanted: usize) -> io::Result<()> {
         match self.ring.submit_and_wait(wanted) {
-            Ok(_) => self.queued = 0,
-            Err(e) if is_passing(&e) => {}
-            Err(e) => give_up(&e),
+            Ok(taken) => {
+                self.queued.drain(..taken.min(self.queued.len()));
+                Ok(())
+            }
+            Err(e) if is_passing(&e) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Ends all reads of a ring that the kernel refuses, and gives them back to `stream`. It must
+    /// not be entered again.
+    fn abandon(&mut self, stream: &mut dyn ReadStream) {
+        self.take_back();
+        while let Some(read) = self.ended.pop_front().or_else(|| self.planned.pop_front()) {
+            stream.ended(read.retried());
+        }
+    }
+
+    /// Waits until the kernel holds no buffer. Entries that it never took are void once the ring is
+    /// not entered any more. Reads that it took end by themselves.
+    fn take_back(&mut self) {
+        for slot in std::mem::take(&mut self.queued) {
+            if let Some(read) = self.reads[slot].take() {
+                self.free.push(slot);
+                self.ended.push_back(read);
+            }
+        }
+        while !self.is_empty() {
+            self.reap();
+            thread::sleep(LOOK);
         }
     }
 
@@ -167,7 +227,9 @@ impl Drop for InFlight {
     /// Waits for the reads that a panicking stream left in flight.
     fn drop(&mut self) {
         while !self.is_empty() {
-            self.enter(1);
+            if self.enter(1).is_err() {
+                return self.take_back();
+            }
             self.reap();
         }
     }
@@ -177,11 +239,4 @@ impl Drop for InFlight {
 /// completion queue must be emptied first.
 pub(super) fn is_passing(error: &io::Error) -> bool {
     [Errno::INTR, Errno::AGAIN, Errno::BUSY, Errno::NOMEM].iter().any(|e| error.raw_os_error() == Some(e.raw_os_error()))
-}
-
-/// Aborts the process. The kernel may own buffers and does not say when it lets go of them. A stop
-/// is the only safe answer, and no worse than a kill.
-pub(super) fn give_up(error: &io::Error) -> ! {
-    tracing::error!(%error, "io_uring failed with reads in flight; the process stops");
-    std::process::abort();
 }

@@ -13,8 +13,9 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use crate::codec::round_up;
+use crate::id::StoreId;
 use crate::io::aligned::AlignedBuf;
-use crate::io::{BLOCK, Disk, File};
+use crate::io::{BLOCK, Disk, File, create_or_resize};
 use format::Damage;
 pub(crate) use format::{Checkpoint, Manifest, Segment, SegmentState};
 
@@ -120,7 +121,8 @@ fn read(disk: &dyn Disk, name: &str) -> io::Result<Result<Manifest, Damage>> {
 pub(crate) struct ManifestStore {
     manifest: Manifest,
     disk: Arc<dyn Disk>,
-    files: [Arc<dyn File>; 2],
+    /// Empty once the store was closed.
+    files: Vec<Arc<dyn File>>,
     /// Length of the shortest copy, in bytes.
     len: u64,
     /// A write or sync of a copy failed, so neither copy is written again.
@@ -135,10 +137,12 @@ impl ManifestStore {
         let bytes = blocks(&manifest);
         let find = |name: &str| match disk.open(name) {
             Ok(file) if file.len() >= bytes.len() as u64 => Ok(file),
-            _ => create(disk.as_ref(), name, bytes.len() as u64),
+            Ok(_) => create(disk.as_ref(), name, bytes.len() as u64, manifest.store),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => create(disk.as_ref(), name, bytes.len() as u64, manifest.store),
+            Err(e) => Err(e),
         };
         // Creates all files before the first write: a full disk then changes no copy.
-        let (spare, files) = (find(SPARE)?, [find(FILES[0])?, find(FILES[1])?]);
+        let (spare, files) = (find(SPARE)?, vec![find(FILES[0])?, find(FILES[1])?]);
         for file in [&spare].into_iter().chain(&files) {
             write(file.as_ref(), &bytes)?;
         }
@@ -164,6 +168,12 @@ impl ManifestStore {
         Ok((bytes.len() * self.files.len()) as u64)
     }
 
+    /// Closes the files. No manifest is written any more.
+    pub(crate) fn close(&mut self) {
+        self.has_failed = true;
+        self.files.clear();
+    }
+
     /// Length of the longest manifest that fits every copy, in bytes.
     pub(crate) fn len(&self) -> u64 {
         self.len
@@ -173,13 +183,13 @@ impl ManifestStore {
     /// error that is a shortage the store can go on.
     pub(crate) fn grow(&mut self, len: u64) -> io::Result<()> {
         let grow = |name: &str| -> io::Result<Arc<dyn File>> {
-            let file = create(self.disk.as_ref(), name, len)?;
+            let file = create(self.disk.as_ref(), name, len, self.manifest.store)?;
             // The state after a failed sync is unknown, so no sync error counts as a shortage.
             file.sync().map_err(io::Error::other)?;
             Ok(file)
         };
         let shortest = grow(SPARE)?.len();
-        let files = [grow(FILES[0])?, grow(FILES[1])?];
+        let files = vec![grow(FILES[0])?, grow(FILES[1])?];
         self.len = files.iter().map(|file| file.len()).min().unwrap_or(0).min(shortest);
         self.files = files;
         Ok(())
@@ -201,8 +211,8 @@ impl DerefMut for ManifestStore {
 
 /// Creates the file of a copy at twice the needed length or more, so that a manifest that has grown
 /// can be written to a full disk.
-fn create(disk: &dyn Disk, name: &str, len: u64) -> io::Result<Arc<dyn File>> {
-    let file = disk.create(name, (2 * len).next_power_of_two().min(format::LEN_MAX))?;
+fn create(disk: &dyn Disk, name: &str, len: u64, store: StoreId) -> io::Result<Arc<dyn File>> {
+    let file = create_or_resize(disk, name, (2 * len).next_power_of_two().min(format::LEN_MAX), store)?;
     disk.sync_dir()?;
     Ok(file)
 }

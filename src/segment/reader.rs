@@ -171,7 +171,6 @@ impl<'a> SegmentView<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::Disk;
     use crate::io::sim::SimDisk;
 
     #[test]

@@ -20,8 +20,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::format::Life;
 use crate::concurrent::lock;
-use crate::id::{Lsn, Position, SegmentId};
-use crate::io::{Disk, File};
+use crate::id::{Lsn, Position, SegmentId, StoreId};
+use crate::io::{Disk, File, create_or_resize};
 use crate::manifest::{self, SegmentState};
 
 /// Names of segment files begin with this; the segment's number follows.
@@ -288,6 +288,13 @@ impl Table {
         Ok(file)
     }
 
+    /// Closes the files.
+    pub(crate) fn close(&self) {
+        for published in &self.published {
+            *published.file.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+
     /// Makes the names of files durable that [`Table::create`] made. After a failure the next call
     /// tries again.
     pub(crate) fn sync_names(&self) -> io::Result<()> {
@@ -298,20 +305,18 @@ impl Table {
         Ok(())
     }
 
-    /// Makes sure that the segment's file exists and has `size` bytes. Only for a segment without a
-    /// life, and by one caller at a time.
-    pub(crate) fn create(&self, id: SegmentId, size: u64) -> io::Result<()> {
+    /// Makes sure that the segment's file exists, belongs to `store`, and has `size` bytes of blocks
+    /// of its own. Only for a segment without a life, and by one caller at a time.
+    pub(crate) fn create(&self, id: SegmentId, size: u64, store: StoreId) -> io::Result<()> {
         match self.file(id) {
-            Ok(file) if file.len() == size => return Ok(()),
             Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => self.names_unsynced.store(true, Ordering::Release),
             Err(e) => return Err(e),
         }
         // An open handle keeps the length that it was opened with, so it is dropped first: the
         // creation may fail.
         *self.published[id.index()].file.write().unwrap_or_else(PoisonError::into_inner) = None;
-        self.names_unsynced.store(true, Ordering::Release);
-        self.disk.create(&file_name(id), size).map(drop)
+        create_or_resize(self.disk.as_ref(), &file_name(id), size, store).map(drop)
     }
 }
 

@@ -15,7 +15,7 @@ use crate::concurrent::lock;
 use crate::id::StoreId;
 use crate::io::aligned::AlignedBuf;
 use crate::io::ring::Ring;
-use crate::io::{BLOCK, Disk, File, numbered};
+use crate::io::{BLOCK, Disk, File, check_owner, create_or_resize, numbered, remove_own};
 
 /// Prefix of the names of WAL files. The number after it says nothing about their order.
 pub(crate) const FILE_PREFIX: &str = "wal.";
@@ -72,11 +72,16 @@ impl Wal {
             if numbered(&name, FILE_PREFIX).is_none() {
                 continue;
             }
-            if len == payload + BLOCK as u64 && files.spare.len() < SPARE_MAX {
-                let file = disk.open(&name)?;
-                files.spare.push((name, file));
-            } else if let Err(error) = disk.remove(&name) {
-                tracing::warn!(name, %error, "cannot remove a WAL file that is no longer needed");
+            let given_up = match len == payload + BLOCK as u64 && files.spare.len() < SPARE_MAX {
+                true => disk.open(&name).and_then(|file| {
+                    check_owner(file.as_ref(), &name, store)?;
+                    files.spare.push((name.clone(), file));
+                    Ok(())
+                }),
+                false => remove_own(disk.as_ref(), &name, store),
+            };
+            if let Err(error) = given_up {
+                tracing::warn!(name, %error, "cannot use or remove a WAL file that is no longer needed");
                 files.taken.push(name);
             }
         }
@@ -86,6 +91,17 @@ impl Wal {
     /// The end of a frame at position `at` that holds `record_len` bytes of record.
     pub(crate) fn end_of(at: u64, record_len: usize) -> u64 {
         round_up(at + (FRAME_LEN + record_len) as u64, 8)
+    }
+
+    /// Whether every frame that was appended reached the ring's file.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.ring.is_whole()
+    }
+
+    /// Closes the files and releases the ring.
+    pub(crate) fn close(&self) {
+        *lock(&self.files) = Files::default();
+        self.ring.close();
     }
 
     /// Whole blocks below this position are in the files.
@@ -149,7 +165,7 @@ impl Wal {
             Some(spare) => spare,
             None => {
                 let name = files.unused_name();
-                let file = self.disk.create(&name, BLOCK as u64 + self.payload)?;
+                let file = create_or_resize(self.disk.as_ref(), &name, BLOCK as u64 + self.payload, self.store)?;
                 self.disk.sync_dir()?;
                 (name, file)
             }
@@ -164,7 +180,8 @@ impl Wal {
     /// Gives up the files that lie below `start`, the `WAL start` of the durable manifest.
     pub(crate) fn trim(&self, start: u64) {
         let mut files = lock(&self.files);
-        let is_there = |name: &String| self.disk.remove(name).is_err_and(|error| error.kind() != io::ErrorKind::NotFound);
+        let is_there =
+            |name: &String| remove_own(self.disk.as_ref(), name, self.store).is_err_and(|error| error.kind() != io::ErrorKind::NotFound);
         files.taken.retain(is_there);
         while files.active.front().is_some_and(|f| (f.number + 1) * self.payload <= start) {
             let Some(old) = files.active.pop_front() else { break };

@@ -57,17 +57,17 @@ pub(crate) fn answers(cache: &Cache, keys: &[(String, String)]) -> String {
     if let Some(lsn) = report.maybe_lost_after {
         writeln!(text, "maybe lost after {lsn}").unwrap();
     }
-    for name in cache.namespaces() {
+    for name in cache.namespaces().expect("open") {
         writeln!(text, "namespace {name}").unwrap();
     }
-    for name in cache.resume_tokens() {
-        let token = cache.resume_token(&name).expect("a token that is listed");
+    for name in cache.resume_tokens().expect("open") {
+        let token = cache.resume_token(&name).expect("open").expect("a token that is listed");
         writeln!(text, "token {name} {}", String::from_utf8_lossy(&token)).unwrap();
     }
     for (namespace, key) in keys {
         let space = match namespace.as_str() {
             "-" => Some(cache.clone()),
-            name => cache.existing_namespace(name),
+            name => cache.existing_namespace(name).expect("open"),
         };
         match space.and_then(|space| space.get(key).expect("a store that answers")) {
             Some(value) => {

@@ -91,7 +91,7 @@ fn copy(from: &Cache, to: &Cache) -> anyhow::Result<u64> {
     let progress = indicatif::ProgressBar::new(from.stats().entries).with_message("entries");
     let mut copied = 0u64;
     let named = |name: String| -> anyhow::Result<(String, Cache)> { Ok((name.clone(), to.namespace(&name)?)) };
-    let spaces: HashMap<String, Cache> = from.namespaces().into_iter().chain([String::new()]).map(named).collect::<Result<_, _>>()?;
+    let spaces: HashMap<String, Cache> = from.namespaces()?.into_iter().chain([String::new()]).map(named).collect::<Result<_, _>>()?;
     for entry in from.entries_of_all_namespaces() {
         let entry = entry?;
         // Always found: this process alone has the store open, so no namespace appears meanwhile.
@@ -105,8 +105,8 @@ fn copy(from: &Cache, to: &Cache) -> anyhow::Result<u64> {
         progress.inc(1);
     }
     progress.finish_and_clear();
-    for name in from.resume_tokens() {
-        to.set_resume_token(&name, from.resume_token(&name).unwrap_or_default())?;
+    for name in from.resume_tokens()? {
+        to.set_resume_token(&name, from.resume_token(&name)?.unwrap_or_default())?;
     }
     Ok(copied)
 }

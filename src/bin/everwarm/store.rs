@@ -96,7 +96,7 @@ impl Keyed {
     pub(crate) fn open(&self) -> anyhow::Result<Cache> {
         let cache = self.store.open()?;
         let name = &self.namespace;
-        match cache.existing_namespace(name) {
+        match cache.existing_namespace(name)? {
             Some(cache) => Ok(cache),
             None => {
                 cache.close()?;

@@ -5,6 +5,8 @@
 //! its frame, so a frame never names a record that was not stored.
 
 use super::state::{LogState, Opened};
+use rustix::io::Errno;
+
 use crate::engine::Engine;
 use crate::engine::refused::Refused;
 use crate::id::{KeyHash, Location, Lsn, Position, SegmentId};
@@ -130,6 +132,11 @@ impl Engine {
         let admitted = self.admit(&mut log, append)?;
         let bytes = append.draft.len() as u64 + admitted.frame_end - log.wal_end().position;
         let end = self.place(&mut log, append, &admitted);
+        if !self.log.rings_are_whole() {
+            // The caller finds the failure, and does not acknowledge the record.
+            let _recorded = self.fail("a store into a ring", &Errno::IO.into());
+            return Err(Refused::Closing);
+        }
         self.wake_after_append(bytes, end.0 - self.log.segment_ring().written());
         Ok(Placed { lsn: admitted.lsn, entry: IndexEntry::new(admitted.location, append.draft.len()) })
     }
@@ -139,7 +146,7 @@ impl Engine {
     fn admit(&self, log: &mut LogState, append: &Append<'_>) -> Result<Admitted, Refused> {
         let (kind, len) = (append.kind, append.draft.len());
         let (settings, segment_ring, wal) = (&self.context.settings, self.log.segment_ring(), self.log.wal());
-        if self.health.is_closing() {
+        if self.health.is_closing() || self.health.check_process().is_err() {
             // Checked under the log lock: a close seals and checkpoints every record that was
             // appended before it, and no record is appended after.
             return Err(Refused::Closing);

@@ -41,7 +41,7 @@ pub(in crate::engine) struct Durability {
 
 impl Durability {
     /// Waits for the running sync or seal, and excludes others.
-    pub(super) fn exclusive(&self) -> MutexGuard<'_, ()> {
+    pub(in crate::engine) fn exclusive(&self) -> MutexGuard<'_, ()> {
         lock(&self.syncing)
     }
 
@@ -55,7 +55,7 @@ impl Durability {
     }
 
     /// Takes the flush lock.
-    pub(super) fn flushing(&self) -> MutexGuard<'_, Dirty> {
+    pub(in crate::engine) fn flushing(&self) -> MutexGuard<'_, Dirty> {
         lock(&self.flushing)
     }
 

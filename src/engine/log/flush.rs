@@ -17,7 +17,7 @@ impl Engine {
     /// anything.
     pub(crate) fn step_flush(&self) -> Result<bool> {
         let mut dirty = self.durability.flushing();
-        if self.health.has_failed() {
+        if self.health.is_over() {
             return Ok(false);
         }
         self.flush(&mut dirty, false)

@@ -16,7 +16,7 @@ impl Engine {
         }
         let _exclusive = self.durability.exclusive();
         let mut busy = false;
-        while !self.health.has_failed()
+        while !self.health.is_over()
             && let Some(full) = self.next_to_seal()
         {
             busy = true;

@@ -55,6 +55,17 @@ impl Log {
         &self.wal
     }
 
+    /// Whether every append reached the files of the rings.
+    pub(in crate::engine) fn rings_are_whole(&self) -> bool {
+        self.segment_ring.is_whole() && self.wal.is_whole()
+    }
+
+    /// Closes the files of the WAL, and releases the rings.
+    pub(in crate::engine) fn close(&self) {
+        self.segment_ring.close();
+        self.wal.close();
+    }
+
     pub(in crate::engine) fn marks(&self) -> &Watermarks {
         &self.marks
     }

@@ -64,7 +64,7 @@ impl Engine {
 
     /// Syncs. The caller holds `syncing`.
     fn sync_exclusive(&self) -> Result<Synced> {
-        if self.health.has_failed() {
+        if self.health.is_over() {
             return Ok(Synced::Nothing);
         }
         let (wal, marks) = (self.log.wal(), self.log.marks());
@@ -101,6 +101,8 @@ impl Engine {
         marks.raise_written(appended);
         self.events.room.signal();
         wal.sync().map_err(|e| self.fail("syncing the WAL", &e))?;
+        // Files of a removed directory are as good as lost, however durable their bytes are.
+        self.check_directory()?;
         if !is_rescued || self.log.lock().failures() != failures {
             // Some records of a failed segment would not survive a host crash yet, or were appended
             // again after this sync began.
@@ -182,6 +184,8 @@ impl Engine {
 
     /// Makes everything that was acknowledged before the call as durable as `level` says.
     pub(crate) fn persist(&self, level: Ack) -> Result<()> {
-        self.wait_for(level, self.log.marks().appended())
+        self.health.check_readable()?;
+        self.wait_for(level, self.log.marks().appended())?;
+        if level < Ack::Host { Ok(()) } else { self.check_directory() }
     }
 }

@@ -25,12 +25,12 @@ use crate::engine::{Engine, file_names};
 use crate::error::Result;
 use crate::id::Position;
 use crate::index::checkpoint;
-use crate::io::is_shortage;
+use crate::io::{create_or_resize, is_shortage, remove_own};
 
 impl Engine {
     /// Takes a checkpoint if one is due, or in any case with `force`. Returns whether it did.
     pub(crate) fn step_checkpoint(&self, force: bool) -> Result<bool> {
-        if self.health.has_failed() {
+        if self.health.is_over() {
             return Ok(false);
         }
         let is_due = self.pace.take_due(self.index.entries());
@@ -38,6 +38,9 @@ impl Engine {
             return Ok(false);
         }
         let _exclusive = self.pace.exclusive();
+        if self.health.is_over() {
+            return Ok(false);
+        }
         let _observed = self.context.observe(Activity::Checkpoint);
         let taken = self.pace.run(|| self.checkpoint());
         self.events.room.signal();
@@ -60,7 +63,7 @@ impl Engine {
                 // No manifest names the file: the next checkpoint creates it again.
                 self.counters.write_errors.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(dir = %self.context.dir.display(), error = %e, "a checkpoint cannot be written");
-                let _gone_or_not = self.context.disk.remove(&file_names::checkpoint(sequence));
+                let _gone_or_not = remove_own(self.context.disk.as_ref(), &file_names::checkpoint(sequence), self.context.store);
                 return Ok(false);
             }
         };
@@ -86,7 +89,7 @@ impl Engine {
         loop {
             let len = checkpoint::file_len(&self.index, bases.len());
             let name = file_names::checkpoint(sequence);
-            let file = self.context.disk.create(&name, len)?;
+            let file = create_or_resize(self.context.disk.as_ref(), &name, len, self.context.store)?;
             self.context.disk.sync_dir()?;
             if let Some(written) = checkpoint::write(self.context.store, sequence, &self.index, &bases, file.as_ref())? {
                 self.counters.checkpoint_bytes.fetch_add(written, Ordering::Relaxed);

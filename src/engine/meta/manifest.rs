@@ -50,6 +50,7 @@ impl Engine {
     }
 
     fn store_manifest(&self, manifest: &mut ManifestStore) -> io::Result<()> {
+        self.guards.check()?;
         let wal_end = self.log.lock().wal_end();
         // The end was read first: if no segment is open now, everything before it is in sealed
         // segments.
@@ -105,10 +106,13 @@ impl Engine {
             // Catalog changes that still wait ask again.
             self.events.room.signal();
         }
-        if !self.namespaces.waits_for_room() || self.health.is_stopping() {
+        if !self.namespaces.waits_for_room() {
             return Ok(false);
         }
         let mut manifest = self.manifest.lock();
+        if self.health.is_stopping() {
+            return Ok(false);
+        }
         let len = manifest.len_with(self.namespaces.wanted()) as u64;
         match manifest.grow(len) {
             Ok(()) => {}

@@ -188,6 +188,7 @@ impl Engine {
 
     /// The namespace with this name, which is made if there is none.
     pub(crate) fn namespace(&self, name: &str) -> Result<Arc<Namespace>> {
+        self.health.check_readable()?;
         loop {
             if let Some(handle) = self.namespaces.handle(name) {
                 return Ok(handle);

@@ -25,4 +25,23 @@ impl Engine {
         self.step_record_warmth()?;
         self.state_clean()
     }
+
+    /// Releases the files, the mappings and the lock of the directory. Called after
+    /// [`Engine::finish`]. Handles of the cache may live on; each call through them is refused.
+    pub(crate) fn release(&self) {
+        {
+            // No step that other handles began is running any more, and none begins.
+            let _checkpoint = self.pace.exclusive();
+            let _manifest = self.manifest.lock();
+            let _sync = self.durability.exclusive();
+            let _flush = self.durability.flushing();
+            self.health.set_released();
+        }
+        self.manifest.lock().close();
+        self.table.close();
+        self.log.close();
+        self.context.disk.close();
+        self.guards.release();
+        self.events.signal_all();
+    }
 }

@@ -1,8 +1,6 @@
 //! Decides whether a directory holds a store, may take a new one, or belongs to another program.
 
-use std::fs;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::io;
 use std::time::Duration;
 
 use crate::clock::Clock;
@@ -10,13 +8,11 @@ use crate::concurrent::Event;
 use crate::config::Options;
 use crate::engine::file_names;
 use crate::error::{Error, Result};
-use crate::io::host;
-use crate::io::posix::{self, LOCK_FILE};
+use crate::io::directory::{self, Directory, LOCK_FILE};
+use crate::io::posix::PosixDisk;
 use crate::io::{Disk, DiskLock, LockError};
 use crate::manifest::{self, LoadError, Manifest};
 
-/// How long an opening waits for a live process that holds the lock.
-const GRACE: Duration = Duration::from_millis(200);
 /// Pause between two attempts to take a held lock.
 const LOCK_RETRY: Duration = Duration::from_millis(2);
 
@@ -41,33 +37,30 @@ pub(super) fn load_manifest(disk: &dyn Disk, options: &Options) -> Result<Option
     }
 }
 
-/// The real disk of the options' directory, which is created if it is missing.
-pub(super) fn posix_disk(options: &Options) -> Result<posix::PosixDisk> {
-    let dir = prepare_directory(options)?;
-    let handle = fs::File::open(dir).map_err(Error::io("open the directory", dir))?;
-    posix::PosixDisk::new(dir, handle, options.backend, options.depth, options.read_threads)
-        .map_err(|e| Error::InvalidOption { name: "backend", reason: format!("io_uring cannot be used here: {e}") })
-}
-
-/// Checks that the directory exists, or creates it if the options allow that.
-fn prepare_directory(options: &Options) -> Result<&Path> {
-    let dir = options.dir.as_path();
-    match fs::metadata(dir) {
-        Ok(found) if !found.is_dir() => {
-            return Err(Error::io("open the directory", dir)(std::io::ErrorKind::NotADirectory.into()));
+/// The real disk of the options' directory, which is created if it is missing and the options allow
+/// that.
+pub(super) fn posix_disk(options: &Options) -> Result<PosixDisk> {
+    let path = options.dir.as_path();
+    let dir = match Directory::open(path, true) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound && options.create => {
+            directory::create_durably(path).map_err(Error::io("create the directory", path))?;
+            Directory::open(path, true)
         }
-        Ok(_) => return Ok(dir),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound && options.create => {}
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(Error::NotFound { path: dir.to_owned() }),
-        Err(e) => return Err(Error::io("open the directory", dir)(e)),
-    }
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("create the directory", dir))?;
-    Ok(dir)
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(Error::NotFound { path: path.to_owned() }),
+        opened => opened,
+    };
+    let dir = dir.map_err(Error::io("open the directory", path))?;
+    PosixDisk::new(dir, options.backend, options.depth, options.read_threads)
+        .map_err(|e| Error::InvalidOption { name: "backend", reason: format!("io_uring cannot be used here: {e}") })
 }
 
 /// Refuses a directory of another program, before anything is created in it, and a store whose
 /// manifest is missing.
 pub(super) fn check_contents(disk: &dyn Disk, options: &Options) -> Result<()> {
+    let is_ours = |name: &str| file_names::is_store_file(name) || manifest::is_manifest_file(name) || file_names::is_ring(name);
+    if let Some((name, why)) = disk.find_shared(&is_ours).map_err(Error::io("list the directory", &options.dir))? {
+        return Err(Error::io("use", options.dir.join(name))(io::Error::new(io::ErrorKind::InvalidInput, format!("it {why}"))));
+    }
     let files = disk.list().map_err(Error::io("list the directory", &options.dir))?;
     if let Some((found, _)) = files.iter().find(|(name, _)| manifest::is_manifest_file(name)) {
         // The lock file is created before the manifest, so a directory that has one belongs to a
@@ -110,9 +103,8 @@ fn is_interrupted_creation(disk: &dyn Disk, options: &Options) -> Result<bool> {
     manifest::may_be_interrupted_creation(disk).map_err(Error::io("read the manifest in", &options.dir))
 }
 
-/// Locks the directory. Waits up to `lock_timeout` for a holder that has died, since its last
-/// writes may still reach the disk. A live process gets at most [`GRACE`], and this process no time
-/// at all.
+/// Locks the directory. Waits up to `lock_timeout` for the holder: a live process may be about to
+/// close, and the last writes of a dead one may still reach the disk.
 pub(super) fn take(disk: &dyn Disk, options: &Options, clock: &dyn Clock) -> Result<Box<dyn DiskLock>> {
     let never = Event::default();
     let started = clock.monotonic();
@@ -120,14 +112,10 @@ pub(super) fn take(disk: &dyn Disk, options: &Options, clock: &dyn Clock) -> Res
         match disk.lock() {
             Ok(guard) => return Ok(guard),
             Err(LockError::Io(e)) => return Err(Error::io("lock", &options.dir)(e)),
-            Err(LockError::Held { pid }) => {
-                let patience = match host::is_alive(pid) {
-                    true if pid == std::process::id() => Duration::ZERO,
-                    true => GRACE.min(options.lock_timeout),
-                    false => options.lock_timeout,
-                };
-                if clock.monotonic().saturating_sub(started) >= patience {
-                    return Err(Error::Locked { path: options.dir.clone(), pid });
+            Err(LockError::NotOurs) => return Err(Error::NotAStore { path: options.dir.clone(), found: LOCK_FILE.to_owned() }),
+            Err(LockError::Held { holder }) => {
+                if clock.monotonic().saturating_sub(started) >= options.lock_timeout {
+                    return Err(Error::Locked { path: options.dir.clone(), holder });
                 }
                 never.wait(never.count(), Some(LOCK_RETRY));
             }

@@ -24,22 +24,39 @@ mod close;
 mod directory;
 mod start;
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Mutex};
 
 use super::Engine;
 use super::context::Mode;
 use super::recover;
 use crate::clock::Clock;
+use crate::concurrent::lock;
 use crate::config::{Activity, Observer, Options, RecoveryMode, Stored};
 use crate::error::{Error, Result};
 use crate::io::host::Descriptors;
 use crate::io::{Disk, DiskLock};
 
-/// The directory's lock and the reserved descriptors, held until the store is dropped.
+/// The directory's lock and the reserved descriptors, held until the store is closed or dropped.
 #[derive(Debug)]
-pub(super) struct OpenGuards {
+pub(super) struct OpenGuards(Mutex<Option<Guards>>);
+
+#[derive(Debug)]
+struct Guards {
+    lock: Box<dyn DiskLock>,
     _descriptors: Option<Descriptors>,
-    _lock: Box<dyn DiskLock>,
+}
+
+impl OpenGuards {
+    /// Fails if the directory was removed or may be locked by another process.
+    pub(super) fn check(&self) -> io::Result<()> {
+        lock(&self.0).as_ref().map_or(Ok(()), |guards| guards.lock.check())
+    }
+
+    /// Unlocks the directory.
+    fn release(&self) {
+        drop(lock(&self.0).take());
+    }
 }
 
 /// Opens the store in the options' directory.
@@ -87,7 +104,7 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
         return Err(Error::Corrupt { path: dir.clone(), what: recovered.report.damaged.join("; ") });
     }
     recovered.report.took = clock.monotonic().saturating_sub(started);
-    let guards = OpenGuards { _descriptors: descriptors, _lock: lock };
+    let guards = OpenGuards(Mutex::new(Some(Guards { lock, _descriptors: descriptors })));
     let started = start::start(settings, options, Arc::clone(&disk), clock, mode, recovered, guards);
     let engine = Arc::new(started.map_err(Error::io("start the store in", dir))?);
     tracing::info!(dir = %dir.display(), report = ?engine.context.report, "open");

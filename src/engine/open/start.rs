@@ -31,7 +31,7 @@ use crate::index::Index;
 use crate::index::geometry::Geometry;
 use crate::io::aligned::BufferPool;
 use crate::io::ring::Ring;
-use crate::io::{Disk, numbered};
+use crate::io::{Disk, numbered, remove_own};
 use crate::manifest::catalog::Catalog;
 use crate::manifest::{Manifest, ManifestStore, Segment, SegmentState};
 use crate::segment::table::{self, Table};
@@ -102,7 +102,7 @@ fn remove_unused(disk: &dyn Disk, manifest: &Manifest, rings: &[String]) -> std:
     for (name, _) in disk.list()? {
         let is_left = numbered(&name, table::REPLACEMENT_PREFIX).is_some();
         if (is_left || is_beyond(&name) || (file_names::is_ring(&name) && !rings.contains(&name)))
-            && let Err(error) = disk.remove(&name)
+            && let Err(error) = remove_own(disk, &name, manifest.store)
         {
             tracing::warn!(name, %error, "an unused file cannot be removed; the next opening tries again");
         }
@@ -198,6 +198,6 @@ pub(super) fn start(
             settings,
         },
         manifest: ManifestKeeper::new(manifest),
-        _guards: guards,
+        guards,
     })
 }

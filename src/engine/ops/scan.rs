@@ -61,6 +61,7 @@ impl Engine {
     /// The next live entry, `None` at the end. An entry that is put, replaced or deleted during the
     /// iteration may be returned or not.
     pub(crate) fn scan_next(&self, scan: &mut Scan) -> Result<Option<Entry>> {
+        self.health.check_readable()?;
         loop {
             let geometry = self.index.geometry();
             while let Some(slot) = scan.pending.pop() {

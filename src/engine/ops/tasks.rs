@@ -192,6 +192,13 @@ impl Engine {
         }
     }
 
+    /// Makes everything that was acknowledged before the call as durable as `level` says.
+    pub(crate) async fn persist_in_task(&self, level: Ack) -> Result<()> {
+        self.health.check_readable()?;
+        self.wait_in_task(level, self.appended()).await?;
+        if level < Ack::Host { Ok(()) } else { self.check_directory() }
+    }
+
     /// The cached value of `key`, or the value that `load` returns. Stores a loaded value, unless
     /// the key was put or deleted since the load began.
     pub(crate) async fn get_or_fill_in_task<E>(

@@ -45,7 +45,7 @@ use crate::index::batch::Batch;
 use crate::index::checkpoint::Header;
 use crate::index::geometry::{Geometry, IndexEntry};
 use crate::io::aligned::AlignedBuf;
-use crate::io::{BLOCK, Disk, File, is_shortage};
+use crate::io::{BLOCK, Disk, File, create, is_shortage, remove_own};
 use crate::manifest::catalog::Catalog;
 use crate::manifest::{Manifest, ManifestStore, Segment, SegmentState};
 use crate::segment::footer;
@@ -152,7 +152,7 @@ pub(in crate::engine) fn recover(
 fn remove_free(disk: &dyn Disk, manifest: &Manifest) -> bool {
     let waits = manifest.segments.iter().any(|segment| segment.state == SegmentState::Failed);
     let free = (0..).map(SegmentId).zip(&manifest.segments).filter(|(_, segment)| waits && segment.state == SegmentState::Free);
-    free.filter(|(id, _)| disk.remove(&table::file_name(*id)).is_ok()).count() > 0
+    free.filter(|(id, _)| remove_own(disk, &table::file_name(*id), manifest.store).is_ok()).count() > 0
 }
 
 /// The result of an attempt that found files which must be replaced first.
@@ -322,14 +322,10 @@ impl Recovery<'_> {
     fn create_replacement(&self, row: &Row) -> io::Result<Arc<dyn File>> {
         let name = table::replacement_name(row.life.id);
         // A replacement that an earlier opening left may have failed as well.
-        match self.disk.remove(&name) {
+        match remove_own(self.disk, &name, self.store) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+            _ => create(self.disk, &name, row.size),
         }
-        self.disk.create(&name, row.size).inspect_err(|_| {
-            // Give back the space that the incomplete file takes.
-            let _left_if_it_must = self.disk.remove(&name);
-        })
     }
 
     /// Applies an entry to the index, in batches.
@@ -371,7 +367,7 @@ impl Recovery<'_> {
     fn remove_given_up(&self, manifest: &Manifest) -> Vec<SegmentId> {
         let numbered = (0..).map(SegmentId).zip(&manifest.segments);
         let given_up = numbered.filter(|(_, segment)| segment.state == SegmentState::Quarantined).map(|(id, _)| id);
-        let gone = |id: &SegmentId| match self.disk.remove(&table::file_name(*id)) {
+        let gone = |id: &SegmentId| match remove_own(self.disk, &table::file_name(*id), self.store) {
             Ok(()) => true,
             Err(error) => error.kind() == io::ErrorKind::NotFound,
         };

@@ -135,7 +135,7 @@ impl Engine {
 
     /// Makes the segment's file and writes the header of a new life. Neither is durable yet.
     fn begin_life(&self, life: &Life, size: u64) -> io::Result<Arc<dyn File>> {
-        self.table.create(life.id, size)?;
+        self.table.create(life.id, size, self.context.store)?;
         let mut block = AlignedBuf::zeroed(BLOCK);
         format::encode_header(self.context.store, life, &mut block);
         let file = self.table.file(life.id)?;

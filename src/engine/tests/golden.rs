@@ -1,12 +1,12 @@
 //! Stores of format version 1 that a kill ended, opened on the host that wrote them and on another.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::super::super::{Cache, manifest};
 use crate::config::Backend;
 use crate::io::Disk;
+use crate::io::directory::Directory;
 use crate::io::posix::PosixDisk;
 
 #[path = "../../../tests/golden/answers.rs"]
@@ -15,8 +15,7 @@ mod answers;
 /// Makes the manifest state the boot id of this host, so that the stop counts as a process crash,
 /// or another one, so that it counts as a host crash.
 fn set_boot_id(dir: &Path, is_this_host: bool) {
-    let handle = File::open(dir).unwrap();
-    let disk: Arc<dyn Disk> = Arc::new(PosixDisk::new(dir, handle, Backend::Portable, 1, 1).unwrap());
+    let disk: Arc<dyn Disk> = Arc::new(PosixDisk::new(Directory::open(dir, true).unwrap(), Backend::Portable, 1, 1).unwrap());
     let (mut manifest, _) = manifest::load(disk.as_ref()).unwrap();
     manifest.boot_id = disk.boot_id() ^ u64::from(!is_this_host);
     manifest::ManifestStore::begin(disk, manifest).unwrap();

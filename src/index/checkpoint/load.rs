@@ -274,7 +274,6 @@ mod tests {
     use crate::index::batch::Batch;
     use crate::index::checkpoint::write::{file_len, write};
     use crate::index::geometry::IndexEntry;
-    use crate::io::Disk;
     use crate::io::sim::SimDisk;
 
     fn hash(n: u64) -> KeyHash {

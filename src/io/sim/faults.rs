@@ -48,6 +48,8 @@ impl From<io::ErrorKind> for Failure {
 impl From<Failure> for io::Error {
     fn from(failure: Failure) -> Self {
         match failure {
+            // A device reports an error that has no kind of its own as this one.
+            Failure::Kind(io::ErrorKind::Other) => Errno::IO.into(),
             Failure::Kind(kind) => kind.into(),
             Failure::Errno(errno) => errno.into(),
         }

@@ -51,6 +51,8 @@ pub(super) struct Inode {
     unsynced: Vec<Change>,
     /// The page cache of a mapped file.
     pub(super) pages: Option<Arc<Pages>>,
+    /// Set by `Disk::mark_cached`, and lost with the page cache.
+    pub(super) is_marked: bool,
 }
 
 impl Inode {

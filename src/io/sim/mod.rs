@@ -29,7 +29,8 @@
 //!   does: they are still read, and never written again.
 //! - A lost or misdirected write succeeds, and its bytes are nowhere, or elsewhere.
 //! - A held operation does not end until it is released.
-//! - A full disk refuses creation only, because files are allocated whole.
+//! - A full disk refuses creation only, because files are allocated whole. The refused file keeps
+//!   the blocks that it got.
 //!
 //! *Points.* Each state-changing operation is one point, counted from 1: write, sync, create, a
 //! mapping that makes its file, remove, rename, directory sync. A machine stopped at point n fails
@@ -56,6 +57,8 @@ use self::faults::{Fault, Meanwhile};
 use self::medium::{Inode, Pages};
 use self::random::Random;
 use super::{BLOCK, Disk, DiskLock, File, InMemory, LockError, Mapping, SECTOR};
+use rustix::io::Errno;
+
 use crate::concurrent::{Event, lock};
 
 pub(crate) use self::faults::{Failure, FaultOp};
@@ -172,6 +175,11 @@ impl SimDisk {
         hash.digest()
     }
 
+    /// Creates a file, or brings an existing one to this length.
+    pub(crate) fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn File>> {
+        if self.machine().find(name).is_ok() { self.resize_raw(name, len) } else { self.create_raw(name, len) }
+    }
+
     fn handle(&self, machine: &Machine, file: usize) -> Arc<dyn File> {
         Arc::new(SimFile { disk: self.clone(), file, len: machine.files[file].len() })
     }
@@ -191,8 +199,20 @@ impl Disk for SimDisk {
         Ok(self.handle(&machine, file))
     }
 
-    fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn File>> {
+    fn create_raw(&self, name: &str, len: u64) -> io::Result<Arc<dyn File>> {
         let mut machine = self.machine();
+        if machine.running().is_ok() && machine.find(name).is_ok() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        machine.change(DiskOp::Create { name: name.to_owned(), len, emptied: false })?;
+        let file = machine.find(name)?;
+        Ok(self.handle(&machine, file))
+    }
+
+    fn resize_raw(&self, name: &str, len: u64) -> io::Result<Arc<dyn File>> {
+        let mut machine = self.machine();
+        machine.running()?;
+        machine.find(name)?;
         machine.change(DiskOp::Create { name: name.to_owned(), len, emptied: false })?;
         let file = machine.find(name)?;
         Ok(self.handle(&machine, file))
@@ -255,13 +275,27 @@ impl Disk for SimDisk {
         let mut machine = self.machine();
         machine.running().map_err(LockError::Io)?;
         if mem::replace(&mut machine.locked, true) {
-            return Err(LockError::Held { pid: std::process::id() });
+            return Err(LockError::Held { holder: format!("process {}", std::process::id()) });
         }
         Ok(Box::new(SimLock { disk: self.clone() }))
     }
 
     fn boot_id(&self) -> u64 {
         self.machine().boot_id
+    }
+
+    fn is_cached(&self, name: &str) -> io::Result<bool> {
+        let machine = self.machine();
+        machine.running()?;
+        Ok(machine.find(name).map_or(true, |file| machine.files[file].is_marked))
+    }
+
+    fn mark_cached(&self, name: &str) -> io::Result<bool> {
+        let mut machine = self.machine();
+        machine.running()?;
+        machine.find(name)?;
+        machine.named(name).is_marked = true;
+        Ok(true)
     }
 }
 
@@ -295,7 +329,7 @@ impl File for SimFile {
         machine.observe(FaultOp::Read)?;
         let range = offset..offset + buf.len() as u64;
         if machine.unreadable.iter().any(|(file, at)| *file == self.file && *at < range.end && at + BLOCK as u64 > range.start) {
-            return Err(io::Error::other("a bad block"));
+            return Err(Errno::IO.into());
         }
         let file = &mut machine.files[self.file];
         file.settle();
@@ -487,7 +521,11 @@ impl Machine {
             self.files[file].resize(0);
         }
         let used: u64 = self.names.values().map(|&file| self.files[file].len()).sum();
-        if used - self.files[file].len() + len > self.capacity {
+        let own = self.files[file].len();
+        if used - own + len > self.capacity {
+            // The file keeps the blocks that it got.
+            let room = self.capacity.saturating_sub(used - own) / BLOCK as u64 * BLOCK as u64;
+            self.files[file].resize(room.max(own) as usize);
             return Err(io::ErrorKind::StorageFull.into());
         }
         self.files[file].resize(len as usize);

@@ -27,6 +27,14 @@ impl SimDisk {
 
     /// The disk as the next boot finds it if power fails now, or failed at the stop.
     pub(crate) fn after_power_cut(&self, seed: u64, damage: PowerCut) -> Self {
+        let image = self.after_cache_loss(seed, damage);
+        image.machine().boot_id += 1;
+        image
+    }
+
+    /// The disk as the next process finds it if the file system is shut down and mounted again, now
+    /// or at the stop. The operating system goes on, so the boot id stays.
+    pub(crate) fn after_cache_loss(&self, seed: u64, damage: PowerCut) -> Self {
         let mut image = self.machine().clone();
         image.freeze();
         match image.in_flight.take() {
@@ -63,8 +71,8 @@ impl Machine {
         self.names.clone_from(&self.durable_names);
         for (number, file) in self.files.iter_mut().enumerate() {
             file.lose_power(|page, change| cut.keeps(number as u64, page, change));
+            file.is_marked = false;
         }
-        self.boot_id += 1;
     }
 
     /// The same directory under a new process, without the plans for the old one.

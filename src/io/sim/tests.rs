@@ -349,7 +349,7 @@ fn the_lock_has_one_holder() {
     let disk = SimDisk::new(0);
     let held = disk.lock().unwrap();
     let pid = std::process::id();
-    assert!(matches!(disk.clone().lock(), Err(LockError::Held { pid: p }) if p == pid));
+    assert!(matches!(disk.clone().lock(), Err(LockError::Held { holder }) if holder == format!("process {pid}")));
     disk.after_kill().lock().expect("a dead process holds nothing");
     drop(held);
     disk.lock().unwrap();
