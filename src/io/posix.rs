@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::{Errno, retry_on_intr};
+use rustix::process::{Resource, getrlimit};
 
 use super::aligned::AlignedBuf;
 use super::async_read::{Operation, Reading};
@@ -95,6 +96,11 @@ impl PosixDisk {
         };
         reads.clone()
     }
+}
+
+/// Bytes that a file of this process may have (`RLIMIT_FSIZE`). `None` without a limit.
+pub(crate) fn file_size_max() -> Option<u64> {
+    getrlimit(Resource::Fsize).current
 }
 
 /// Calls `open` with `O_DIRECT`, or without it where the file system refuses the flag (tmpfs).

@@ -32,10 +32,11 @@ use super::context::Mode;
 use super::recover;
 use crate::clock::Clock;
 use crate::concurrent::lock;
-use crate::config::{Activity, Observer, Options, RecoveryMode, Stored};
+use crate::config::{Activity, Observer, Options, RecoveryMode, Settings, Stored};
 use crate::error::{Error, Result};
 use crate::io::host::Descriptors;
-use crate::io::{Disk, DiskLock};
+use crate::io::posix::file_size_max;
+use crate::io::{BLOCK, Disk, DiskLock};
 
 /// The directory's lock and the reserved descriptors, held until the store is closed or dropped.
 #[derive(Debug)]
@@ -56,6 +57,18 @@ impl OpenGuards {
     /// Unlocks the directory.
     fn release(&self) {
         drop(lock(&self.0).take());
+    }
+}
+
+/// Refuses a store whose files would be longer than this process may make them.
+fn check_file_sizes(is_real: bool, settings: &Settings) -> Result<()> {
+    let longest = settings.segment_size.max(settings.segment_ring).max(settings.wal_ring).max(settings.wal_payload + BLOCK as u64);
+    match file_size_max() {
+        Some(limit) if is_real && limit < longest => {
+            let reason = format!("files of {longest} B are needed, this process may write {limit} (RLIMIT_FSIZE); raise the limit");
+            Err(Error::InvalidOption { name: "segment_size", reason })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -80,6 +93,7 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
             // Options that were not set have their defaults now. The defaults must fit the other
             // options.
             let settings = options.clone().flash(settings.flash).validate(None)?;
+            check_file_sizes(is_real, &settings)?;
             descriptors = budget::check_machine(is_real, &settings)?;
             start::create(&settings, disk.as_ref(), clock.as_ref()).map(|r| (settings, r))
         }
@@ -94,6 +108,7 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
             }))?;
             let geometry = recover::geometry(&manifest, &settings);
             let settings = budget::fit_geometry(settings, options, &geometry)?;
+            check_file_sizes(is_real, &settings)?;
             descriptors = budget::check_machine(is_real, &settings)?;
             recover::recover(&disk, clock.as_ref(), &settings, manifest, damaged).map(|r| (settings, r))
         }
