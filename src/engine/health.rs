@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Engine;
+use super::disk_room::DiskRoom;
 use crate::error::{Error, Result};
 use crate::io::process::ThisProcess;
 
@@ -20,12 +21,18 @@ pub(in crate::engine) struct Health {
     closing: AtomicBool,
     /// The files were released after the close. Set while every lock of a step is held.
     released: AtomicBool,
+    disk_room: DiskRoom,
 }
 
 impl Health {
     /// Whether a failure was recorded. Mutations are refused, and the background does no more.
     pub(in crate::engine) fn has_failed(&self) -> bool {
         self.failure.get().is_some()
+    }
+
+    /// Whether the disk has room for the store.
+    pub(in crate::engine) fn disk_room(&self) -> &DiskRoom {
+        &self.disk_room
     }
 
     /// Whether no step of the background may run any more.

@@ -19,6 +19,7 @@
 pub(crate) mod background;
 pub(crate) mod context;
 mod counters;
+mod disk_room;
 mod events;
 pub(crate) mod file_names;
 mod health;

@@ -47,6 +47,10 @@ stats! {
     /// Entries in the index. Includes expired entries until a read or reclaim removes them, and
     /// entries of dropped namespaces until reclaim does.
     entries: u64 = |e: &Engine| e.index.entries(),
+    /// Whether the disk had no room for a further segment at the last attempt. Entries are evicted
+    /// then although [`crate::Options::flash`] allows more. The store takes more as soon as the disk
+    /// gives it.
+    disk_limits_flash: bool = |e: &Engine| e.health.disk_room().is_full(),
     /// Bytes of DRAM in the index.
     index_bytes: u64 = |e: &Engine| e.index.allocated(),
     /// Bytes of DRAM that count against [`crate::Options::memory`]: index, rings, footers under

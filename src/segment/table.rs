@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use super::format::Life;
 use crate::concurrent::lock;
 use crate::id::{Lsn, Position, SegmentId, StoreId};
-use crate::io::{Disk, File, create_or_resize};
+use crate::io::{Disk, File, create_or_resize, remove_own};
 use crate::manifest::{self, SegmentState};
 
 /// Names of segment files begin with this; the segment's number follows.
@@ -286,6 +286,18 @@ impl Table {
         let file = self.disk.open(&file_name(id))?;
         *published.file.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&file));
         Ok(file)
+    }
+
+    /// Whether the segment has a file of `size` bytes, so that a new life takes no room on the disk.
+    pub(crate) fn has_file(&self, id: SegmentId, size: u64) -> bool {
+        self.file(id).is_ok_and(|file| file.len() == size)
+    }
+
+    /// Removes the file of a free segment, to give its room back to the disk.
+    pub(crate) fn give_back(&self, id: SegmentId, store: StoreId) -> io::Result<()> {
+        *self.published[id.index()].file.write().unwrap_or_else(PoisonError::into_inner) = None;
+        remove_own(self.disk.as_ref(), &file_name(id), store)?;
+        self.disk.sync_dir()
     }
 
     /// Closes the files.

@@ -154,7 +154,8 @@ impl Engine {
         if log.is_rescuing() && !kind.is_urgent() {
             return Err(Refused::RescueFirst);
         }
-        if log.is_reserved() && !kind.makes_room() {
+        let may_take_last = kind.makes_room() || self.health.disk_room().is_small();
+        if log.is_reserved() && !may_take_last {
             self.events.prepare.signal();
             return Err(Refused::Reserved);
         }
@@ -162,7 +163,7 @@ impl Engine {
             return Err(Refused::RecordTooLong);
         }
         if log.open_for(len).is_none() {
-            self.rotate(log, kind.makes_room())?;
+            self.rotate(log, may_take_last)?;
         }
         let open = log.open_for(len).ok_or(Refused::NoSegment)?;
         let (at, life) = (open.head(), open.life);

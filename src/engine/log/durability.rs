@@ -94,16 +94,26 @@ impl Durability {
 
     /// The sync succeeded.
     pub(super) fn end_sync(&self) {
+        self.retry_ms.store(0, Ordering::Release);
         self.syncing_since_ms.store(0, Ordering::Release);
         self.syncs.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The sync could not be done. Its mutations keep their age, and it is not tried again before
-    /// `retry`.
-    pub(super) fn postpone_sync(&self, retry: Duration) {
-        self.retry_ms.store(retry.as_millis() as u64, Ordering::Release);
-        let since = self.syncing_since_ms.swap(0, Ordering::AcqRel);
-        self.unsynced_since_ms.store(since.max(1), Ordering::Release);
+    /// The sync could not be done at `now`. Its mutations keep their age, and it is not tried again
+    /// before `delay` has passed.
+    pub(super) fn postpone_sync(&self, now: Duration, delay: Duration) {
+        self.retry_ms.store((now + delay).as_millis() as u64, Ordering::Release);
+        let since = match self.syncing_since_ms.swap(0, Ordering::AcqRel) {
+            // Only marks were unsynced.
+            0 => now.as_millis() as u64 + 1,
+            since => since,
+        };
+        self.unsynced_since_ms.store(since, Ordering::Release);
+    }
+
+    /// Lets a postponed sync be tried again at once.
+    pub(in crate::engine) fn forgive(&self) {
+        self.retry_ms.store(0, Ordering::Release);
     }
 
     /// Time until a postponed sync is tried again.

@@ -8,14 +8,18 @@
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::state::SyncPoint;
 use crate::config::{Ack, Activity, INLINE_LEN_MAX};
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::Lsn;
 use crate::io::is_shortage;
 use crate::wal::writer::Wal;
+
+/// A postponed sync is tried again after this time, or after a sync interval if that is shorter.
+const RETRY_MAX: Duration = Duration::from_millis(200);
 
 /// The outcome of a sync that did not fail the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,11 +91,21 @@ impl Engine {
         if is_by_reference {
             self.sync_segments()?;
         }
+        let is_unrescued = || !is_rescued || self.log.lock().failures() != failures;
+        if is_unrescued() && wal.has_room(Wal::end_of(wal_head, INLINE_LEN_MAX)) {
+            // The frames name records that are in no file. A host crash must not find them before
+            // the frames of their rescue, unless the rescue needs the room that they take.
+            self.postpone_sync();
+            return Ok(Synced::RescueFirst);
+        }
         let written = match wal.write_out(wal_head) {
             Ok(written) => written,
             Err(e) if is_shortage(&e) => {
                 self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(dir = %self.context.dir.display(), error = %e, "no room for the WAL");
+                // The oldest segment makes room.
+                self.health.disk_room().request();
+                self.events.prepare.signal();
                 self.postpone_sync();
                 return Ok(Synced::NoRoom);
             }
@@ -103,7 +117,7 @@ impl Engine {
         wal.sync().map_err(|e| self.fail("syncing the WAL", &e))?;
         // Files of a removed directory are as good as lost, however durable their bytes are.
         self.check_directory()?;
-        if !is_rescued || self.log.lock().failures() != failures {
+        if is_unrescued() {
             // Some records of a failed segment would not survive a host crash yet, or were appended
             // again after this sync began.
             self.postpone_sync();
@@ -112,16 +126,17 @@ impl Engine {
         marks.raise_durable(appended);
         marks.set_synced_bytes(bytes);
         self.durability.end_sync();
+        self.health.disk_room().grant();
         self.append_mark();
         self.events.durable.end();
         self.events.room.signal();
         Ok(Synced::Done)
     }
 
-    /// Leaves the waiters waiting until the sync is tried again, after a sync interval.
+    /// Leaves the waiters waiting until the sync is tried again.
     fn postpone_sync(&self) {
-        let retry = self.context.time.monotonic() + self.context.settings.sync_interval;
-        self.durability.postpone_sync(retry);
+        let delay = self.context.settings.sync_interval.min(RETRY_MAX);
+        self.durability.postpone_sync(self.context.time.monotonic(), delay);
         // A caller may have tried this sync, and not the sync thread.
         self.events.sync.signal();
         self.events.durable.give_up(self.log.marks().durable());
@@ -142,11 +157,15 @@ impl Engine {
     /// Whether everything up to `lsn` is durable.
     ///
     /// # Errors
-    /// [`crate::Error::Failed`] if it never will be.
+    /// [`Error::Failed`] if it never will be, [`Error::DiskFull`] if the disk has no room for it.
     pub(in crate::engine) fn is_durable(&self, lsn: Lsn) -> Result<bool> {
         // Read first: a failure after the sync that made `lsn` durable does not count.
         let sound = self.health.check_sound();
-        if self.log.marks().durable() >= lsn { Ok(true) } else { sound.map(|()| false) }
+        match self.log.marks().durable() >= lsn {
+            true => Ok(true),
+            false if self.health.disk_room().is_exhausted() => Err(Error::DiskFull),
+            false => sound.map(|()| false),
+        }
     }
 
     /// The number of the event that the sync for `lsn` signals. Requests that sync if it has not

@@ -115,11 +115,13 @@ impl Engine {
         }
         let len = manifest.len_with(self.namespaces.wanted()) as u64;
         match manifest.grow(len) {
-            Ok(()) => {}
+            Ok(()) => self.health.disk_room().grant(),
             Err(e) if is_shortage(&e) => {
                 self.namespaces.forget_wanted();
                 self.manifest.is_space_denied.store(true, Ordering::Release);
                 self.record_shortage("no room for a longer manifest; it is tried again", &e);
+                self.health.disk_room().request();
+                self.events.prepare.signal();
                 return Ok(false);
             }
             Err(e) => return Err(self.fail("growing the manifest", &e)),

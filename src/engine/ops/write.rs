@@ -211,13 +211,17 @@ impl Engine {
     /// refusal.
     ///
     /// # Errors
-    /// [`Error::WouldBlock`] if it must not wait, [`Error::TimedOut`] if its deadline has passed.
+    /// [`Error::WouldBlock`] if it must not wait, [`Error::TimedOut`] if its deadline has passed,
+    /// [`Error::DiskFull`] if no room can be made.
     pub(in crate::engine) fn time_to_wait(
         &self,
         request: &Request<'_>,
         deadline: Option<Duration>,
         cause: Refused,
     ) -> Result<Option<Duration>> {
+        if self.health.disk_room().is_exhausted() {
+            return Err(Error::DiskFull);
+        }
         let left = deadline.map(|at| at.saturating_sub(self.context.time.monotonic()));
         let error = match (request.wait, left) {
             (Wait::No, _) => Error::WouldBlock,

@@ -6,8 +6,10 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::occupancy::ready_wanted;
+use super::reclaim::Keep;
 use super::rescue::Rescued;
 use crate::codec::round_up;
 use crate::engine::Engine;
@@ -18,7 +20,10 @@ use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, File, is_shortage};
 use crate::manifest::ManifestStore;
 use crate::segment::format::{self, Life};
-use crate::segment::table::Stage;
+use crate::segment::table::{Row, Stage};
+
+/// A disk that gives fewer segments than these gets no moves: the oldest segment is evicted whole.
+const MOVES_SEGMENTS_MIN: u64 = 8;
 
 impl Engine {
     /// Prepares segments if too few are ready, or empties the oldest one if none is free. Returns
@@ -33,9 +38,12 @@ impl Engine {
             // Wake waiters so that those with a deadline can check it.
             self.events.room.signal();
         }
+        let made_room = self.health.disk_room().take_request() && self.give_back(&mut manifest)?;
         let Rescued { changed, waits, found_shortage } = self.step_rescue(&mut manifest)?;
         let is_free = self.free_segments(1).next().is_some();
         let (ready, wanted) = (self.log.lock().ready_count(), ready_wanted(self.context.settings.segments));
+        // A move would need room in the WAL.
+        let keep = if self.health.disk_room().is_requested() { Keep::Nothing } else { Keep::Wanted };
         let is_index_too_large = self.index_is_over_budget() && waits.is_none();
         let busy = match is_free {
             true if ready < wanted => self.prepare(wanted - ready, &mut manifest)?,
@@ -43,8 +51,8 @@ impl Engine {
             _ if waits.is_some() && ready > 0 => false,
             // Segments are emptied one ahead, so that hot entries of the oldest segment find a
             // ready one.
-            false => self.drain_oldest() || (is_index_too_large && self.seal_early()?),
-            true => is_index_too_large && (self.drain_oldest() || self.seal_early()?),
+            false => self.drain_oldest(keep).is_some() || (is_index_too_large && self.seal_early()?),
+            true => is_index_too_large && (self.drain_oldest(keep).is_some() || self.seal_early()?),
         };
         if let Some(cause) = waits
             && !changed
@@ -55,7 +63,7 @@ impl Engine {
             }
             self.occupancy.deny_space();
         }
-        Ok(changed || busy)
+        Ok(changed || busy || made_room)
     }
 
     /// Gives up to `wanted` free segments new lives. The files, the headers and one manifest that
@@ -76,16 +84,24 @@ impl Engine {
             // manifest may still state.
             self.write_manifest(manifest)?;
         }
+        let grows = lives.iter().any(|life| !self.table.has_file(life.id, size));
         let (ready, shortage) = self.begin_lives(lives, size)?;
-        if let Some(e) = shortage {
-            self.record_shortage("no room for the next segment; it is tried again", &e);
+        if let Some(e) = &shortage {
+            self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
+            let was_full = self.health.disk_room().set_full(true);
+            if !was_full {
+                tracing::warn!(dir = %self.context.dir.display(), error = %e, "no room for another segment; the oldest entries make room");
+            }
             if ready.is_empty() {
-                // Back-pressure: writers wait until the disk has room. The prepare thread asks
-                // again.
-                self.occupancy.deny_space();
-                return self.state_failed(manifest).map(|()| false);
+                self.state_failed(manifest)?;
+                return self.make_room(was_full);
             }
         }
+        if shortage.is_none() && grows {
+            self.health.disk_room().set_small(false);
+            self.health.disk_room().set_full(false);
+        }
+        self.health.disk_room().set_exhausted(false);
         for life in &ready {
             self.table.begin(life, size);
             manifest.next_base = life.base.plus(size);
@@ -143,24 +159,89 @@ impl Engine {
         Ok(file)
     }
 
+    /// Empties the oldest segment because the disk has no room for another one. The next life
+    /// begins in its file.
+    ///
+    /// The first shortage may pass: then writers only wait until the disk is asked again.
+    fn make_room(&self, is_repeated: bool) -> Result<bool> {
+        let is_urgent = self.log.lock().ready_count() == 0;
+        if is_repeated {
+            // Among few segments, entries that are kept would only go round.
+            let is_small = self.flash() < MOVES_SEGMENTS_MIN * self.context.settings.segment_size;
+            self.health.disk_room().set_small(is_small);
+            let keep = if is_small { Keep::Nothing } else { Keep::Wanted };
+            if self.drain_oldest(keep).is_some() || (is_urgent && self.seal_last()?) {
+                return Ok(true);
+            }
+            self.state_exhausted();
+        }
+        if is_urgent {
+            self.occupancy.deny_space();
+        }
+        Ok(false)
+    }
+
+    /// Empties the oldest segment and removes its file, because the WAL or the manifest found no
+    /// room on the disk.
+    fn give_back(&self, manifest: &mut ManifestStore) -> Result<bool> {
+        self.health.disk_room().set_full(true);
+        self.health.disk_room().set_small(self.flash() < MOVES_SEGMENTS_MIN * self.context.settings.segment_size);
+        let Some(id) = self.drain_oldest(Keep::Nothing) else {
+            let sealed = self.seal_last()?;
+            if sealed {
+                self.health.disk_room().request();
+            } else {
+                self.state_exhausted();
+            }
+            return Ok(sealed);
+        };
+        // Recovery must not miss the file of a segment that a manifest states as sealed.
+        self.write_manifest(manifest)?;
+        if let Err(error) = self.table.give_back(id, self.context.store) {
+            tracing::warn!(dir = %self.context.dir.display(), segment = %id, %error, "the file of an empty segment cannot be removed");
+        }
+        self.durability.forgive();
+        self.events.sync.signal();
+        Ok(true)
+    }
+
+    /// States that no segment can make room. Waiters then fail.
+    fn state_exhausted(&self) {
+        let has_any = !self.table.select(|row| !matches!(row.stage, Stage::Free | Stage::Quarantined)).is_empty();
+        self.health.disk_room().set_exhausted(!has_any);
+        self.events.room.signal();
+        self.events.durable.signal_all();
+    }
+
     /// Seals the open segment before it is full, so that it can be emptied. Returns false if no
     /// other segment is ready.
     fn seal_early(&self) -> Result<bool> {
-        {
-            let mut log = self.log.lock();
-            if log.ready_count() == 0 || !self.retire_open(&mut log) {
-                return Ok(false);
-            }
+        if self.log.lock().ready_count() == 0 {
+            return Ok(false);
         }
-        Ok(self.step_flush()? | self.step_seal()?)
+        self.seal_last()
     }
 
-    /// Up to `max` segments that are free and that flash has room for.
+    /// Seals the open segment before it is full. Returns false without one.
+    fn seal_last(&self) -> Result<bool> {
+        let retired = self.retire_open(&mut self.log.lock());
+        Ok(retired && (self.step_flush()? | self.step_seal()?))
+    }
+
+    /// Up to `max` segments that are free and that flash has room for. On a full disk those that have
+    /// a file come first, since they take no room. While others wait for room on the disk, there are
+    /// no others.
     fn free_segments(&self, max: usize) -> impl Iterator<Item = SegmentId> {
         let settings = &self.context.settings;
         let used: u64 = self.table.select(|r| r.stage != Stage::Free).iter().map(|r| r.size).sum();
         let room = (settings.flash.saturating_sub(used) / settings.segment_size) as usize;
-        let free = self.table.select(|r| r.stage == Stage::Free && r.life.id.0 < settings.segments);
+        let has_file = |row: &Row| self.table.has_file(row.life.id, settings.segment_size);
+        let mut free = self.table.select(|r| r.stage == Stage::Free && r.life.id.0 < settings.segments);
+        if self.health.disk_room().is_requested() {
+            free.retain(has_file);
+        } else if self.health.disk_room().is_full() {
+            free.sort_by_cached_key(|row| !has_file(row));
+        }
         free.into_iter().map(|r| r.life.id).take(room.min(max))
     }
 }

@@ -34,6 +34,15 @@ use crate::segment::table::{Row, Stage};
 /// reinserted.
 const REINSERT_SHARE: u64 = 4;
 
+/// The entries that a drain may append again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// Those that flash has room for, or that are hot.
+    Wanted,
+    /// None: the disk is full, and an append would take room.
+    Nothing,
+}
+
 /// The outcome for a live entry.
 enum Fate {
     /// The entry has another place, or a newer version came.
@@ -45,28 +54,29 @@ enum Fate {
 }
 
 impl Engine {
-    /// Empties the oldest sealed segment. Returns false if there is none, or if it could not be
-    /// freed yet.
-    pub(in crate::engine) fn drain_oldest(&self) -> bool {
+    /// Empties the oldest sealed segment, and returns it. `None` if there is none, or if it could
+    /// not be freed yet.
+    pub(super) fn drain_oldest(&self, keep: Keep) -> Option<SegmentId> {
         // If a failed segment is older, its records are rescued first.
         let oldest = self.table.select(|r| matches!(r.stage, Stage::Sealed | Stage::Failed)).first().copied();
-        let drained = oldest.filter(|row| row.stage == Stage::Sealed).map(|row| self.drain(&row));
-        if drained == Some(false) {
+        let row = oldest.filter(|row| row.stage == Stage::Sealed)?;
+        let drained = self.drain(&row, keep);
+        if !drained {
             self.occupancy.deny_space();
         }
-        drained == Some(true)
+        drained.then_some(row.life.id)
     }
 
     /// Empties a sealed segment. Returns false if the moves could not be synced, or if the entries
     /// could not all be moved. Then the segment stays sealed, and a later call empties the rest of
     /// it.
-    fn drain(&self, row: &Row) -> bool {
+    fn drain(&self, row: &Row, keep: Keep) -> bool {
         let _observed = self.context.observe(Activity::Reclaim);
         let id = row.life.id;
         self.table.drain(id);
         // Raised before the first entry goes, so that a caller that misses one can know why.
         self.log.marks().raise_reclaimed(row.last_lsn);
-        let finished = self.drain_entries(row).unwrap_or_else(|error| {
+        let finished = self.drain_entries(row, keep).unwrap_or_else(|error| {
             if is_shortage(&error) {
                 // No descriptor for the file is free now. A later call may have one.
                 tracing::warn!(dir = %self.context.dir.display(), segment = %id, %error, "a segment cannot be emptied now; it is tried again");
@@ -78,7 +88,9 @@ impl Engine {
             true
         });
         self.events.room.signal();
-        if !finished || !self.moves_are_synced(id) {
+        // Without room for the WAL no move can be synced. Then earlier moves of this segment may be
+        // lost by a host crash, as if they had been evicted: `reclaimed` is past them.
+        if !finished || (keep == Keep::Wanted && !self.moves_are_synced(id)) {
             self.table.keep(id);
             return false;
         }
@@ -102,7 +114,7 @@ impl Engine {
 
     /// Moves or evicts every live entry of a segment. Returns false if the engine stops or another
     /// segment fails before that is done.
-    fn drain_entries(&self, row: &Row) -> io::Result<bool> {
+    fn drain_entries(&self, row: &Row, keep: Keep) -> io::Result<bool> {
         let file = self.table.file(row.life.id)?;
         let contents = reader::entries(self.context.store, row, self.context.hash_seed, file.as_ref());
         self.counters.damaged.fetch_add(contents.lost, Ordering::Relaxed);
@@ -113,7 +125,7 @@ impl Engine {
         let keep_all = self.has_room_for_all(data_bytes, row.size) && !self.index_is_over_budget();
         let mut budget = match keep_all {
             // While a segment is failed no sync succeeds, so a move would gain no room.
-            _ if self.table.count(Stage::Failed) > 0 => 0,
+            _ if self.table.count(Stage::Failed) > 0 || keep == Keep::Nothing => 0,
             true => row.size,
             false => data_bytes / REINSERT_SHARE,
         };
@@ -232,13 +244,23 @@ impl Engine {
     fn has_room_for_all(&self, data_bytes: u64, size: u64) -> bool {
         let settings = &self.context.settings;
         let capacity = Capacity {
-            flash: settings.flash,
+            flash: self.flash(),
             segments: settings.segments,
             segment_size: settings.segment_size,
             ready: ready_wanted(settings.segments),
             failed_bytes: self.failed_bytes(),
         };
         self.occupancy.has_room_for_all(data_bytes, size, self.index.record_bytes(), &capacity)
+    }
+
+    /// Bytes that segments can take: the store's flash, or less if the disk gives less.
+    pub(super) fn flash(&self) -> u64 {
+        let settings = &self.context.settings;
+        if !self.health.disk_room().is_full() {
+            return settings.flash;
+        }
+        let is_there = |row: &Row| row.stage != Stage::Free || self.table.has_file(row.life.id, row.size);
+        self.table.select(is_there).iter().map(|row| row.size).sum::<u64>().min(settings.flash)
     }
 
     /// Whether an entry was read since it was appended here, or is in the memory tier.

@@ -140,3 +140,8 @@ pub(super) fn move_entries(engine: &Engine, mut between: impl FnMut()) {
         between();
     }
 }
+
+/// Time until a postponed sync may be tried again.
+pub(super) fn until_sync_retry(engine: &Engine) -> std::time::Duration {
+    engine.durability.until_retry(engine.context.time.monotonic())
+}

@@ -298,14 +298,15 @@ fn a_store_that_failed_as_a_whole_still_states_its_failed_segments() {
     let mut store = by_reference(small());
     (0..20u64).for_each(|n| store.put(&n.to_le_bytes(), &value(n, 0, 2_000)));
     store.disk.fail(FaultOp::SyncDroppingPages, 1, ErrorKind::Other, true);
-    assert!(store.engine().step_sync().is_err(), "the WAL cannot be synced either");
+    store.engine().step_flush().unwrap();
+    assert!(store.engine().step_all().is_err(), "no segment can be synced, and not the WAL either");
     store.disk.heal();
     let engine = store.engine.take().unwrap();
     assert!(close(&engine).is_err());
     drop(engine);
     let image = store.disk.after_kill();
     open_image(&mut store, image).unwrap();
-    assert_eq!((reused(&store.disk), store.engine().recovery().segments_renewed), (vec![], 1));
+    assert!(reused(&store.disk).is_empty() && store.engine().recovery().segments_renewed > 0);
     store.power_cut(1, PowerCut::LoseAll);
     assert!((0..20u64).all(|n| store.get(&n.to_le_bytes()) == Some(value(n, 0, 2_000))));
 }
