@@ -62,8 +62,8 @@ impl Cache {
 
 impl AsyncCache {
     /// The handle for threads, for operations that never wait and for those without an async form:
-    /// [`Cache::namespace`] of a new name, [`Cache::clear_all`], [`Cache::entries`],
-    /// [`Cache::checkpoint`] and [`Cache::close`].
+    /// [`Cache::namespace`] of a new name, [`Cache::drop_namespace`], [`Cache::clear_all`],
+    /// [`Cache::entries`], [`Cache::checkpoint`] and [`Cache::close`].
     pub fn blocking(&self) -> &Cache {
         &self.cache
     }
@@ -213,7 +213,6 @@ impl AsyncCache {
     /// # Errors
     /// Those of [`Cache::persist`].
     pub async fn persist(&self, level: Ack) -> Result<()> {
-        let engine = self.cache.engine();
-        engine.wait_in_task(level, engine.appended()).await
+        self.cache.engine().persist_in_task(level).await
     }
 }

@@ -16,7 +16,7 @@ use crate::codec::round_up;
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, Disk, File};
 use format::Damage;
-pub(crate) use format::{Checkpoint, Manifest, Segment, SegmentState};
+pub(crate) use format::{Checkpoint, Manifest, OpeningReport, Segment, SegmentState, Stop};
 
 /// Names of the two copies.
 pub(crate) const FILES: [&str; 2] = ["manifest.0", "manifest.1"];

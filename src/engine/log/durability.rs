@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
+use crate::clock::whole_ms;
 use crate::concurrent::{Event, lock};
 use crate::engine::Engine;
 use crate::engine::context::Mode;
@@ -101,7 +102,7 @@ impl Durability {
     /// The sync could not be done. Its mutations keep their age, and it is not tried again before
     /// `retry`.
     pub(super) fn postpone_sync(&self, retry: Duration) {
-        self.retry_ms.store(retry.as_millis() as u64, Ordering::Release);
+        self.retry_ms.store(whole_ms(retry), Ordering::Release);
         let since = self.syncing_since_ms.swap(0, Ordering::AcqRel);
         self.unsynced_since_ms.store(since.max(1), Ordering::Release);
     }
