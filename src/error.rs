@@ -93,6 +93,10 @@ pub enum Error {
         /// The limit that applies.
         reason: String,
     },
+    /// The namespace of this handle was removed. Mutations through the handle are refused, also if
+    /// there is a namespace of the same name again; reads miss.
+    #[error("the namespace of this handle was removed; get a handle of a namespace that exists")]
+    NamespaceRemoved,
     /// A key is empty.
     #[error("the key is empty; give at least one byte")]
     EmptyKey,

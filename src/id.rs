@@ -24,6 +24,10 @@ impl fmt::Display for Lsn {
     }
 }
 
+/// LSNs, positions, and numbers that become one stay below this, so that their sums with lengths do
+/// not overflow. A decoder refuses higher ones.
+pub(crate) const NUMBER_MAX: u64 = 1 << 62;
+
 /// A byte offset in the stream of records. It is never reused, so it identifies one life of one
 /// segment and an offset in the segment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -77,6 +81,8 @@ pub(crate) struct NamespaceGeneration(pub(crate) u64);
 impl NamespaceGeneration {
     /// The first generation of the default namespace, up to its first drop.
     pub(crate) const FIRST: Self = Self(0);
+    /// Not the generation of a namespace: that of the handles of a namespace that was removed.
+    pub(crate) const REMOVED: Self = Self(u64::MAX - 1);
     /// Not the generation of a namespace: catalog changes are hashed under it.
     pub(crate) const CATALOG: Self = Self(u64::MAX);
 }

@@ -10,6 +10,7 @@ use crate::id::SegmentId;
 use crate::index::Index;
 use crate::index::batch::Pending;
 use crate::index::checkpoint::{Keep, Loaded};
+use crate::index::geometry::Geometry;
 use crate::io::aligned::AlignedBuf;
 use crate::io::directory::Directory;
 use crate::io::posix::PosixDisk;
@@ -53,8 +54,13 @@ pub struct Inspection {
     pub durable: u64,
     /// Entries with an LSN up to this one may have been evicted; newer ones were not.
     pub reclaimed: u64,
-    /// Store time of the manifest, in ms since 1970.
+    /// Store time of the manifest, in ms. It began as the wall clock at the creation.
     pub time_ms: u64,
+    /// Wall clock at the manifest, in ms since 1970.
+    pub wall_ms: u64,
+    /// Whether the next report repeats that of the last opening, because nobody can have heard it
+    /// when this manifest was written.
+    pub report_pending: bool,
     /// Bytes of flash for segments.
     pub flash: u64,
     /// Bytes of one segment.
@@ -200,7 +206,9 @@ fn inspect_manifest(disk: &PosixDisk, dir: &Path) -> Result<(Manifest, Inspectio
         clean: manifest.clean,
         durable: manifest.durable.0,
         reclaimed: manifest.reclaimed.0,
-        time_ms: manifest.time_ms,
+        time_ms: manifest.time.store_ms,
+        wall_ms: manifest.time.wall_ms,
+        report_pending: manifest.report.pending.is_some(),
         flash: manifest.flash,
         segment_size: manifest.segment_size,
         segments: Vec::new(),
@@ -275,6 +283,11 @@ fn verify_checkpoint(disk: &dyn Disk, manifest: &Manifest, verified: &mut Verifi
     let mut block = AlignedBuf::zeroed(BLOCK);
     let header = file.read_at(0, &mut block).ok().and_then(|()| index::checkpoint::Header::decode(manifest.store, &block));
     let Some(header) = header else { return };
+    let size = manifest.segments.iter().map(|segment| segment.size).max().unwrap_or(0).max(manifest.segment_size);
+    if header.geometry.partitions() > Geometry::new(manifest.segments.len() as u32, size).partitions() {
+        out.problems.push(format!("checkpoint {} is of a larger store; the next open rebuilds the index from footers", named.sequence));
+        return;
+    }
     let index = Index::new(header.geometry);
     match index::checkpoint::load(manifest.store, named.sequence, file.as_ref(), &index, Pending::none(header.geometry), |_| {
         Keep::all(header.geometry)

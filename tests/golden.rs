@@ -1,4 +1,4 @@
-//! Stores of format version 1 open with the answers that they were archived with.
+//! Stores of every format version open with the answers that they were archived with.
 //!
 //! Archives are added, never made anew. To add one, give it a workload in [`write_store`], and run
 //! `EVERWARM_GOLDEN=write:NAME:DIR cargo test --test golden writes_a_store` and then
@@ -52,6 +52,8 @@ fn write_store(name: &str, dir: &Path) {
     let cache = Cache::open(options).expect("a new store");
     if is_mixed {
         write_mixed(&cache);
+    } else if name == "removed" {
+        write_removed(&cache);
     } else {
         // More than flash holds, so that segments are reused; then overwrites and deletes.
         for n in 0..700 {
@@ -105,19 +107,48 @@ fn write_mixed(cache: &Cache) {
     cache.put(key(8_000), vec![0; 30_000]).expect("room");
 }
 
+/// Of three namespaces, one is removed, and one is removed and made again. The last removal is not
+/// synced.
+fn write_removed(cache: &Cache) {
+    for name in ["users", "gone", "again", "late"] {
+        let space = cache.namespace(name).expect("room");
+        for n in 0..150 {
+            space.put(key(n), value(n, 1, 700)).expect("room");
+        }
+    }
+    for n in 0..200 {
+        cache.put(key(n), value(n, 1, 900)).expect("room");
+    }
+    cache.set_resume_token("stream", "position 1").expect("room");
+    assert!(cache.drop_namespace("gone").expect("room").is_some() && cache.drop_namespace("again").expect("room").is_some());
+    let again = cache.namespace("again").expect("room");
+    for n in 0..40 {
+        again.put(key(n), value(n, 2, 500)).expect("room");
+    }
+    let century = PutOptions::new().ttl(Duration::from_secs(100 * 365 * 86_400));
+    for n in 40..60 {
+        again.put_with(key(n), value(n, 2, 500), &century).expect("room");
+    }
+    cache.persist(Ack::Host).expect("a sync");
+    cache.drop_namespace("late").expect("room");
+}
+
 /// Every key that a workload names.
 fn keys_of_workload(name: &str) -> Vec<(String, String)> {
     let mut keys: Vec<_> = (0..700).chain([7_000, 8_000, 9_000]).map(|n| ("-".to_owned(), key(n))).collect();
-    if name == "mixed" {
-        for namespace in ["users", "dropped"] {
-            keys.extend((0..200).map(|n| (namespace.to_owned(), key(n))));
-        }
+    let namespaces: &[&str] = match name {
+        "mixed" => &["users", "dropped"],
+        "removed" => &["users", "gone", "again", "late"],
+        _ => &[],
+    };
+    for namespace in namespaces {
+        keys.extend((0..200).map(|n| ((*namespace).to_owned(), key(n))));
     }
     keys
 }
 
 #[test]
-fn stores_of_format_1_give_their_answers() {
+fn stores_of_every_format_give_their_answers() {
     for name in NAMES {
         let dir = tempfile::tempdir().expect("a temporary directory");
         unpack(name, dir.path());
@@ -136,6 +167,8 @@ fn stores_of_format_1_give_their_answers() {
         let values = |text: &str| text.split_once("key ").map(|(_, keys)| keys.to_owned());
         assert_eq!(answers::answers(&cache, &keys), expected, "{name}");
         cache.close().expect("a clean close");
+        let manifest = std::fs::read(dir.path().join("manifest.0")).expect("a manifest");
+        assert_eq!(manifest[4..8], 2u32.to_le_bytes(), "{name}: an opening writes the newest version");
         let cache = Cache::open(options(dir.path())).unwrap_or_else(|e| panic!("{name}, again: {e}"));
         assert_eq!(values(&answers::answers(&cache, &keys)), values(&expected), "{name}, again");
         cache.close().expect("a clean close");

@@ -62,8 +62,8 @@ impl Cache {
 
 impl AsyncCache {
     /// The handle for threads, for operations that never wait and for those without an async form:
-    /// [`Cache::namespace`] of a new name, [`Cache::clear_all`], [`Cache::entries`],
-    /// [`Cache::checkpoint`] and [`Cache::close`].
+    /// [`Cache::namespace`] of a new name, [`Cache::drop_namespace`], [`Cache::clear_all`],
+    /// [`Cache::entries`], [`Cache::checkpoint`] and [`Cache::close`].
     pub fn blocking(&self) -> &Cache {
         &self.cache
     }

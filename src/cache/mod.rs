@@ -172,6 +172,39 @@ impl Cache {
         Ok(self.engine().namespaces().names())
     }
 
+    /// Removes the namespace `name` with its entries, at the acknowledgement level of the cache.
+    /// Its name is free again. Returns the version of the removal, or `None` if there is no such
+    /// namespace.
+    ///
+    /// Writes one record, so it takes constant time, like [`Cache::clear`]. From then on every
+    /// handle of this namespace is without one: its reads miss, and its mutations return
+    /// [`Error::NamespaceRemoved`]. That stays so if a namespace of the same name is created, which
+    /// begins empty.
+    ///
+    /// # Errors
+    /// - [`Error::InvalidName`]: the default namespace cannot be removed, and no name has more than
+    ///   255 bytes.
+    /// - [`Error::Failed`], [`Error::Closed`].
+    ///
+    /// # Examples
+    /// ```
+    /// # use everwarm::{Cache, Error, Options};
+    /// # fn main() -> everwarm::Result<()> {
+    /// # let temporary = tempfile::tempdir().unwrap();
+    /// # let dir = temporary.path().join("store");
+    /// let cache = Cache::open(Options::new(&dir).memory(1 << 20).flash(1 << 20))?;
+    /// let tenant = cache.namespace("tenant-17")?;
+    /// tenant.put("plan", "small")?;
+    /// assert!(cache.drop_namespace("tenant-17")?.is_some());
+    /// assert!(cache.namespaces().is_empty() && tenant.get("plan")?.is_none());
+    /// assert!(matches!(tenant.put("plan", "large"), Err(Error::NamespaceRemoved)));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn drop_namespace(&self, name: &str) -> Result<Option<Lsn>> {
+        self.engine().drop_namespace(name, None)
+    }
+
     /// Name of the namespace of this handle. Empty for the default one.
     pub fn name(&self) -> &str {
         self.space.name()
@@ -184,7 +217,7 @@ impl Cache {
     /// reclaimed.
     ///
     /// # Errors
-    /// [`Error::Failed`], [`Error::Closed`].
+    /// [`Error::Failed`], [`Error::Closed`], [`Error::NamespaceRemoved`].
     pub fn clear(&self) -> Result<Lsn> {
         self.engine().clear(&self.space, None)
     }
@@ -350,7 +383,8 @@ impl Cache {
     /// Waits while the write buffer is full, and as long as the disk is full.
     ///
     /// # Errors
-    /// - [`Error::EmptyKey`], [`Error::KeyTooLarge`], [`Error::ValueTooLarge`]: nothing was stored.
+    /// - [`Error::EmptyKey`], [`Error::KeyTooLarge`], [`Error::ValueTooLarge`],
+    ///   [`Error::NamespaceRemoved`]: nothing was stored.
     /// - [`Error::Failed`]: the store refuses mutations until it is opened again. The put may have
     ///   been stored or not.
     /// - [`Error::Closed`].
@@ -436,7 +470,8 @@ impl Cache {
     /// even if the key has no value. Returns the version of the tombstone.
     ///
     /// # Errors
-    /// - [`Error::EmptyKey`], [`Error::KeyTooLarge`]: no key like this can have a value.
+    /// - [`Error::EmptyKey`], [`Error::KeyTooLarge`], [`Error::NamespaceRemoved`]: no key like this
+    ///   can have a value.
     /// - [`Error::Failed`]: the store refuses mutations until it is opened again. The delete may
     ///   have been stored or not.
     /// - [`Error::Closed`].

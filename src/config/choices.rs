@@ -66,7 +66,8 @@ pub enum Backend {
 }
 
 /// How an opening treats the data of a store whose host crashed. Mutations that were not synced
-/// before the crash may be missing from it.
+/// before the crash may be missing from it. The crash counts until the report of it can have been
+/// heard, see [`RecoveryReport`](crate::RecoveryReport).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "toml", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum OnHostCrash {

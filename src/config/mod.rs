@@ -12,7 +12,7 @@ use std::time::Duration;
 pub use self::choices::{Ack, Backend, Compression, OnHostCrash, RecoveryMode, WalValues};
 pub use self::hooks::{Activity, Cause, Evicted};
 pub(crate) use self::hooks::{Listener, Observer};
-pub(crate) use self::settings::{INLINE_LEN_MAX, SEGMENTS_MAX, Settings, Stored};
+pub(crate) use self::settings::{FLASH_MAX, INLINE_LEN_MAX, RING_MAX, SEGMENT_SIZE_MAX, SEGMENT_SIZE_MIN, SEGMENTS_MAX, Settings, Stored};
 #[cfg(feature = "toml")]
 pub use self::toml::parse_size;
 #[cfg(doc)]

@@ -12,9 +12,9 @@ pub(crate) const SEGMENTS_MAX: u64 = 4096;
 pub(crate) const INLINE_LEN_MAX: usize = 4096;
 
 const SEGMENTS_MIN: u64 = 8;
-const SEGMENT_SIZE_MIN: u64 = 64 << 10;
-const SEGMENT_SIZE_MAX: u64 = 1 << 31;
-const FLASH_MAX: u64 = SEGMENTS_MAX * SEGMENT_SIZE_MAX;
+pub(crate) const SEGMENT_SIZE_MIN: u64 = 64 << 10;
+pub(crate) const SEGMENT_SIZE_MAX: u64 = 1 << 31;
+pub(crate) const FLASH_MAX: u64 = SEGMENTS_MAX * SEGMENT_SIZE_MAX;
 const FLASH_DEFAULT: u64 = 4 << 30;
 const MEMORY_MIN: u64 = 1 << 20;
 const MEMORY_DEFAULT: u64 = 256 << 20;
@@ -23,7 +23,7 @@ const MEMORY_DEFAULT: u64 = 256 << 20;
 /// crash.
 const SYNC_BYTES_MAX: u64 = 256 << 20;
 /// Largest ring, in bytes.
-const RING_MAX: u64 = 32 << 20;
+pub(crate) const RING_MAX: u64 = 32 << 20;
 
 /// Sizes of an existing store, from its manifest and checkpoint.
 #[derive(Clone, Copy, Debug)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 #[cfg(any(test, fuzzing))]
 use super::Engine;
 use super::recovery_report::RecoveryReport;
-use crate::clock::StoreTime;
+use crate::clock::{StoreTime, whole_ms};
 use crate::config::{Activity, Evicted, Listener, Observer, Settings};
 #[cfg(any(test, fuzzing))]
 use crate::error::Result;
@@ -47,7 +47,7 @@ impl Context {
 
     /// Milliseconds since the store was opened.
     pub(in crate::engine) fn uptime_ms(&self) -> u64 {
-        self.time.monotonic().as_millis() as u64
+        whole_ms(self.time.monotonic())
     }
 
     /// Reports an activity to the observer until the guard is dropped.

@@ -25,6 +25,15 @@ pub enum Start {
 
 /// The result of the recovery at the opening of a cache: its sources, its losses and its duration.
 ///
+/// `kind`, `maybe_lost_after` and `alive_until_ms` are repeated until a program can have heard
+/// them. If an opening is cut off, or the store stops again before its first sync, the next report
+/// states what both lost: the worst kind, the lowest LSN and the earliest time. It is no longer
+/// repeated once the open store
+///
+/// - has synced a mutation, or a [`crate::Cache::persist`] at [`crate::Ack::Host`] returned;
+/// - or was closed;
+/// - or was idle for about a minute.
+///
 /// [`crate::Cache::recovery`] returns it.
 ///
 /// ```
@@ -48,7 +57,7 @@ pub enum Start {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct RecoveryReport {
-    /// The kind of stop before the opening.
+    /// The kind of stop before the opening. The worst one, if several stops are reported.
     pub kind: Start,
     /// Entries that were loaded from the checkpoint.
     pub checkpoint_entries: u64,
@@ -76,8 +85,17 @@ pub struct RecoveryReport {
     /// synced and may be missing. [`Lsn::ZERO`] if the store started empty under
     /// [`crate::OnHostCrash::Cold`]. `None` after any other stop.
     pub maybe_lost_after: Option<Lsn>,
-    /// Latest store time at which the store is known to have been open, in ms since 1970.
+    /// Wall time up to which the store is known to have been open, in ms since 1970. Every mutation
+    /// that returned before it survived, if [`RecoveryReport::damaged`] is empty. 0 if the time is
+    /// unknown or the store is new.
+    ///
+    /// It is never later than the truth, as far as the host's clocks tell. Within one boot of the
+    /// host it is measured back from now, so it is right whatever the wall clock showed meanwhile.
+    /// After a reboot it is what the wall clock showed. If the wall clock is behind that now, it is
+    /// the time that the opening before reported, or now if that is earlier.
     pub alive_until_ms: u64,
+    /// How far the wall clock is behind what it showed at the last sign of life. Zero if it is not.
+    pub clock_went_back: Duration,
     /// Duration of the opening up to the end of recovery, with the wait for the directory lock.
     pub took: Duration,
     /// Share of `took` in which the checkpoint and the footers of sealed segments were loaded. If

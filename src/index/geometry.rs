@@ -16,6 +16,7 @@
 //! hash.
 
 use crate::codec;
+use crate::config::{SEGMENT_SIZE_MAX, SEGMENTS_MAX};
 use crate::id::{KeyHash, Location, SegmentId, UNIT};
 use crate::io::SECTOR;
 
@@ -57,6 +58,13 @@ impl Geometry {
         let offset_bits = ratio_ceil_log2(segment_size, UNIT as u64);
         let partition_bits = (segment_bits + offset_bits).saturating_sub(13).max(4);
         Self { partition_bits, segment_bits, offset_bits }
+    }
+
+    /// The widths that a checkpoint states, if a store can have them.
+    pub(crate) fn of_bits(partition_bits: u32, segment_bits: u32, offset_bits: u32) -> Option<Self> {
+        let segments = 1u32.checked_shl(segment_bits).filter(|segments| u64::from(*segments) <= 2 * SEGMENTS_MAX)?;
+        let segment_size = (UNIT as u64).checked_shl(offset_bits).filter(|size| *size <= SEGMENT_SIZE_MAX)?;
+        Some(Self::new(segments, segment_size)).filter(|geometry| *geometry == Self { partition_bits, segment_bits, offset_bits })
     }
 
     pub(crate) const fn partitions(&self) -> usize {

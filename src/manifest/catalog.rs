@@ -43,6 +43,8 @@ pub(crate) enum CatalogChange<'a> {
     AllNamespaces,
     /// A resume token gets this value. An empty value removes the token.
     Token(&'a str, &'a [u8]),
+    /// A namespace ends, and its entries are dropped. Its name is free again.
+    Removal(&'a str),
 }
 
 impl<'a> CatalogChange<'a> {
@@ -51,6 +53,7 @@ impl<'a> CatalogChange<'a> {
             Self::Namespace(name) => (1, name, &[]),
             Self::AllNamespaces => (2, "", &[]),
             Self::Token(name, value) => (3, name, value),
+            Self::Removal(name) => (4, name, &[]),
         };
         let mut out = Vec::with_capacity(4 + name.len() + value.len());
         out.put_u8(kind);
@@ -69,6 +72,7 @@ impl<'a> CatalogChange<'a> {
             1 => Some(Self::Namespace(name)),
             2 => Some(Self::AllNamespaces),
             3 => Some(Self::Token(name, value)),
+            4 => Some(Self::Removal(name)),
             _ => None,
         }
     }
@@ -92,6 +96,7 @@ impl Catalog {
                 self.namespaces.entry(String::new()).or_default();
                 self.namespaces.values_mut().for_each(|generation| *generation = NamespaceGeneration(lsn.0));
             }
+            CatalogChange::Removal(name) => drop(self.namespaces.remove(name)),
             CatalogChange::Token(name, []) => drop(self.tokens.remove(name)),
             CatalogChange::Token(name, value) => drop(self.tokens.insert(name.to_owned(), value.to_owned())),
         }
@@ -144,10 +149,12 @@ impl Catalog {
         }
         for _ in 0..r.varint()? {
             let name = name(&mut r)?;
-            let len = usize::try_from(r.varint()?).ok()?;
+            let len = usize::try_from(r.varint()?).ok().filter(|len| *len <= TOKEN_LEN_MAX)?;
             catalog.tokens.insert(name.to_owned(), r.bytes(len)?.to_owned());
         }
-        (r.remaining() == 0).then_some(catalog)
+        // The default namespace may be listed too.
+        let fits = catalog.namespaces.len() <= NAMESPACES_MAX + 1 && catalog.tokens.len() <= TOKENS_MAX;
+        (fits && r.remaining() == 0).then_some(catalog)
     }
 }
 
@@ -164,6 +171,8 @@ mod tests {
             CatalogChange::Token("stream", b"17"),
             CatalogChange::AllNamespaces,
             CatalogChange::Namespace("feeds"),
+            CatalogChange::Namespace("gone"),
+            CatalogChange::Removal("gone"),
         ]
         .iter()
         .enumerate()
@@ -178,7 +187,7 @@ mod tests {
             (catalog.generation(""), catalog.generation("users"), catalog.generation("feeds")),
             (Some(NamespaceGeneration(3)), Some(NamespaceGeneration(3)), Some(NamespaceGeneration(4)))
         );
-        assert_eq!(catalog.generation("none"), None);
+        assert_eq!((catalog.generation("none"), catalog.generation("gone")), (None, None));
         catalog.apply(Lsn(9), &CatalogChange::Token("stream", b""));
         assert!(catalog.tokens.is_empty());
     }

@@ -17,7 +17,7 @@ use crate::id::StoreId;
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, Disk, File, create_or_resize};
 use format::Damage;
-pub(crate) use format::{Checkpoint, Manifest, Segment, SegmentState};
+pub(crate) use format::{Checkpoint, Manifest, OpeningReport, Segment, SegmentState, Stop};
 
 /// Names of the two copies.
 pub(crate) const FILES: [&str; 2] = ["manifest.0", "manifest.1"];

@@ -117,7 +117,8 @@ pub(crate) fn decode_block(store: StoreId, at: Position, block: &[u8]) -> Option
     entries_of(block)
 }
 
-/// The entries of a footer block. Does not verify the block.
+/// The entries of a footer block, whose offsets and ends fit into 32 bits. Does not verify the
+/// block.
 fn entries_of(block: &[u8]) -> Option<Vec<FooterEntry>> {
     let mut r = Reader::new(block.get(4..)?);
     let (count, used) = (r.u16()?, r.u16()?);

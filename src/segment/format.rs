@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::codec::{self, HeaderBlock, Put, Reader, varint_len};
-use crate::config::KEY_LEN_MAX;
+use crate::config::{KEY_LEN_MAX, RING_MAX};
 use crate::id::{Key, KeyHash, Lsn, NamespaceGeneration, Position, SegmentId, StoreId, UNIT};
 use crate::io::BLOCK;
 
@@ -89,6 +89,9 @@ pub(crate) fn was_unread(bytes: &[u8]) -> bool {
     bytes.as_chunks().0.contains(&UNREAD)
 }
 
+/// Upper bound of the length of a value before compression. It must fit into the segment ring like
+/// one that is not compressed.
+const RAW_LEN_MAX: usize = RING_MAX as usize;
 /// Length of the longest [`Draft`] head: flags, three lengths, expiry, namespace, LSN.
 const HEAD_LEN_MAX: usize = 1 + 3 + 5 + 5 + 8 + 10 + 8;
 
@@ -265,7 +268,7 @@ impl Head {
         let value_len = usize::try_from(r.varint()?).ok()?;
         let raw_len = match flags & COMPRESSED {
             0 => None,
-            _ => Some(usize::try_from(r.varint()?).ok()?),
+            _ => Some(usize::try_from(r.varint()?).ok().filter(|len| *len <= RAW_LEN_MAX)?),
         };
         let expires_ms = match flags & EXPIRES {
             0 => None,
@@ -370,6 +373,26 @@ mod tests {
         out
     }
 
+    #[test]
+    fn a_record_that_verifies_and_states_nonsense_is_none() {
+        let (at, base) = (Position(4096), Lsn(1));
+        let key = Key { namespace: NamespaceGeneration(u64::MAX), bytes: b"key" };
+        // The longest head. Its record moves under a far LSN.
+        let longest = bytes_of(&Draft::put(key, Content::Zstd(b"value", RAW_LEN_MAX), Some(u64::MAX)), at, Lsn(2), base);
+        let record = decode_record(STORE, at, base, &longest).unwrap();
+        assert!(Draft::of_record(&longest, &record, true).is_some());
+        // A value that would take more memory than any value has, in a head that is longer still.
+        for raw_len in [RAW_LEN_MAX + 1, usize::MAX] {
+            let mut head = ArrayWriter::default();
+            head.put_u8(COMPRESSED);
+            head.put_varint(3);
+            head.put_varint(5);
+            head.put_varint(raw_len as u64);
+            let bytes = bytes_of(&Draft::finish(head, b"key", b"value"), at, Lsn(2), base);
+            assert_eq!(decode_record(STORE, at, base, &bytes), None, "{raw_len}");
+        }
+    }
+
     proptest! {
         #[test]
         fn a_record_round_trips_and_any_flipped_bit_is_noticed(
@@ -377,7 +400,7 @@ mod tests {
             value in prop::collection::vec(any::<u8>(), 0..900),
             expires in prop::option::of(any::<u64>()),
             namespace in prop::option::of(any::<u64>()),
-            raw in prop::option::of(0usize..1 << 30),
+            raw in prop::option::of(0usize..RAW_LEN_MAX),
             lsn in 1u64..1 << 40,
             back in -1000i64..1000,
             flip in any::<prop::sample::Index>(),

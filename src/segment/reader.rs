@@ -35,8 +35,13 @@ pub(crate) fn entries(store: StoreId, row: &Row, hash_seed: u64, file: &dyn File
     let mut trailer = AlignedBuf::zeroed(BLOCK);
     read_or_zero(file, trailer_at, &mut trailer);
     let stated = format::decode_trailer(store, &trailer).filter(|(life, _)| *life == row.life).map(|(_, t)| t);
+    // A trailer that verifies and states nonsense is as good as none.
+    let stated = stated.filter(|t| {
+        let footer_at = trailer_at.checked_sub(u64::from(t.footer_blocks) * block);
+        footer_at.is_some_and(|at| (DATA_START.into()..=at).contains(&t.data_end.into()))
+    });
     let footer_at = match stated {
-        Some(trailer) => trailer_at.saturating_sub(u64::from(trailer.footer_blocks) * block),
+        Some(trailer) => trailer_at - u64::from(trailer.footer_blocks) * block,
         None => first_footer_block(store, row, file),
     };
     let data_end = stated.map_or(footer_at as u32, |t| t.data_end);
@@ -50,7 +55,10 @@ pub(crate) fn entries(store: StoreId, row: &Row, hash_seed: u64, file: &dyn File
     let mut gap = stated.is_none();
     for (i, chunk) in bytes[..(trailer_at - footer_at) as usize].chunks_exact(BLOCK).enumerate() {
         let at = row.life.base.plus(footer_at + (i * BLOCK) as u64);
-        let Some(block_entries) = footer::decode_block(store, at, chunk) else {
+        let in_order = |entries: &Vec<FooterEntry>| {
+            entries.first().is_none_or(|e| e.offset >= known_to) && entries.last().is_none_or(|e| e.offset + e.len <= data_end)
+        };
+        let Some(block_entries) = footer::decode_block(store, at, chunk).filter(in_order) else {
             gap = true;
             continue;
         };
@@ -171,7 +179,42 @@ impl<'a> SegmentView<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::{KeyHash, Lsn, Position, SegmentId};
     use crate::io::sim::SimDisk;
+    use crate::segment::table::{Stage, WalStart};
+
+    /// A segment without records whose footer lists `entry`, and whose trailer is `trailer`.
+    fn contents(entry: &FooterEntry, trailer: format::Trailer) -> Contents {
+        const SIZE: usize = 16 * BLOCK;
+        let (store, disk) = (StoreId(3), SimDisk::new(1));
+        let life = format::Life { id: SegmentId(0), base: Position(SIZE as u64), base_lsn: Lsn(1) };
+        let row = Row { stage: Stage::Sealed, size: SIZE as u64, life, last_lsn: Lsn(1), wal_start: WalStart::default(), moved_until: 0 };
+        let mut bytes = AlignedBuf::zeroed(SIZE);
+        let mut footer = footer::Builder::default();
+        footer.push(entry);
+        let at = SIZE - 2 * BLOCK;
+        bytes[at..at + BLOCK].copy_from_slice(&footer.finish(store, |_| life.base.plus(at as u64)));
+        format::encode_trailer(store, &life, &trailer, &mut bytes[SIZE - BLOCK..]);
+        let file = disk.create("segment.0", SIZE as u64).unwrap();
+        file.write_at(0, &bytes).unwrap();
+        entries(store, &row, 7, file.as_ref())
+    }
+
+    #[test]
+    fn a_footer_that_verifies_and_states_nonsense_counts_as_damaged() {
+        let entry = FooterEntry { hash: KeyHash(9), offset: DATA_START, len: 64, lsn: Lsn(1), tombstone: false };
+        let trailer = format::Trailer { footer_blocks: 1, data_end: DATA_START + 64, entries: 1 };
+        assert_eq!(contents(&entry, trailer).entries, [entry]);
+        // Beyond the segment, beyond the data, before the data, and longer than the data.
+        for (offset, len) in [(u32::MAX - 63, 56), (17 * BLOCK as u32, 64), (8 * BLOCK as u32, 64), (8, 64), (DATA_START, 1 << 30)] {
+            let found = contents(&FooterEntry { offset, len, ..entry }, trailer);
+            assert_eq!((found.entries.len(), found.lost), (0, 1), "{offset} + {len}");
+        }
+        for (footer_blocks, data_end) in [(16, DATA_START), (u32::MAX, DATA_START), (1, u32::MAX), (1, 15 * BLOCK as u32), (1, 0)] {
+            let found = contents(&entry, format::Trailer { footer_blocks, data_end, entries: 1 });
+            assert_eq!(found.entries, [entry], "the footer block is found without the trailer");
+        }
+    }
 
     #[test]
     fn a_view_shows_the_contents_of_the_file_wherever_it_moves() {

@@ -2,8 +2,9 @@
 //!
 #![doc = concat!("```text\n", include_str!("format.layout.txt"), "```")]
 
+use crate::clock::WALL_OFFSET_BITS;
 use crate::codec::{self, Checksum, HeaderBlock, Reader};
-use crate::id::{KeyHash, Lsn, Position, StoreId};
+use crate::id::{KeyHash, Lsn, NUMBER_MAX, Position, StoreId};
 
 /// The table above, which `inspect layout` prints.
 pub(crate) const LAYOUT: &str = include_str!("format.layout.txt");
@@ -18,6 +19,9 @@ pub(crate) const FRAME_LEN_MAX: usize = FRAME_LEN + crate::config::INLINE_LEN_MA
 
 const INLINE: u8 = 1;
 const SUPERSEDES: u8 = 2;
+const HEARD: u8 = 4;
+/// The field of a mark before its wall offset, which has the other bits of the same word.
+const WALL_OFFSET_SHIFT: u32 = u64::BITS - WALL_OFFSET_BITS;
 
 /// The header of a WAL file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +41,10 @@ impl FileHeader {
     /// The header in `block`, if it verifies and is of this store.
     pub(crate) fn decode(store: StoreId, block: &[u8]) -> Option<Self> {
         let (_, number, mut r) = HEADER.decode(store, block)?;
-        Some(Self { number, payload: r.u64()? })
+        let payload = r.u64()?;
+        // A header that verifies may still state nonsense: the stream ends far below this.
+        let is_sound = payload.is_power_of_two() && number < NUMBER_MAX / payload;
+        is_sound.then_some(Self { number, payload })
     }
 }
 
@@ -48,9 +55,23 @@ pub(crate) enum Frame {
     Mutation(Mutation),
     /// A record was appended again under its old LSN, at another position.
     Move(Mutation),
-    /// Everything up to `durable` is synced. When the mark was appended, the store time was
-    /// `time_ms` and `appended` was the newest mutation.
-    Mark { durable: Lsn, time_ms: u64, appended: Lsn },
+    Mark(Mark),
+}
+
+/// The state of the store when the mark was appended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Mark {
+    /// Everything up to this LSN was synced.
+    pub(crate) durable: Lsn,
+    /// The newest mutation.
+    pub(crate) appended: Lsn,
+    /// Store time, ms.
+    pub(crate) time_ms: u64,
+    /// The time by which the wall clock was ahead of store time, ms, within
+    /// [`WALL_OFFSET_BITS`] bits. 0 in a store of version 1, where both were the same.
+    pub(crate) wall_offset_ms: i64,
+    /// The report of the opening counts as heard.
+    pub(crate) heard: bool,
 }
 
 /// One put or delete.
@@ -82,13 +103,16 @@ pub(crate) fn encode_frame(store: StoreId, at: u64, frame: &Frame, record: &[&[u
             let flags = if m.supersedes { SUPERSEDES } else { 0 };
             (kind, flags, m.record_len, [m.lsn.0, m.hash.0, m.record.0])
         }
-        Frame::Mark { durable, time_ms, appended } => (3, 0, 0, [durable.0, *time_ms, appended.0]),
+        Frame::Mark(mark) => (3, if mark.heard { HEARD } else { 0 }, 0, [mark.durable.0, mark.time_ms, mark.appended.0]),
     };
     let mut out = [0u8; FRAME_LEN];
     out[4..8].copy_from_slice(&len.to_le_bytes());
     out[8] = kind;
     out[9] = flags | if inline > 0 { INLINE } else { 0 };
     out[12..16].copy_from_slice(&record_len.to_le_bytes());
+    if let Frame::Mark(mark) = frame {
+        out[10..16].copy_from_slice(&mark.wall_offset_ms.to_le_bytes()[..6]);
+    }
     for (to, word) in out[16..].chunks_exact_mut(8).zip(words) {
         to.copy_from_slice(&word.to_le_bytes());
     }
@@ -114,10 +138,14 @@ pub(crate) fn decode_frame(store: StoreId, at: u64, bytes: &[u8]) -> Option<(Fra
     if r.u32()? != codec::checksum(store, FRAME_MAGIC, at, &[bytes.get(4..)?]) || r.u32()? as usize != bytes.len() {
         return None;
     }
+    let wall_offset_ms = i64::from_le_bytes(bytes.get(8..16)?.try_into().ok()?) >> WALL_OFFSET_SHIFT;
     let (kind, flags) = (r.u8()?, r.u8()?);
     r.u16()?;
     let record_len = r.u32()?;
     let [first, second, third] = [r.u64()?, r.u64()?, r.u64()?];
+    if first >= NUMBER_MAX || third >= NUMBER_MAX {
+        return None;
+    }
     let mutation = Mutation {
         lsn: Lsn(first),
         hash: KeyHash(second),
@@ -129,7 +157,7 @@ pub(crate) fn decode_frame(store: StoreId, at: u64, bytes: &[u8]) -> Option<(Fra
     let frame = match kind {
         1 | 2 => Frame::Mutation(mutation),
         4 => Frame::Move(mutation),
-        3 => Frame::Mark { durable: Lsn(first), time_ms: second, appended: Lsn(third) },
+        3 => Frame::Mark(Mark { durable: Lsn(first), appended: Lsn(third), time_ms: second, wall_offset_ms, heard: flags & HEARD != 0 }),
         _ => return None,
     };
     let record = if flags & INLINE == 0 { &[] } else { bytes.get(FRAME_LEN..FRAME_LEN + record_len as usize)? };
@@ -147,7 +175,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_frame_round_trips_and_any_flipped_bit_is_noticed(
-            lsn in any::<u64>(), hash in any::<u64>(), record in any::<u64>(), words in 0usize..60,
+            lsn in 0..NUMBER_MAX, hash in any::<u64>(), record in 0..NUMBER_MAX, words in 0usize..60,
             tombstone in any::<bool>(), supersedes in any::<bool>(), at in any::<u32>(), flip in any::<prop::sample::Index>(),
         ) {
             let at = u64::from(at) * 8;
@@ -174,12 +202,31 @@ mod tests {
 
     #[test]
     fn a_mark_and_a_file_header_round_trip() {
-        let mark = Frame::Mark { durable: Lsn(5), time_ms: 17, appended: Lsn(6) };
-        assert_eq!(decode_frame(STORE, 64, &encode_frame(STORE, 64, &mark, &[])), Some((mark, &[][..])));
+        let wall_offsets = [0, 1, -1, 86_400_123, -86_400_123, (1 << 47) - 1, 1 - (1 << 47)];
+        for (wall_offset_ms, heard) in wall_offsets.into_iter().flat_map(|offset| [(offset, false), (offset, true)]) {
+            let mark = Frame::Mark(Mark { durable: Lsn(5), appended: Lsn(6), time_ms: 17, wall_offset_ms, heard });
+            assert_eq!(decode_frame(STORE, 64, &encode_frame(STORE, 64, &mark, &[])), Some((mark, &[][..])));
+        }
         let header = FileHeader { number: 9, payload: 1 << 20 };
         let mut block = [0; BLOCK];
         header.encode(STORE, &mut block);
         assert_eq!(FileHeader::decode(STORE, &block), Some(header));
         assert_eq!(FileHeader::decode(StoreId(1), &block), None);
+    }
+
+    #[test]
+    fn a_frame_or_header_that_verifies_and_states_nonsense_is_none() {
+        let frame = |lsn: u64, record: u64| {
+            let record = Position(record);
+            let mutation = Mutation { lsn: Lsn(lsn), hash: KeyHash(1), tombstone: false, supersedes: false, record, record_len: 64 };
+            decode_frame(STORE, 0, &encode_frame(STORE, 0, &Frame::Mutation(mutation), &[])).is_some()
+        };
+        assert!(frame(7, 1 << 40));
+        assert!(!frame(u64::MAX, 1 << 40) && !frame(7, u64::MAX - 8));
+        for (number, payload) in [(0, 0), (0, 3), (u64::MAX, 1 << 20), (1 << 42, 1 << 20)] {
+            let mut block = [0; BLOCK];
+            FileHeader { number, payload }.encode(STORE, &mut block);
+            assert_eq!(FileHeader::decode(STORE, &block), None, "{number} x {payload}");
+        }
     }
 }

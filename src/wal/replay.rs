@@ -39,7 +39,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
-use super::format::{self, FRAME_LEN_MAX, FileHeader, Frame, Mutation};
+use super::format::{self, FRAME_LEN_MAX, FileHeader, Frame, Mark, Mutation};
 use super::writer::FILE_PREFIX;
 use crate::codec::{round_down, round_up};
 use crate::id::{Lsn, Position, StoreId};
@@ -60,12 +60,24 @@ pub(crate) struct Summary {
     pub(crate) end: u64,
     /// The highest durable LSN that the caller or a visited mark states.
     pub(crate) durable: Lsn,
-    /// The newest store time of a visited mark, in ms.
-    pub(crate) time_ms: u64,
+    /// The visited mark with the newest store time.
+    pub(crate) newest_mark: Mark,
+    /// Whether a visited mark states that the report of the opening was heard.
+    pub(crate) heard: bool,
     /// Length of the torn gap at which the log was cut, in bytes. 0 without one.
     pub(crate) torn_bytes: u64,
     /// Corrupt stretches, oldest first.
     pub(crate) holes: Vec<Hole>,
+}
+
+impl Summary {
+    fn add_mark(&mut self, mark: Mark) {
+        self.durable = self.durable.max(mark.durable);
+        self.heard |= mark.heard;
+        if mark.time_ms >= self.newest_mark.time_ms {
+            self.newest_mark = mark;
+        }
+    }
 }
 
 /// Receives the contents of the WAL, and supplies lost contents from the records.
@@ -259,10 +271,7 @@ impl Replay {
                     summary.last = mutation.lsn;
                 }
                 Frame::Move(mutation) => visitor.visit(&mutation, true, record)?,
-                Frame::Mark { durable, time_ms, .. } => {
-                    summary.durable = summary.durable.max(durable);
-                    summary.time_ms = summary.time_ms.max(time_ms);
-                }
+                Frame::Mark(mark) => summary.add_mark(mark),
             }
             summary.frames += 1;
             summary.end += bytes.len() as u64;
@@ -348,7 +357,7 @@ impl Replay {
                     (before, floor, bounded) = (m.lsn, m.record, true);
                     break;
                 }
-                Some((Frame::Mark { appended, .. }, _)) => (before, bounded) = (before.max(appended.next()), true),
+                Some((Frame::Mark(mark), _)) => (before, bounded) = (before.max(mark.appended.next()), true),
                 Some((Frame::Move(_), _)) | None => {}
             }
             at += bytes.len() as u64;
@@ -364,7 +373,7 @@ impl Replay {
         }
         let plausible = |frame: Option<(Frame, &[u8])>| match frame {
             Some((Frame::Mutation(m), _)) => m.lsn > last,
-            Some((Frame::Move(_) | Frame::Mark { .. }, _)) => true,
+            Some((Frame::Move(_) | Frame::Mark(_), _)) => true,
             None => false,
         };
         for from_ring in [false, true] {
@@ -405,8 +414,8 @@ impl Replay {
         let (mut next, mut durable, mut bytes) = (Some(at), Lsn::ZERO, Vec::new());
         while let Some(mut at) = next {
             while self.frame_at(at, last, &mut bytes)? {
-                if let Some((Frame::Mark { durable: stated, .. }, _)) = format::decode_frame(self.store, at, &bytes) {
-                    durable = durable.max(stated);
+                if let Some((Frame::Mark(mark), _)) = format::decode_frame(self.store, at, &bytes) {
+                    durable = durable.max(mark.durable);
                 }
                 at += bytes.len() as u64;
             }

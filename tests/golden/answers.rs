@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use everwarm::{Cache, Options, Start};
 
 /// The archived stores.
-pub(crate) const NAMES: [&str; 4] = ["clean", "killed", "torn", "mixed"];
+pub(crate) const NAMES: [&str; 5] = ["clean", "killed", "torn", "mixed", "removed"];
 
 /// The directory of the archives.
 pub(crate) fn directory() -> PathBuf {

@@ -81,6 +81,8 @@ fn as_json(found: &Inspection) -> serde_json::Value {
         "durable": found.durable,
         "reclaimed": found.reclaimed,
         "time_ms": found.time_ms,
+        "wall_ms": found.wall_ms,
+        "report_pending": found.report_pending,
         "flash": found.flash,
         "segment_size": found.segment_size,
         "segments_free": found.segments_free,

@@ -74,6 +74,6 @@ fn rows(stats: &Stats) -> Vec<(&'static str, u64)> {
         ("io_uring", stats.io_uring.into()),
         ("waits", stats.waits.total()),
         ("refusals", stats.refusals.total()),
-        ("unsynced_age_ms", stats.unsynced_age.as_millis() as u64),
+        ("unsynced_age_ms", stats.unsynced_age.as_millis().try_into().unwrap_or(u64::MAX)),
     ]
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
+use crate::clock::whole_ms;
 use crate::concurrent::{Event, lock};
 use crate::engine::Engine;
 use crate::engine::context::Mode;
@@ -102,10 +103,10 @@ impl Durability {
     /// The sync could not be done at `now`. Its mutations keep their age, and it is not tried again
     /// before `delay` has passed.
     pub(super) fn postpone_sync(&self, now: Duration, delay: Duration) {
-        self.retry_ms.store((now + delay).as_millis() as u64, Ordering::Release);
+        self.retry_ms.store(whole_ms(now + delay), Ordering::Release);
         let since = match self.syncing_since_ms.swap(0, Ordering::AcqRel) {
             // Only marks were unsynced.
-            0 => now.as_millis() as u64 + 1,
+            0 => whole_ms(now) + 1,
             since => since,
         };
         self.unsynced_since_ms.store(since, Ordering::Release);

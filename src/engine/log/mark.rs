@@ -1,10 +1,12 @@
-//! Marks: WAL frames that state the durable LSN and the store time.
+//! Marks: WAL frames that state the durable LSN and the clocks.
 
 use std::time::Duration;
 
+use crate::clock::whole_ms;
+use crate::config::Ack;
 use crate::engine::Engine;
 use crate::id::Lsn;
-use crate::wal::format::Frame;
+use crate::wal::format::{Frame, Mark};
 use crate::wal::writer::Wal;
 
 /// Age at which the newest mark of an idle store is followed by another. The thread that checks it
@@ -23,10 +25,16 @@ impl Engine {
         if !wal.has_room(Wal::end_of(end.position, 0)) {
             return self.request_sync();
         }
-        let (appended, time_ms) = (Lsn(end.lsn.0 - 1), self.context.time.now_ms());
-        let frame = Frame::Mark { durable: marks.durable(), time_ms, appended };
-        log.push_frame(wal.append(end.position, &frame, &[]));
-        marks.raise_marked(time_ms);
+        let now = self.context.time.now();
+        let mark = Mark {
+            durable: marks.durable(),
+            appended: Lsn(end.lsn.0 - 1),
+            time_ms: now.store_ms,
+            wall_offset_ms: now.wall_offset_ms(),
+            heard: marks.is_heard(),
+        };
+        log.push_frame(wal.append(end.position, &Frame::Mark(mark), &[]));
+        marks.raise_marked(now.store_ms);
     }
 
     /// Makes the log state that store time `ms` has passed, so that a later process knows it even
@@ -37,9 +45,21 @@ impl Engine {
         }
     }
 
-    /// Makes the log state that the store is alive, if nothing did recently.
+    /// Makes the log state that the store is alive, if nothing did recently. A store that has been
+    /// idle for so long has been heard.
     pub(crate) fn step_alive(&self) {
-        let recent = self.context.time.now_ms().saturating_sub(ALIVE_INTERVAL.as_millis() as u64);
-        self.record_time_passed(recent);
+        let recent = self.context.time.now_ms().saturating_sub(whole_ms(ALIVE_INTERVAL));
+        if !self.log.marks().is_marked(recent) {
+            self.log.marks().set_heard();
+            self.append_mark();
+        }
+    }
+
+    /// A user's wait for a sync of everything is over: the report of the opening counts as heard.
+    /// If it did not before, the log states it.
+    pub(in crate::engine) fn record_persisted(&self, level: Ack) {
+        if level >= Ack::Host && self.log.marks().set_heard() {
+            self.append_mark();
+        }
     }
 }

@@ -72,10 +72,10 @@ impl Engine {
             return Ok(Synced::Nothing);
         }
         let (wal, marks) = (self.log.wal(), self.log.marks());
-        let (point, bytes) = {
+        let (point, bytes, began_ms) = {
             let log = self.log.lock();
             self.durability.begin_sync();
-            (log.sync_point(), marks.appended_bytes())
+            (log.sync_point(), marks.appended_bytes(), self.context.time.now_ms())
         };
         let SyncPoint { appended, wal_head, last_by_reference, is_rescued, failures } = point;
         let is_by_reference = last_by_reference > marks.durable();
@@ -123,7 +123,7 @@ impl Engine {
             self.postpone_sync();
             return Ok(Synced::RescueFirst);
         }
-        marks.raise_durable(appended);
+        marks.raise_durable(appended, began_ms);
         marks.set_synced_bytes(bytes);
         self.durability.end_sync();
         self.health.disk_room().grant();
@@ -205,6 +205,10 @@ impl Engine {
     pub(crate) fn persist(&self, level: Ack) -> Result<()> {
         self.health.check_readable()?;
         self.wait_for(level, self.log.marks().appended())?;
-        if level < Ack::Host { Ok(()) } else { self.check_directory() }
+        if level >= Ack::Host {
+            self.check_directory()?;
+        }
+        self.record_persisted(level);
+        Ok(())
     }
 }

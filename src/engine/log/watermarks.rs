@@ -1,6 +1,6 @@
 //! How far the two streams have come. Watermarks are read without a lock, and only grow.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::id::Lsn;
 
@@ -18,17 +18,26 @@ pub(in crate::engine) struct Watermarks {
     synced_bytes: AtomicU64,
     /// Store time that the newest mark states, ms.
     marked_ms: AtomicU64,
+    /// Every mutation that returned before this store time is durable, ms.
+    durable_ms: AtomicU64,
+    /// The newest LSN at the opening.
+    opened: Lsn,
+    /// The report of the opening counts as heard: the store was served, and then a sync succeeded
+    /// or time passed. So the next opening need not repeat it.
+    heard: AtomicBool,
 }
 
 impl Watermarks {
-    /// Watermarks of a store in which everything up to `last` is durable.
-    pub(in crate::engine) fn new(last: Lsn, reclaimed: Lsn, marked_ms: u64) -> Self {
+    /// Watermarks of a store that opens at store time `now_ms`. Everything up to `last` is durable.
+    pub(in crate::engine) fn new(last: Lsn, reclaimed: Lsn, now_ms: u64) -> Self {
         Self {
             appended: last.0.into(),
             written: last.0.into(),
             durable: last.0.into(),
             reclaimed: reclaimed.0.into(),
-            marked_ms: marked_ms.into(),
+            marked_ms: now_ms.into(),
+            durable_ms: now_ms.into(),
+            opened: last,
             ..Self::default()
         }
     }
@@ -59,8 +68,29 @@ impl Watermarks {
         Lsn(self.durable.load(Ordering::Acquire))
     }
 
-    pub(super) fn raise_durable(&self, lsn: Lsn) {
+    /// A sync succeeded that began at store time `began_ms`.
+    pub(super) fn raise_durable(&self, lsn: Lsn, began_ms: u64) {
         self.durable.fetch_max(lsn.0, Ordering::AcqRel);
+        self.durable_ms.fetch_max(began_ms, Ordering::AcqRel);
+        // Only a user of the open store assigns LSNs.
+        if lsn > self.opened {
+            self.set_heard();
+        }
+    }
+
+    /// Every mutation that returned before this store time is durable.
+    pub(in crate::engine) fn durable_ms(&self) -> u64 {
+        self.durable_ms.load(Ordering::Acquire)
+    }
+
+    /// Whether the report of the opening counts as heard.
+    pub(in crate::engine) fn is_heard(&self) -> bool {
+        self.heard.load(Ordering::Relaxed)
+    }
+
+    /// True if the report of the opening did not count as heard before.
+    pub(in crate::engine) fn set_heard(&self) -> bool {
+        !self.heard.swap(true, Ordering::Relaxed)
     }
 
     /// The highest LSN in a segment that was or is being emptied. Newer entries were not evicted.

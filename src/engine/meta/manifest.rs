@@ -51,11 +51,15 @@ impl Engine {
 
     fn store_manifest(&self, manifest: &mut ManifestStore) -> io::Result<()> {
         self.guards.check()?;
-        let wal_end = self.log.lock().wal_end();
+        let (wal_end, now) = {
+            let log = self.log.lock();
+            (log.wal_end(), self.context.time.now())
+        };
         // The end was read first: if no segment is open now, everything before it is in sealed
         // segments.
         let (segments, wal_start) = self.table.describe(wal_end);
         let durable = self.log.marks().durable();
+        let is_all_durable = durable.next() >= wal_end.lsn;
         manifest.catalog = self.namespaces.settle(wal_start.lsn, durable);
         manifest.segments = segments;
         manifest.wal_start = wal_start.position;
@@ -63,7 +67,11 @@ impl Engine {
         manifest.next_lsn = wal_end.lsn;
         manifest.durable = durable;
         manifest.reclaimed = self.log.marks().reclaimed();
-        manifest.time_ms = self.context.time.now_ms();
+        manifest.time = now;
+        manifest.durable_ms = if is_all_durable { now.store_ms } else { self.log.marks().durable_ms() };
+        if self.log.marks().is_heard() {
+            manifest.report.pending = None;
+        }
         let written = manifest.store()?;
         self.counters.manifest_bytes.fetch_add(written, Ordering::Relaxed);
         self.log.wal().trim(wal_start.position);
@@ -96,6 +104,8 @@ impl Engine {
     pub(in crate::engine) fn state_clean(&self) -> Result<()> {
         let mut manifest = self.manifest.lock();
         manifest.clean = true;
+        // A close is the end of a store that was served.
+        self.log.marks().set_heard();
         self.write_manifest(&mut manifest)
     }
 

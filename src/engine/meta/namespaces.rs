@@ -39,10 +39,23 @@ impl Namespace {
         Key { namespace: self.generation(), bytes }
     }
 
+    /// The current generation, or [`NamespaceGeneration::REMOVED`] if the namespace was removed.
     pub(crate) fn generation(&self) -> NamespaceGeneration {
         // Pairs with the release in `Registry::apply`: a caller for which a drop returned sees the
         // generation after it.
         NamespaceGeneration(self.generation.load(Ordering::Acquire))
+    }
+}
+
+impl Namespace {
+    /// Whether it was not removed. Under the registry's lock that stays so.
+    pub(in crate::engine) fn exists(&self) -> bool {
+        self.generation() != NamespaceGeneration::REMOVED
+    }
+
+    /// The version of a clear, or the error of one that was unwanted.
+    pub(in crate::engine) fn cleared(&self, lsn: Lsn) -> Result<Lsn> {
+        if lsn > Lsn::ZERO { Ok(lsn) } else { Err(Error::NamespaceRemoved) }
     }
 }
 
@@ -72,11 +85,13 @@ impl Registry {
     fn apply(&mut self, lsn: Lsn, change: &CatalogChange<'_>, durable: Lsn) {
         self.current.apply(lsn, change);
         self.pending.push_back((lsn, change.encode()));
-        for (name, handle) in &self.handles {
-            let generation = self.current.generation(name).unwrap_or_default();
+        self.handles.retain(|name, handle| {
+            let generation = self.current.generation(name);
             // Pairs with the acquire in `Namespace::generation`.
-            handle.generation.store(generation.0, Ordering::Release);
-        }
+            handle.generation.store(generation.unwrap_or(NamespaceGeneration::REMOVED).0, Ordering::Release);
+            // A namespace that gets the name later has handles of its own.
+            generation.is_some()
+        });
         self.settle(Lsn::ZERO, durable);
     }
 
@@ -199,7 +214,15 @@ impl Engine {
 
     /// Drops every entry of a namespace.
     pub(crate) fn clear(&self, namespace: &Namespace, ack: Option<Ack>) -> Result<Lsn> {
-        self.change_catalog(&CatalogChange::Namespace(&namespace.name), ack, |_| true)
+        let lsn = self.change_catalog(&CatalogChange::Namespace(&namespace.name), ack, |_| namespace.exists())?;
+        namespace.cleared(lsn)
+    }
+
+    /// Removes a namespace with its entries. `None` if there is none.
+    pub(crate) fn drop_namespace(&self, name: &str, ack: Option<Ack>) -> Result<Option<Lsn>> {
+        let exists = |catalog: &Catalog| catalog.generation(name).is_some();
+        let lsn = self.change_catalog(&CatalogChange::Removal(name), ack, exists)?;
+        Ok(Some(lsn).filter(|lsn| *lsn > Lsn::ZERO))
     }
 
     /// Drops every entry.
@@ -270,11 +293,15 @@ pub(in crate::engine) enum Changed {
     },
 }
 
-/// Checks the lengths of a change.
+/// Checks the name and the lengths of a change.
 fn check(change: &CatalogChange<'_>) -> Result<()> {
     let (name, value): (&str, &[u8]) = match change {
         CatalogChange::Namespace(name) => (name, &[]),
         CatalogChange::AllNamespaces => return Ok(()),
+        CatalogChange::Removal("") => {
+            return Err(Error::InvalidName { reason: "the default namespace cannot be removed; clear it".to_owned() });
+        }
+        CatalogChange::Removal(name) => (name, &[]),
         CatalogChange::Token(name, value) => (name, value),
     };
     if name.len() > NAME_LEN_MAX {
@@ -294,7 +321,7 @@ fn check_count(catalog: &Catalog, change: &CatalogChange<'_>) -> Result<()> {
             let named = catalog.namespaces.keys().filter(|name| !name.is_empty()).count();
             (catalog.generation(name).is_none() && named >= NAMESPACES_MAX, "namespaces", NAMESPACES_MAX)
         }
-        CatalogChange::AllNamespaces => return Ok(()),
+        CatalogChange::AllNamespaces | CatalogChange::Removal(_) => return Ok(()),
         CatalogChange::Token(name, value) => {
             (!value.is_empty() && !catalog.tokens.contains_key(*name) && catalog.tokens.len() >= TOKENS_MAX, "resume tokens", TOKENS_MAX)
         }

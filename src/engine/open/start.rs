@@ -10,7 +10,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use super::OpenGuards;
-use crate::clock::{Clock, StoreTime};
+use crate::clock::{Clock, Moment, StoreTime, whole_ms};
 use crate::codec::round_up;
 use crate::config::{Options, Settings};
 use crate::engine::context::{Context, Mode};
@@ -33,7 +33,7 @@ use crate::io::aligned::BufferPool;
 use crate::io::ring::Ring;
 use crate::io::{Disk, numbered, remove_own};
 use crate::manifest::catalog::Catalog;
-use crate::manifest::{Manifest, ManifestStore, Segment, SegmentState};
+use crate::manifest::{Manifest, ManifestStore, OpeningReport, Segment, SegmentState};
 use crate::segment::table::{self, Table};
 use crate::tier::memory::MemoryTier;
 use crate::wal::writer::Wal;
@@ -45,6 +45,8 @@ const POOL_BYTES_MAX: u64 = 2 << 20;
 
 /// Describes a new store without entries. Writes nothing.
 pub(super) fn create(settings: &Settings, disk: &dyn Disk, clock: &dyn Clock) -> std::io::Result<Recovered> {
+    let wall_ms = clock.wall_ms();
+    let time = Moment { store_ms: wall_ms, wall_ms, boot_ms: Some(whole_ms(clock.monotonic())) };
     let manifest = Manifest {
         store: StoreId(clock.entropy()),
         sequence: 0,
@@ -54,7 +56,10 @@ pub(super) fn create(settings: &Settings, disk: &dyn Disk, clock: &dyn Clock) ->
         next_lsn: Lsn(1),
         durable: Lsn::ZERO,
         reclaimed: Lsn::ZERO,
-        time_ms: clock.wall_ms(),
+        time,
+        durable_ms: wall_ms,
+        // Before it is created, a store has nothing to lose.
+        report: OpeningReport { pending: None, lost_after: None, alive_ms: wall_ms, alive_wall_ms: wall_ms },
         next_base: Position(settings.segment_size),
         floor: Position(0),
         wal_start: 0,
@@ -70,7 +75,7 @@ pub(super) fn create(settings: &Settings, disk: &dyn Disk, clock: &dyn Clock) ->
     };
     let index = Index::new(Geometry::new(settings.segments, settings.segment_size));
     let report = RecoveryReport { kind: Start::Created, ..RecoveryReport::default() };
-    Ok(Recovered { manifest, index, report, wal_limit: 0 })
+    Ok(Recovered { manifest, index, stop: Start::Created, report, wal_limit: 0 })
 }
 
 /// Creates the rings, since the disk may have no room for them. A ring with the length that
@@ -119,13 +124,14 @@ struct Beginning {
 }
 
 /// Makes a recovered manifest state a new life in which nothing is appended yet.
-fn begin_opening(manifest: &mut Manifest, settings: &Settings, boot_id: u64, time_ms: u64, wal_limit: u64) -> Beginning {
+fn begin_opening(manifest: &mut Manifest, settings: &Settings, boot_id: u64, now: Moment, wal_limit: u64) -> Beginning {
     let wal = round_up(wal_limit.max(manifest.wal_start), manifest.wal_payload.max(settings.wal_payload));
     let stream = round_up(manifest.next_base.0, settings.segment_size);
     manifest.boot_id = boot_id;
     manifest.clean = false;
     manifest.durable = Lsn(manifest.next_lsn.0 - 1);
-    manifest.time_ms = time_ms;
+    manifest.time = now;
+    manifest.durable_ms = now.store_ms;
     manifest.next_base = Position(stream);
     manifest.wal_start = wal;
     manifest.wal_lsn = manifest.next_lsn;
@@ -148,11 +154,11 @@ pub(super) fn start(
     recovered: Recovered,
     guards: OpenGuards,
 ) -> io::Result<Engine> {
-    let Recovered { mut manifest, index, report, wal_limit } = recovered;
+    let Recovered { mut manifest, index, stop, report, wal_limit } = recovered;
     // Only after a process crash do the rings hold bytes that recovery needs.
-    let before = (report.kind == Start::Process).then_some((manifest.segment_ring, manifest.wal_ring));
-    let time = StoreTime::new(clock, manifest.time_ms);
-    let begin = begin_opening(&mut manifest, &settings, disk.boot_id(), time.now_ms(), wal_limit);
+    let before = (stop == Start::Process).then_some((manifest.segment_ring, manifest.wal_ring));
+    let time = StoreTime::resume(clock, &manifest.time);
+    let begin = begin_opening(&mut manifest, &settings, disk.boot_id(), time.now(), wal_limit);
     let names = [file_names::segment_ring(settings.segment_ring), file_names::wal_ring(settings.wal_ring)];
     make_rings(disk.as_ref(), &names, &settings, before)?;
     // Files that the earlier process created or removed may not be synced in the directory, and no
@@ -164,7 +170,7 @@ pub(super) fn start(
     let wal_ring = Ring::new(disk.map(&names[1], settings.wal_ring)?.0, begin.wal);
     disk.sync_dir()?;
     let wal = Wal::new(Arc::clone(&disk), manifest.store, wal_ring, settings.wal_payload)?;
-    let marks = Watermarks::new(Lsn(manifest.next_lsn.0 - 1), manifest.reclaimed, manifest.time_ms);
+    let marks = Watermarks::new(Lsn(manifest.next_lsn.0 - 1), manifest.reclaimed, manifest.time.store_ms);
     let log = Log::new(LogState::new(manifest.next_lsn, begin.wal), segment_ring, wal, marks);
     let warmth = WarmthState::load(disk.as_ref(), manifest.store, settings.memory);
     let pool = BufferPool::new((settings.memory / POOL_SHARE).min(POOL_BYTES_MAX));

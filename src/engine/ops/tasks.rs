@@ -192,13 +192,6 @@ impl Engine {
         }
     }
 
-    /// Makes everything that was acknowledged before the call as durable as `level` says.
-    pub(crate) async fn persist_in_task(&self, level: Ack) -> Result<()> {
-        self.health.check_readable()?;
-        self.wait_in_task(level, self.appended()).await?;
-        if level < Ack::Host { Ok(()) } else { self.check_directory() }
-    }
-
     /// The cached value of `key`, or the value that `load` returns. Stores a loaded value, unless
     /// the key was put or deleted since the load began.
     pub(crate) async fn get_or_fill_in_task<E>(
@@ -236,20 +229,35 @@ impl Engine {
         }
     }
 
+    /// Makes everything that was acknowledged before the first poll as durable as `level` says.
+    pub(crate) async fn persist_in_task(&self, level: Ack) -> Result<()> {
+        self.health.check_readable()?;
+        self.wait_in_task(level, self.appended()).await?;
+        if level >= Ack::Host {
+            self.check_directory()?;
+        }
+        self.record_persisted(level);
+        Ok(())
+    }
+
     /// Drops every entry of a namespace. Returns the version of the drop.
     pub(crate) async fn clear_in_task(&self, namespace: &Namespace) -> Result<Lsn> {
-        self.change_catalog_in_task(&CatalogChange::Namespace(namespace.name()), self.context.settings.ack).await
+        let change = CatalogChange::Namespace(namespace.name());
+        let lsn = self.change_catalog_in_task(&change, self.context.settings.ack, &|| namespace.exists()).await?;
+        namespace.cleared(lsn)
     }
 
     /// Sets a resume token, or removes it if `value` is empty. Returns the LSN of the change.
     pub(crate) async fn set_resume_token_in_task(&self, name: &str, value: &[u8], ack: Ack) -> Result<Lsn> {
-        self.change_catalog_in_task(&CatalogChange::Token(name, value), ack).await
+        self.change_catalog_in_task(&CatalogChange::Token(name, value), ack, &|| true).await
     }
 
-    /// Appends a catalog change and applies it, once there is room, and waits for its sync.
-    async fn change_catalog_in_task(&self, change: &CatalogChange<'_>, ack: Ack) -> Result<Lsn> {
+    /// Appends a catalog change and applies it, once there is room and if it is still `wanted`.
+    /// Waits for its sync.
+    async fn change_catalog_in_task(&self, change: &CatalogChange<'_>, ack: Ack, wanted: &(dyn Fn() -> bool + Sync)) -> Result<Lsn> {
         loop {
-            match self.try_change_catalog(change, &|_| true)? {
+            let changed = self.try_change_catalog(change, &|_| wanted())?;
+            match changed {
                 Changed::Done(lsn) => {
                     self.wait_in_task(ack, lsn).await?;
                     return Ok(lsn);

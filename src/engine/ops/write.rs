@@ -18,12 +18,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::options::{Condition, DeleteOptions, Hint, PutOptions, Wait};
+use crate::clock::whole_ms;
 use crate::config::{Ack, Compression, INLINE_LEN_MAX, KEY_LEN_MAX, WalValues};
 use crate::engine::Engine;
 use crate::engine::log::append::{Append, Appending, Placed};
 use crate::engine::refused::Refused;
 use crate::error::{Error, Result};
-use crate::id::{Key, KeyHash, Lsn, Position};
+use crate::id::{Key, KeyHash, Lsn, NamespaceGeneration, Position};
 use crate::io::ring::Ring;
 use crate::segment::format::{self, Content, Draft};
 use crate::segment::writer::record_len_max;
@@ -156,7 +157,7 @@ impl Engine {
         }
         let hash = self.context.hash(key);
         self.index.prefetch(hash);
-        let expires_ms = options.ttl.map(|ttl| self.context.time.now_ms().saturating_add(ttl.as_millis() as u64));
+        let expires_ms = options.ttl.map(|ttl| self.context.time.now_ms().saturating_add(whole_ms(ttl)));
         let content = compressed.map_or(Content::Plain(value), |bytes| Content::Zstd(bytes, value.len()));
         Ok(Request {
             key,
@@ -339,9 +340,10 @@ impl Engine {
     }
 }
 
-/// Checks that a key has 1 to [`KEY_LEN_MAX`] bytes.
+/// Checks that a key has 1 to [`KEY_LEN_MAX`] bytes, in a namespace that its handle still has.
 fn check_key(key: Key<'_>) -> Result<()> {
     match key.bytes.len() {
+        _ if key.namespace == NamespaceGeneration::REMOVED => Err(Error::NamespaceRemoved),
         0 => Err(Error::EmptyKey),
         len if len > KEY_LEN_MAX => Err(Error::KeyTooLarge { len, max: KEY_LEN_MAX }),
         _ => Ok(()),

@@ -35,7 +35,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, HostClocks};
 use crate::config::{OnHostCrash, RecoveryMode, Settings};
 use crate::engine::file_names;
 use crate::engine::recovery_report::{RecoveryReport, Start};
@@ -47,7 +47,7 @@ use crate::index::geometry::{Geometry, IndexEntry};
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, Disk, File, create, is_shortage, remove_own};
 use crate::manifest::catalog::Catalog;
-use crate::manifest::{Manifest, ManifestStore, Segment, SegmentState};
+use crate::manifest::{Manifest, ManifestStore, OpeningReport, Segment, SegmentState, Stop};
 use crate::segment::footer;
 use crate::segment::table::{self, Row, Stage};
 use crate::wal::replay::{IgnoreAll, Replay, Summary};
@@ -71,6 +71,8 @@ const BATCH_LEN_MIN: usize = 1 << 21;
 pub(in crate::engine) struct Recovered {
     pub(in crate::engine) manifest: Manifest,
     pub(in crate::engine) index: Index,
+    /// How the last process stopped. The report may state a worse stop, which nobody has heard of.
+    pub(in crate::engine) stop: Start,
     pub(in crate::engine) report: RecoveryReport,
     /// No WAL position at or above this one was ever used.
     pub(in crate::engine) wal_limit: u64,
@@ -189,9 +191,11 @@ fn attempt(
     manifest_damaged: bool,
 ) -> io::Result<Result<Recovered, Interrupted>> {
     let kind = classify_stop(&manifest, disk);
-    let mut report = RecoveryReport { kind, alive_until_ms: manifest.time_ms, ..RecoveryReport::default() };
-    report.manifest_repaired = manifest_damaged;
-    let is_cold = kind == Start::Host && settings.on_host_crash == OnHostCrash::Cold;
+    if manifest.boot_id != disk.boot_id() {
+        manifest.time.boot_ms = None;
+    }
+    let mut report = RecoveryReport { kind, manifest_repaired: manifest_damaged, ..RecoveryReport::default() };
+    let is_cold = settings.on_host_crash == OnHostCrash::Cold && is_host_crash_unheard(disk, &manifest, kind)?;
     if is_cold {
         forget_all(&mut manifest);
         report.maybe_lost_after = Some(Lsn::ZERO);
@@ -241,7 +245,58 @@ fn attempt(
         }
         recovery.report.replay_took = lap();
     }
-    Ok(Ok(recovery.finish(manifest, wal_limit)))
+    conclude(&mut recovery.report, &mut manifest, &HostClocks::read(clock));
+    Ok(Ok(recovery.finish(manifest, kind, wal_limit)))
+}
+
+/// Whether the last process stopped by a host crash, or an earlier one did and nobody has heard of
+/// it.
+fn is_host_crash_unheard(disk: &dyn Disk, manifest: &Manifest, kind: Start) -> io::Result<bool> {
+    if kind != Start::Process || manifest.report.pending != Some(Stop::Host) {
+        return Ok(kind == Start::Host || manifest.report.pending == Some(Stop::Host));
+    }
+    let (ring, _) = disk.view(&file_names::wal_ring(manifest.wal_ring), manifest.wal_ring)?;
+    let mut replay = Replay::open(disk, manifest.store, ring, manifest.wal_payload)?;
+    let summary = replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, true, &mut IgnoreAll)?;
+    Ok(!summary.heard)
+}
+
+/// Completes the report of this opening with the stop, the losses and the time of the last sign of
+/// life. `manifest` states the last life, with the marks of its WAL.
+///
+/// If nobody has heard the report before, this report states its losses too: the worst stop, the
+/// lowest LSN and the earliest time.
+fn conclude(report: &mut RecoveryReport, manifest: &mut Manifest, now: &HostClocks) {
+    let (last, before) = (manifest.time, manifest.report);
+    // After a host crash, mutations are there only if they returned before the last sync.
+    let alive_ms = if report.kind == Start::Host { manifest.durable_ms.min(last.store_ms) } else { last.store_ms };
+    let stop = match report.kind {
+        Start::Created | Start::Clean => Stop::Clean,
+        Start::Process => Stop::Process,
+        Start::Host => Stop::Host,
+    };
+    let mut merged = OpeningReport {
+        pending: Some(stop),
+        lost_after: report.maybe_lost_after,
+        alive_ms,
+        alive_wall_ms: now.wall_of(&last.back_at(alive_ms), before.alive_wall_ms),
+    };
+    if before.pending.is_some() {
+        let earlier = now.wall_of(&last.back_at(before.alive_ms), before.alive_wall_ms);
+        merged.pending = merged.pending.max(before.pending);
+        merged.lost_after = [merged.lost_after, before.lost_after].into_iter().flatten().min();
+        merged.alive_ms = alive_ms.min(before.alive_ms);
+        merged.alive_wall_ms = merged.alive_wall_ms.min(earlier).min(before.alive_wall_ms);
+    }
+    report.kind = match merged.pending {
+        Some(Stop::Host) => Start::Host,
+        Some(Stop::Process) => Start::Process,
+        Some(Stop::Clean) | None => Start::Clean,
+    };
+    report.maybe_lost_after = merged.lost_after;
+    report.alive_until_ms = merged.alive_wall_ms;
+    report.clock_went_back = now.went_back_since(&last);
+    manifest.report = merged;
 }
 
 /// Raises the manifest's next LSN and time above those of the replayed WAL. Skips LSNs that may
@@ -251,7 +306,15 @@ fn settle(manifest: &mut Manifest, kind: Start, summary: &Summary) {
     if kind == Start::Host || summary.holes.iter().any(|hole| !hole.repaired) {
         manifest.next_lsn = Lsn(manifest.next_lsn.0 + LSN_GAP);
     }
-    manifest.time_ms = manifest.time_ms.max(summary.time_ms);
+    let mark = summary.newest_mark;
+    if mark.time_ms > manifest.time.store_ms {
+        manifest.time = manifest.time.at(mark.time_ms, mark.wall_offset_ms);
+    }
+    // Everything before a frame of the log is there.
+    manifest.durable_ms = manifest.durable_ms.max(mark.time_ms);
+    if summary.heard {
+        manifest.report.pending = None;
+    }
 }
 
 /// A function that returns the time since its last call. The first call returns the time since the
@@ -296,7 +359,7 @@ impl Recovery<'_> {
         }
         let unused = replay.limit(manifest.wal_start);
         let summary = match is_cold {
-            true => replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, false, &mut IgnoreAll)?,
+            true => replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, kind == Start::Process, &mut IgnoreAll)?,
             false => unsealed::replay(self, &mut replay, manifest, kind, &segment_ring)?,
         };
         if !self.failed.is_empty() {
@@ -375,7 +438,7 @@ impl Recovery<'_> {
     }
 
     /// Describes the recovered store in a manifest that is not written yet.
-    fn finish(mut self, mut manifest: Manifest, wal_limit: u64) -> Recovered {
+    fn finish(mut self, mut manifest: Manifest, stop: Start, wal_limit: u64) -> Recovered {
         self.batch.merge(&self.index);
         let given_up = self.remove_given_up(&manifest);
         for (segment, row) in manifest.segments.iter_mut().zip(&self.rows) {
@@ -391,7 +454,7 @@ impl Recovery<'_> {
         manifest.floor = self.floor.min(manifest.next_base);
         manifest.catalog = self.catalog;
         self.report.entries = self.index.entries();
-        Recovered { manifest, index: self.index, report: self.report, wal_limit }
+        Recovered { manifest, index: self.index, stop, report: self.report, wal_limit }
     }
 }
 

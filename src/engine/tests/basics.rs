@@ -1,6 +1,7 @@
 //! One store after another: puts, deletes, restarts, expiry, eviction and budgets.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -10,6 +11,7 @@ use super::model::{Evictions, History, Keys, Step, value};
 use super::store::{Machine, Store, close, small};
 use crate::config::{Ack, OnHostCrash, Options, WalValues};
 use crate::engine::{Condition, DeleteOptions, PutOptions, Scan, Start, Wait};
+use crate::error::Error;
 use crate::id::{Key, Lsn, NamespaceGeneration};
 use crate::io::Disk;
 use crate::io::sim::PowerCut;
@@ -250,6 +252,39 @@ fn an_expired_read_lasts_after_a_kill_and_a_clock_that_goes_back() {
     store.clock.jump_wall(-3_600_000);
     store.kill();
     assert!(store.get(b"k").is_none());
+}
+
+#[test]
+fn a_removed_namespace_frees_its_name_and_its_handles_have_none() {
+    let mut store = Store::new(small());
+    let engine = Arc::clone(store.engine());
+    let spaces: Vec<_> = (0..1_024).map(|n| engine.namespace(&format!("tenant-{n}")).unwrap()).collect();
+    assert!(matches!(engine.namespace("one more"), Err(Error::InvalidName { .. })));
+    let old = &spaces[7];
+    engine.put(old.key(b"key"), b"old", &PutOptions::new()).unwrap();
+    assert!(engine.drop_namespace("tenant-7", None).unwrap().is_some());
+    assert_eq!(engine.drop_namespace("tenant-7", None).unwrap(), None, "there is none");
+    assert!(matches!(engine.drop_namespace("", None), Err(Error::InvalidName { .. })));
+    let new = engine.namespace("tenant-7").unwrap();
+    let removed = |result: Result<_, Error>| matches!(result, Err(Error::NamespaceRemoved));
+    assert!(removed(engine.put(old.key(b"key"), b"late", &PutOptions::new()).map(drop)));
+    assert!(removed(engine.delete(old.key(b"key"), &DeleteOptions::new()).map(drop)));
+    assert!(removed(engine.clear(old, None).map(drop)));
+    assert_eq!(engine.touch(old.key(b"key"), None).unwrap(), None);
+    for space in [old, &new] {
+        assert!(engine.get(space.key(b"key"), true).unwrap().is_none(), "{space:?}");
+    }
+    engine.put(new.key(b"key"), b"new", &PutOptions::new()).unwrap();
+    engine.clear_all(None).unwrap();
+    assert!(removed(engine.put(old.key(b"key"), b"late", &PutOptions::new()).map(drop)), "it stays removed");
+    engine.drop_namespace("tenant-8", Some(Ack::Host)).unwrap();
+    drop((engine, spaces, new));
+    store.power_cut(1, PowerCut::LoseAll);
+    let names = store.engine().namespaces().names();
+    assert!(names.len() == 1_023 && !names.contains(&"tenant-8".to_owned()) && names.contains(&"tenant-7".to_owned()));
+    store.engine().drop_namespace("tenant-9", None).unwrap();
+    store.close();
+    assert_eq!(store.engine().namespaces().names().len(), 1_022);
 }
 
 #[test]

@@ -3,14 +3,15 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::internals::{move_entries, open_inline};
+use super::internals::{move_entries, open_inline, seal_behind_the_manifest};
 use super::model::{Evictions, History, Keys, Step, has_noticed, value};
 use super::seeds::{each_seed, seeds};
 use super::store::{Machine, Store, close, small};
 use crate::clock::SimClock;
-use crate::config::{Ack, Options, WalValues};
-use crate::engine::{Engine, PutOptions, Stats, Wait};
+use crate::config::{Ack, OnHostCrash, Options, WalValues};
+use crate::engine::{Engine, PutOptions, Start, Stats, Wait};
 use crate::error::Error;
 use crate::io::sim::{FaultOp, PowerCut, SimDisk};
 
@@ -83,7 +84,7 @@ fn go_on_and_lose_power(options: &Options, image: &SimDisk, puts: u8, what: &str
     let disk = image.after_kill();
     let engine = reopen(options, &disk).unwrap();
     let mut history = history();
-    let first = [Step::Clear(Ack::Process), Step::Token(Ack::Process)];
+    let first = [Step::Clear(Ack::Process), Step::Token(Ack::Process), Step::RemoveAside(Ack::Process)];
     let puts = (0..puts).map(|n| Step::put(n, 5_000, Ack::Process));
     for step in first.into_iter().chain(puts).chain([Step::Work, Step::Delete(3, Ack::Process), Step::Persist]) {
         history.apply(&engine, &step, &disk).unwrap();
@@ -96,14 +97,141 @@ fn go_on_and_lose_power(options: &Options, image: &SimDisk, puts: u8, what: &str
     }
 }
 
+/// Stops an opening of `image` at each of its operations, `step` apart, by a kill and by power
+/// cuts. Stops the openings of the images that are left in the same way, up to `depth` of them,
+/// with longer steps. Every opening that is served must report what all stops took.
+fn stop_openings(options: &Options, image: &SimDisk, clock: &Arc<SimClock>, history: &History, (depth, step): (u32, usize)) -> u32 {
+    let mut served = 0;
+    for stop in (1..).step_by(step) {
+        let stopped = image.after_kill();
+        stopped.stop_at(stop);
+        clock.advance(Duration::from_millis(11));
+        let opened = open_inline(options, &stopped, clock.clone());
+        let is_over = opened.is_ok() && !stopped.has_stopped();
+        drop(opened);
+        let images =
+            [stopped.after_kill(), stopped.after_power_cut(stop, PowerCut::LoseAll), stopped.after_power_cut(stop, PowerCut::Random)];
+        for (kind, left) in images.into_iter().enumerate() {
+            clock.advance(Duration::from_millis(11));
+            let engine = open_inline(options, &left.after_kill(), clock.clone()).unwrap();
+            history.check(&engine, history.durable, &format!("depth {depth}, stop {stop}, kind {kind}"));
+            served += 1;
+            if depth > 1 {
+                served += stop_openings(options, &left, clock, history, (depth - 1, step * 3 + kind));
+            }
+        }
+        if is_over {
+            return served;
+        }
+    }
+    unreachable!("an opening has an end")
+}
+
+#[test]
+fn what_an_opening_found_lost_is_reported_until_a_served_store_syncs() {
+    let mut machine = Machine::new(Store::new(small()), History::new(KEYS, 0, Evictions::Reclaimed));
+    let put = |n: u8, ack| [Step::Pass(5), Step::put(n, 300, ack)];
+    let steps = (0..6).flat_map(|n| put(n, Ack::Process)).chain(put(7, Ack::Host)).chain((8..14).flat_map(|n| put(n, Ack::Process)));
+    steps.for_each(|step| machine.run(&step).unwrap());
+    let Machine { store, mut history, .. } = machine;
+    history.power_failed();
+    let image = store.disk.after_power_cut(1, PowerCut::LoseAll);
+    let served = stop_openings(&store.options, &image, &store.clock, &history, (3, 1));
+    assert!(served > 1_000, "{served}");
+
+    // Heard, it is not repeated: by a sync of a mutation, a persist, time that passes, or a close.
+    let lost_after = open_inline(&store.options, &image.after_kill(), store.clock.clone()).unwrap().recovery().maybe_lost_after.unwrap();
+    type Hear = fn(&Store);
+    let hear: [(&str, Hear); 5] = [
+        ("nothing", |_| ()),
+        ("a put", |store| store.put(b"key", b"value")),
+        ("a persist", |store| store.engine().persist(Ack::Host).unwrap()),
+        ("an hour", |store| {
+            store.clock.advance(Duration::from_secs(3_600));
+            store.engine().step_alive();
+        }),
+        ("a sync", |store| {
+            store.put(b"key", b"value");
+            store.engine().step_sync().unwrap();
+        }),
+    ];
+    for (number, (what, hear)) in hear.into_iter().enumerate() {
+        let mut store = Store { disk: image.after_kill(), clock: store.clock.clone(), options: store.options.clone(), engine: None };
+        store.open();
+        let found = store.engine().recovery().alive_until_ms;
+        hear(&store);
+        store.kill();
+        let report = store.engine().recovery().clone();
+        if number < 2 {
+            assert_eq!((report.kind, report.maybe_lost_after), (Start::Host, Some(lost_after)), "{what}");
+            assert!((found - 1..=found).contains(&report.alive_until_ms), "{what}: {found}, {report:?}");
+        } else {
+            assert_eq!((report.kind, report.maybe_lost_after), (Start::Process, None), "{what}");
+            assert!(report.alive_until_ms > found, "{what}: {report:?}");
+        }
+        store.close();
+        assert_eq!((store.engine().recovery().kind, store.engine().recovery().maybe_lost_after), (Start::Clean, None), "{what}");
+    }
+}
+
+#[test]
+fn a_cold_start_goes_by_what_nobody_has_heard_of() {
+    let store = Store::new(small());
+    store.put(b"old", b"value");
+    store.engine().persist(Ack::Host).unwrap();
+    let image = store.disk.after_power_cut(1, PowerCut::KeepAll);
+    let entries = |options: &Options, image: &SimDisk| {
+        let engine = open_inline(options, image, store.clock.clone()).unwrap();
+        (engine.recovery().kind, engine.recovery().entries)
+    };
+    let cold = small().on_host_crash(OnHostCrash::Cold);
+    for stop in 1..40 {
+        // Stopped by a kill, also before its first manifest is whole.
+        let stopped = image.after_kill();
+        stopped.stop_at(stop);
+        drop(open_inline(&small(), &stopped, store.clock.clone()));
+        assert_eq!(entries(&small(), &stopped.after_kill()), (Start::Host, 1), "stop {stop}");
+        assert_eq!(entries(&cold, &stopped.after_kill()), (Start::Host, 0), "stop {stop}");
+    }
+    let mut store = Store { disk: image, clock: store.clock.clone(), options: small(), engine: None };
+    store.open();
+    store.put(b"new", b"value");
+    store.engine().persist(Ack::Host).unwrap();
+    assert_eq!(entries(&cold, &store.disk.after_kill()), (Start::Process, 2), "it was heard");
+}
+
+#[test]
+fn a_catalog_change_in_a_segment_that_was_sealed_meanwhile_counts() {
+    let mut store = Store::new(small());
+    store.put(b"key", b"value");
+    store.engine().persist(Ack::Host).unwrap();
+    let engine = Arc::clone(store.engine());
+    seal_behind_the_manifest(&engine, || {
+        engine.clear(&engine.namespace("").unwrap(), Some(Ack::Process)).unwrap();
+        engine.set_resume_token("stream", b"1", Some(Ack::Process)).unwrap();
+    });
+    drop(engine);
+    store.kill();
+    let space = store.engine().namespace("").unwrap();
+    assert!(store.engine().get(space.key(b"key"), true).unwrap().is_none(), "it was cleared");
+    assert_eq!(store.engine().namespaces().resume_token("stream").as_deref(), Some(&b"1"[..]));
+}
+
 /// Operations from one stop to the next: `EVERWARM_STOP_STEP`, 4 without it. The gate takes 1.
 fn stop_step() -> u64 {
     std::env::var("EVERWARM_STOP_STEP").ok().and_then(|step| step.parse().ok()).unwrap_or(4).max(1)
 }
 
+/// The steps, with time that passes between them.
+fn with_time(steps: &[Step]) -> Vec<Step> {
+    let passes = |(n, step): (u64, &Step)| if n % 5 == 4 { vec![Step::Pass(7), step.clone()] } else { vec![step.clone()] };
+    (0..).zip(steps).flat_map(passes).collect()
+}
+
 /// Stops `steps` at every [`stop_step`]-th operation. Returns how many distinct images were
 /// recovered, and statistics of each process of the whole run.
 fn explore(options: &Options, steps: &[Step]) -> (usize, Vec<Stats>) {
+    let steps = &with_time(steps);
     let mut whole = machine(options, u64::MAX);
     run_all(&mut whole, steps).unwrap();
     let keeps_all = whole.ended.iter().all(|stats| stats.evicted == 0);
@@ -151,6 +279,8 @@ pub(super) fn mixed(seed: u64, count: u64, len_max: u64, host_every: u64) -> Vec
             3 if r & 3 == 0 => Step::Checkpoint,
             5 if r & 7 == 0 => Step::Clear(ack),
             6 if r & 1 == 0 => Step::Token(ack),
+            11 if r & 3 == 0 => Step::PutAside(ack),
+            11 if r & 7 == 1 => Step::RemoveAside(ack),
             7 => Step::Prepare,
             8 if r & 1 == 0 => Step::Flush,
             4 if r & 3 == 0 => Step::Persist,
@@ -346,11 +476,12 @@ fn kills_between_the_stores_of_a_mutation() {
                 // Nothing was stored, or the rings were written out meanwhile.
                 continue;
             }
+            let in_doubt = history.with_last_in_doubt();
             for (number, image) in stored_in_part(&before, &disk.after_kill()).into_iter().enumerate() {
                 let what = format!("{wal_values:?}, mutation {floor}, cut {number}");
                 let engine = reopen(&options, &image).unwrap_or_else(|e| panic!("{what}: {e}"));
                 assert!(engine.recovery().damaged.is_empty(), "{what}: {:?}", engine.recovery());
-                history.check(&engine, floor, &what);
+                in_doubt.check(&engine, floor, &what);
                 drop(engine);
                 go_on_and_lose_power(&options, &image, 1, &what);
                 images += 1;

@@ -33,6 +33,11 @@ pub(super) fn now_ms(engine: &Engine) -> u64 {
     engine.context.time.now_ms()
 }
 
+/// The wall clock that the store reads, in milliseconds.
+pub(super) fn wall_ms(engine: &Engine) -> u64 {
+    engine.context.time.now().wall_ms
+}
+
 /// The first failure of the store as a whole, if there was one.
 pub(super) fn failure(engine: &Engine) -> Option<Error> {
     engine.health.check_sound().err()
@@ -54,6 +59,22 @@ pub(super) fn open_with_threads(options: &Options, disk: &SimDisk) -> (Arc<Engin
 /// Writes the manifest, as the background thread for segments does.
 pub(super) fn write_manifest(engine: &Engine) {
     engine.write_manifest(&mut engine.manifest.lock()).unwrap();
+}
+
+/// Calls `change`, and seals what it appended. The manifest states that, but otherwise what was so
+/// before, as if it had been read meanwhile.
+pub(super) fn seal_behind_the_manifest(engine: &Engine, change: impl FnOnce()) {
+    let (start, durable) = (engine.log.lock().wal_end(), engine.log.marks().durable());
+    let catalog = engine.manifest.lock().catalog.clone();
+    change();
+    engine.retire_last();
+    engine.step_flush().unwrap();
+    engine.step_seal().unwrap();
+    write_manifest(engine);
+    let mut manifest = engine.manifest.lock();
+    (manifest.wal_start, manifest.wal_lsn) = (start.position, start.lsn);
+    (manifest.durable, manifest.catalog) = (durable, catalog);
+    manifest.store().unwrap();
 }
 
 /// Gives the next mutation this LSN, as if the mutations in between had come and gone.

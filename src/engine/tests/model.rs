@@ -18,6 +18,7 @@
 //! - A miss fits every prefix, but it needs an excuse if the prefix up to the floor has an entry.
 //!   There are four excuses: a later mutation of the key may have happened; the entry has expired;
 //!   it may have been evicted; the engine noticed that the disk damaged it.
+//! - A mutation that returned and that no prefix shows is lost. The recovery report must say so.
 //! - While the engine lives the prefix is the whole history: an answer is the newest, or an excused
 //!   miss.
 
@@ -25,9 +26,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use super::internals::{failure, named_checkpoint, now_ms};
+use super::internals::{failure, named_checkpoint, now_ms, wall_ms};
 use crate::config::Ack;
-use crate::engine::{DeleteOptions, Engine, PutOptions, Value, file_names};
+use crate::engine::{DeleteOptions, Engine, PutOptions, Start, Value, file_names};
 use crate::error::Error;
 use crate::id::Lsn;
 use crate::io::sim::{PowerCut, SimDisk};
@@ -45,6 +46,10 @@ pub(crate) enum Step {
     Delete(u8, Ack),
     Clear(Ack),
     Token(Ack),
+    /// Puts the one entry of another namespace, which is created if there is none.
+    PutAside(Ack),
+    /// Removes that namespace.
+    RemoveAside(Ack),
     /// Makes the entry hot too, so that it is moved rather than evicted.
     Get(u8),
     GetMany([u8; 6]),
@@ -95,6 +100,8 @@ enum Effect {
     Delete(u8),
     Clear,
     Token,
+    PutAside,
+    RemoveAside,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -104,6 +111,8 @@ struct Mutation {
     effect: Effect,
     /// Known once the mutation returned.
     lsn: Option<Lsn>,
+    /// The wall clock when the mutation returned.
+    returned_ms: u64,
 }
 
 impl Mutation {
@@ -111,8 +120,12 @@ impl Mutation {
         match self.effect {
             Effect::Put { key: k, .. } | Effect::Delete(k) => k == key,
             Effect::Clear => true,
-            Effect::Token => false,
+            Effect::Token | Effect::PutAside | Effect::RemoveAside => false,
         }
+    }
+
+    fn touches_aside(&self) -> bool {
+        matches!(self.effect, Effect::PutAside | Effect::RemoveAside)
     }
 
     fn has_expired(&self, now_ms: u64) -> bool {
@@ -185,6 +198,8 @@ pub(crate) struct History {
     excused: HashMap<u8, usize>,
     /// Tokens set before this place in the log may be forgotten, but not go back.
     tokens_excused: usize,
+    /// Entries of the other namespace put before this place in the log may miss.
+    aside_excused: usize,
     /// Entries put before this place in the log must miss: they did after a restart on a disk that
     /// works.
     ruled_out: HashMap<u8, usize>,
@@ -213,6 +228,7 @@ impl History {
             known_ms: None,
             excused: HashMap::new(),
             tokens_excused: 0,
+            aside_excused: 0,
             ruled_out: HashMap::new(),
             seen_expired: HashMap::new(),
             has_rot: false,
@@ -228,14 +244,15 @@ impl History {
     fn begin(&mut self, effect: Effect) -> u64 {
         let number = self.next;
         self.next += 1;
-        self.log.push(Mutation { number, effect, lsn: None });
+        self.log.push(Mutation { number, effect, lsn: None, returned_ms: 0 });
         number
     }
 
-    fn acknowledged(&mut self, lsn: Lsn, ack: Ack) {
+    fn acknowledged(&mut self, engine: &Engine, lsn: Lsn, ack: Ack) {
         let before = self.log.iter().rev().find_map(|m| m.lsn);
         assert!(before < Some(lsn), "{}version {lsn} follows {before:?}", self.context);
-        self.log.last_mut().expect("it has begun").lsn = Some(lsn);
+        let mutation = self.log.last_mut().expect("it has begun");
+        (mutation.lsn, mutation.returned_ms) = (Some(lsn), wall_ms(engine));
         self.returned = self.log.len();
         if ack == Ack::Host {
             self.synced();
@@ -267,6 +284,15 @@ impl History {
         self.seen_expired.clear();
     }
 
+    /// The history with the last mutation in doubt, as if it had not returned.
+    pub(super) fn with_last_in_doubt(&self) -> Self {
+        let mut before = self.clone();
+        if let Some(last) = before.log.last_mut() {
+            last.lsn = None;
+        }
+        before
+    }
+
     /// The process of this engine ends.
     pub(super) fn life_ended(&mut self, engine: &Engine) {
         if let Evictions::Counted(before) = &mut self.evictions {
@@ -277,6 +303,7 @@ impl History {
     /// Every entry and token so far may miss, because the engine noticed damage.
     pub(super) fn excuse_all(&mut self) {
         self.tokens_excused = self.log.len();
+        self.aside_excused = self.log.len();
         self.excused = self.keys.all().map(|key| (key, self.log.len())).collect();
     }
 
@@ -288,7 +315,7 @@ impl History {
     /// Runs a step on an open store, and checks every answer. After an error the mutation is in
     /// doubt; a machine that has stopped answers with one.
     pub(crate) fn apply(&mut self, engine: &Arc<Engine>, step: &Step, disk: &SimDisk) -> Result<(), Error> {
-        let alive = || if disk.has_stopped() { Err(Error::Closed) } else { Ok(()) };
+        let alive = || check_alive(disk);
         let space = engine.namespace("")?;
         let now_ms = now_ms(engine);
         self.known_ms = self.known_ms.map(|_| now_ms);
@@ -298,26 +325,28 @@ impl History {
                 let options = ttl_ms.map_or_else(PutOptions::new, |ms| PutOptions::new().ttl(Duration::from_millis(ms))).ack(ack);
                 let lsn = engine.put(space.key(&self.keys.bytes(key)), &value(key.into(), number, len), &options)?;
                 alive()?;
-                self.acknowledged(lsn.expect("it has no condition"), ack);
+                self.acknowledged(engine, lsn.expect("it has no condition"), ack);
             }
             Step::Delete(key, ack) => {
                 self.begin(Effect::Delete(key));
                 let lsn = engine.delete(space.key(&self.keys.bytes(key)), &DeleteOptions::new().ack(ack))?;
                 alive()?;
-                self.acknowledged(lsn.expect("it has no condition"), ack);
+                self.acknowledged(engine, lsn.expect("it has no condition"), ack);
             }
             Step::Clear(ack) => {
                 self.begin(Effect::Clear);
                 let lsn = engine.clear(&space, Some(ack))?;
                 alive()?;
-                self.acknowledged(lsn, ack);
+                self.acknowledged(engine, lsn, ack);
             }
             Step::Token(ack) => {
                 let number = self.begin(Effect::Token);
                 let lsn = engine.set_resume_token("stream", &number.to_le_bytes(), Some(ack))?;
                 alive()?;
-                self.acknowledged(lsn, ack);
+                self.acknowledged(engine, lsn, ack);
             }
+            Step::PutAside(ack) => self.put_aside(engine, disk, ack)?,
+            Step::RemoveAside(ack) => self.remove_aside(engine, disk, ack)?,
             Step::Get(key) => {
                 let found = engine.get(space.key(&self.keys.bytes(key)), true)?;
                 alive()?;
@@ -345,6 +374,35 @@ impl History {
         alive()
     }
 
+    fn put_aside(&mut self, engine: &Arc<Engine>, disk: &SimDisk, ack: Ack) -> Result<(), Error> {
+        let number = self.begin(Effect::PutAside);
+        let space = engine.namespace(ASIDE)?;
+        let lsn = engine.put(space.key(ASIDE.as_bytes()), &aside_value(number), &PutOptions::new().ack(ack))?;
+        check_alive(disk)?;
+        self.acknowledged(engine, lsn.expect("it has no condition"), ack);
+        Ok(())
+    }
+
+    /// Removes the other namespace. Handles that were made before have no namespace from then on.
+    fn remove_aside(&mut self, engine: &Arc<Engine>, disk: &SimDisk, ack: Ack) -> Result<(), Error> {
+        let before = engine.namespaces().handle(ASIDE);
+        self.begin(Effect::RemoveAside);
+        let lsn = engine.drop_namespace(ASIDE, Some(ack))?;
+        check_alive(disk)?;
+        assert_eq!(lsn.is_some(), before.is_some(), "{}a namespace is removed if it exists", self.context);
+        let (Some(lsn), Some(before)) = (lsn, before) else {
+            // It changed nothing.
+            self.log.pop();
+            return Ok(());
+        };
+        self.acknowledged(engine, lsn, ack);
+        let key = before.key(ASIDE.as_bytes());
+        let put = engine.put(key, b"", &PutOptions::new());
+        assert!(matches!(put, Err(Error::NamespaceRemoved)), "{}{put:?} in a removed namespace", self.context);
+        assert!(engine.get(key, true)?.is_none(), "{}a removed namespace has an entry", self.context);
+        Ok(())
+    }
+
     fn put_during_checkpoint(&mut self, engine: &Arc<Engine>, disk: &SimDisk, keys: &[u8], len: usize) -> Result<(), Error> {
         let (answer, answers) = mpsc::sync_channel(keys.len());
         let (writer, machine, first) = (Arc::clone(engine), disk.clone(), self.next);
@@ -365,7 +423,7 @@ impl History {
         let taken = disk.meanwhile(&file, puts, || engine.step_checkpoint(true));
         for (put, key) in answers.into_iter().zip(keys) {
             self.begin(Effect::Put { key: *key, expires_ms: None });
-            self.acknowledged(put?.expect("it has no condition"), Ack::Process);
+            self.acknowledged(engine, put?.expect("it has no condition"), Ack::Process);
         }
         taken.map(drop)
     }
@@ -406,6 +464,7 @@ impl History {
         // Mutations that follow take these places.
         self.excused.values_mut().for_each(|before| *before = (*before).min(len));
         self.tokens_excused = self.tokens_excused.min(len);
+        self.aside_excused = if self.aside(engine, "").is_none() { len } else { self.aside_excused.min(len) };
         (self.returned, self.durable) = (len, len);
         self.seen_expired.values_mut().for_each(|may_go| *may_go = false);
         self.excused.extend(missing.iter().map(|key| (*key, len)));
@@ -427,6 +486,14 @@ impl History {
         let later = at.map_or(self.tokens_excused, |at| at + 1);
         high = high.min((later..end).find(|at| self.log[*at].effect == Effect::Token).unwrap_or(end));
         assert!(low <= high, "{context}the token of place {at:?} fits no prefix, floor {floor} of {end}");
+        match self.aside(engine, &context) {
+            Some(at) => {
+                low = low.max(at + 1);
+                high = high.min((at + 1..end).find(|at| self.log[*at].touches_aside()).unwrap_or(end));
+                assert!(low <= high, "{context}the entry aside of place {at} fits no prefix, floor {floor} of {end}");
+            }
+            None => assert!(self.aside_may_miss(engine, floor), "{context}the entry aside is lost, floor {floor} of {end}"),
+        }
         let space = engine.namespace("").expect("the engine serves reads");
         let mut missing = Vec::new();
         for key in self.keys.all() {
@@ -442,7 +509,36 @@ impl History {
             high = high.min((at + 1..end).find(|at| self.log[*at].touches(key)).unwrap_or(end));
             assert!(low <= high, "{context}key {key} of place {at} fits no prefix, floor {floor} of {end}");
         }
+        self.check_report(engine, high, &context);
         (low, missing)
+    }
+
+    /// Checks that the recovery report states the mutations after the longest prefix that fits:
+    /// they returned and are lost.
+    fn check_report(&self, engine: &Engine, longest: usize, context: &str) {
+        let report = engine.recovery();
+        let lost = self.log[longest..].iter().find_map(|m| Some((m.lsn?, m.returned_ms)));
+        // Damage is reported line by line, and what it takes away may be older.
+        let Some((lsn, returned_ms)) = lost.filter(|_| report.damaged.is_empty() && !self.has_rot) else { return };
+        assert_eq!(report.kind, Start::Host, "{context}version {lsn} is lost: {report:?}");
+        assert!(report.maybe_lost_after.is_some_and(|after| after < lsn), "{context}version {lsn} is lost: {report:?}");
+        assert!(report.alive_until_ms <= returned_ms, "{context}version {lsn} returned at {returned_ms} and is lost: {report:?}");
+    }
+
+    /// The place in the log of the put that the entry of the other namespace states.
+    fn aside(&self, engine: &Engine, context: &str) -> Option<usize> {
+        let space = engine.namespaces().handle(ASIDE)?;
+        let found = engine.get(space.key(ASIDE.as_bytes()), false).expect("the engine serves reads")?;
+        let at = self.log.iter().position(|m| m.effect == Effect::PutAside && aside_value(m.number)[..] == found[..]);
+        Some(at.unwrap_or_else(|| panic!("{context}{:.30} was never put aside, or was undone", String::from_utf8_lossy(&found))))
+    }
+
+    /// Whether the entry of the other namespace may miss, like [`History::may_miss`].
+    fn aside_may_miss(&self, engine: &Engine, floor: usize) -> bool {
+        let Some(at) = self.log[..floor].iter().rposition(Mutation::touches_aside) else { return true };
+        let is_put = self.log[at].effect == Effect::PutAside;
+        let is_superseded = self.log[floor..].iter().any(Mutation::touches_aside);
+        !is_put || is_superseded || at < self.aside_excused || self.may_be_evicted(engine, self.log[at].lsn)
     }
 
     /// The place in the log of the put that a found value states.
@@ -484,6 +580,19 @@ impl History {
         };
         lsn.is_none_or(|lsn| lsn <= until)
     }
+}
+
+/// An error if the machine has stopped.
+fn check_alive(disk: &SimDisk) -> Result<(), Error> {
+    if disk.has_stopped() { Err(Error::Closed) } else { Ok(()) }
+}
+
+/// Name of the other namespace, and its one key.
+const ASIDE: &str = "aside";
+
+/// The value of the key of the other namespace.
+fn aside_value(number: u64) -> Vec<u8> {
+    format!("aside:{number}:").into_bytes()
 }
 
 /// A value that states its key and its version, and is `len` bytes longer than that.

@@ -40,12 +40,41 @@ impl Header {
 
     pub(crate) fn decode(store: StoreId, block: &[u8]) -> Option<Self> {
         let (chunks, sequence, mut r) = HEADER.decode(store, block)?;
-        let geometry = Geometry { partition_bits: r.u32()?, segment_bits: r.u32()?, offset_bits: r.u32()? };
-        Some(Self { sequence, geometry, chunks, bases: r.u32()?, entries: r.u64()? })
+        let geometry = Geometry::of_bits(r.u32()?, r.u32()?, r.u32()?)?;
+        let header = Self { sequence, geometry, chunks, bases: r.u32()?, entries: r.u64()? };
+        // A slot of an entry takes eight bytes of the chunks.
+        let room = u64::from(chunks) * PAYLOAD_LEN as u64 / 8;
+        (header.entries <= room && u64::from(header.bases) <= room).then_some(header)
     }
 }
 
 /// The checksum of chunk `number`.
 pub(super) fn chunk_check(store: StoreId, sequence: u64, number: u32, chunk: &[u8]) -> u32 {
     codec::checksum(store, CHUNK_MAGIC, sequence | u64::from(number) << 40, &[&chunk[4..]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::BLOCK;
+
+    #[test]
+    fn a_header_that_verifies_and_states_nonsense_is_none() {
+        let sound = Header { sequence: 3, geometry: Geometry::new(8, 64 << 10), chunks: 2, bases: 8, entries: 700 };
+        let decoded = |header: &Header| {
+            let mut block = [0; BLOCK];
+            header.encode(StoreId(1), &mut block);
+            Header::decode(StoreId(1), &block)
+        };
+        assert_eq!(decoded(&sound), Some(sound));
+        let largest = Geometry::new(4_096, 1 << 31);
+        assert_eq!(decoded(&Header { geometry: largest, ..sound }).map(|header| header.geometry), Some(largest));
+        let widths = [(4, 3, 60), (63, 3, 13), (64, 3, 13), (u32::MAX, 3, 13), (4, 32, 13), (4, u32::MAX, 13), (4, 3, u32::MAX)];
+        for (partition_bits, segment_bits, offset_bits) in widths {
+            let geometry = Geometry { partition_bits, segment_bits, offset_bits };
+            assert_eq!(decoded(&Header { geometry, ..sound }), None, "{geometry:?}");
+        }
+        assert_eq!(decoded(&Header { entries: u64::MAX, ..sound }), None);
+        assert_eq!(decoded(&Header { bases: u32::MAX, ..sound }), None);
+    }
 }

@@ -25,7 +25,6 @@ impl Tail<'_, '_> {
         let report = &mut self.recovery.report;
         report.wal_frames = summary.frames;
         report.torn_bytes = summary.torn_bytes;
-        report.alive_until_ms = report.alive_until_ms.max(summary.time_ms);
         if self.kind == Start::Host {
             report.maybe_lost_after = Some(durable);
         }

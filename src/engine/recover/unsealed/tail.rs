@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::engine::recover::Recovery;
 use crate::engine::recover::unaligned::UnalignedWriter;
 use crate::engine::recovery_report::Start;
-use crate::id::Position;
+use crate::id::{Lsn, Position};
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, File, Mapping, SECTOR, is_shortage};
 use crate::manifest::catalog::CatalogChange;
@@ -68,10 +68,13 @@ impl Tail<'_, '_> {
         }
         self.end = mutation.record.plus(mutation.record_len.into());
         let Some(i) = self.unsealed.iter().position(|u| contains(&u.row, mutation.record)) else {
-            // The footer of a sealed segment holds this entry. A segment that the manifest does not
-            // know was stated by a lost manifest.
-            if !self.recovery.rows.iter().any(|row| row.stage == Stage::Sealed && contains(row, mutation.record)) {
-                self.unknown = self.unknown.max(mutation.record);
+            // The footer of a sealed segment holds this entry. It does not hold the contents of a
+            // catalog change, which a manifest that states the segment as sealed need not state. A
+            // segment that the manifest does not know was stated by a lost manifest.
+            let sealed = self.recovery.rows.iter().find(|row| row.stage == Stage::Sealed && contains(row, mutation.record));
+            match sealed.map(|row| row.life.base_lsn) {
+                Some(base_lsn) => drop(self.apply_catalog_change(mutation, base_lsn, bytes)),
+                None => self.unknown = self.unknown.max(mutation.record),
             }
             return Ok(());
         };
@@ -101,18 +104,25 @@ impl Tail<'_, '_> {
             }
         }
         self.recovery.apply(&row, &entry);
-        let record = format::decode_record(self.recovery.store, mutation.record, row.life.base_lsn, bytes);
-        if let Some(Record { kind: Kind::CatalogChange(change), lsn, .. }) = &record
-            && let Some(change) = CatalogChange::decode(&bytes[change.clone()])
-        {
-            self.recovery.catalog.apply(*lsn, &change);
-        }
+        let record = self.apply_catalog_change(mutation, row.life.base_lsn, bytes);
         let placed = record.is_some_and(|record| record.lsn == entry.lsn);
         if placed {
             self.place(i, offset, bytes)?;
         }
         self.unsealed[i].entries.push(Listed { entry, placed });
         Ok(())
+    }
+
+    /// The record in `bytes`, if the WAL holds it. Applies it to the catalog if it is a change of
+    /// that.
+    fn apply_catalog_change(&mut self, mutation: &Mutation, base_lsn: Lsn, bytes: &[u8]) -> Option<Record> {
+        let record = format::decode_record(self.recovery.store, mutation.record, base_lsn, bytes)?;
+        if let Record { kind: Kind::CatalogChange(change), lsn, .. } = &record
+            && let Some(change) = CatalogChange::decode(&bytes[change.clone()])
+        {
+            self.recovery.catalog.apply(*lsn, &change);
+        }
+        Some(record)
     }
 
     /// The file of an unsealed segment, or `None` if it cannot be opened. A shortage is an error.
