@@ -289,9 +289,10 @@ impl Cache {
 
     /// The value of `key`, or `None` if it has none, without counting as a use.
     ///
-    /// Unlike [`Cache::get`], it is not counted as a hit or a miss, does not mark the entry as hot
-    /// on flash and brings nothing into the memory tier. A value that is in the memory tier already
-    /// is marked as used there.
+    /// Unlike [`Cache::get`], it is not counted as a hit or a miss, and does not mark the entry as
+    /// hot on flash or as used in the memory tier. It brings nothing into the memory tier. The same
+    /// holds for [`Cache::contains`], for [`Cache::touch`], and for the look of a
+    /// [`Condition`](crate::Condition).
     ///
     /// # Errors
     /// [`Error::Closed`].

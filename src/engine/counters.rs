@@ -39,6 +39,7 @@ pub(in crate::engine) struct Counters {
     pub(in crate::engine) misses: StripedCounter,
     pub(in crate::engine) puts: AtomicU64,
     pub(in crate::engine) deletes: AtomicU64,
+    pub(in crate::engine) compressions: AtomicU64,
     pub(in crate::engine) expired: AtomicU64,
     pub(in crate::engine) collisions: AtomicU64,
     pub(in crate::engine) damaged: AtomicU64,

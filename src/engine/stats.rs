@@ -71,6 +71,8 @@ stats! {
     puts: u64 = |e: &Engine| count(&e.counters.puts),
     /// Deletes that took effect. Includes deletes of absent keys.
     deletes: u64 = |e: &Engine| count(&e.counters.deletes),
+    /// Values that were compressed for a put, whether or not the put then took effect.
+    compressions: u64 = |e: &Engine| count(&e.counters.compressions),
     /// Expired entries that a read removed from the index.
     expired: u64 = |e: &Engine| count(&e.counters.expired),
     /// Lookups that found the record of another key with the same fingerprint. They are misses.

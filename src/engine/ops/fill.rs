@@ -53,7 +53,7 @@ impl Engine {
                     return Ok(value.into_bytes());
                 }
                 let loaded = load().map_err(FillError::Loader)?;
-                let stored = self.put_if(key, &loaded, options, &|| !flight.superseded.load(Ordering::SeqCst));
+                let stored = self.put_if(key, &loaded, options, Some(&|| !flight.superseded.load(Ordering::SeqCst)));
                 return match stored {
                     // A value that is too large to store is still of use to the caller.
                     Ok(_) | Err(Error::ValueTooLarge { .. } | Error::KeyTooLarge { .. }) => Ok(loaded),

@@ -95,6 +95,11 @@ impl PutOptions {
         Self { ttl, condition: Condition::IfVersion(value.version()), ..Self::default() }
     }
 
+    /// Whether the current version of the key must be read first.
+    pub(in crate::engine) fn is_conditional(&self) -> bool {
+        self.condition != Condition::Always
+    }
+
     /// The defaults: no expiry, the acknowledgement level of the cache, [`Condition::Always`],
     /// [`Wait::Forever`], [`Hint::Auto`].
     pub fn new() -> Self {

@@ -104,12 +104,14 @@ impl Engine {
     /// The value of `key`, from the memory tier, the segment ring or flash.
     fn look_up(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>, ReadFailed> {
         let hash = self.context.hash(key);
-        if let Some(item) = self.reads.memory().get(hash, key) {
+        let memory = self.reads.memory();
+        let in_memory = if promote { memory.get(hash, key) } else { memory.peek(hash, key) };
+        if let Some(item) = in_memory {
             if self.expired_at(&item).is_none() {
                 return Ok(Some(Value::new(item, Tier::Memory)));
             }
             // The lookup below finds the record expired too, and removes its index entry.
-            self.reads.memory().forget(&item);
+            memory.forget(&item);
         }
         let Some((entry, at, found)) = self.find(hash)? else { return Ok(None) };
         let tier = found.tier;

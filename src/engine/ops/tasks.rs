@@ -17,13 +17,16 @@ use super::fill::FillError;
 use super::options::{DeleteOptions, PutOptions};
 use super::single_flight::Landing;
 use super::value::Value;
-use super::write::{NoRoom, Observed, Request, Tried};
+use super::write::{NoRoom, Observed, Request, Tried, is_unmet};
 use crate::config::Ack;
 use crate::engine::Engine;
 use crate::engine::meta::namespaces::{Changed, Namespace};
 use crate::error::{Error, Result};
 use crate::id::{Key, Lsn};
 use crate::manifest::catalog::CatalogChange;
+
+/// A caller's own check, which is made under the stripe of the key.
+type Allowed<'a> = &'a (dyn Fn() -> bool + Sync);
 
 impl Engine {
     /// The value of `key`, as [`Engine::get`] returns it. Waits for a device read without blocking
@@ -83,7 +86,11 @@ impl Engine {
 
     /// Sets the value of `key`. Returns its version, or `None` if the condition does not hold.
     pub(crate) async fn put_in_task(&self, key: Key<'_>, value: &[u8], options: &PutOptions) -> Result<Option<Lsn>> {
-        self.put_if_in_task(key, value, options, None).await
+        let placed = self.put_unsynced_in_task(key, value, options, None).await?;
+        if let Some(lsn) = placed {
+            self.wait_in_task(options.ack.unwrap_or(self.context.settings.ack), lsn).await?;
+        }
+        Ok(placed)
     }
 
     /// Sets the values of many keys, in order, and waits for a sync once at the end. The entries
@@ -91,9 +98,7 @@ impl Engine {
     pub(crate) async fn put_many_in_task(&self, entries: &[(Key<'_>, &[u8])], options: &PutOptions) -> Result<Vec<Option<Lsn>>> {
         let mut placed = Vec::with_capacity(entries.len());
         for (key, value) in entries {
-            let compressed = self.compress(value)?;
-            let request = self.put_request(*key, value, compressed.as_deref(), options)?;
-            placed.push(self.carry_out_in_task(&request, None).await?);
+            placed.push(self.put_unsynced_in_task(*key, value, options, None).await?);
         }
         let last = placed.iter().flatten().max().copied().unwrap_or(Lsn::ZERO);
         self.wait_in_task(options.ack.unwrap_or(self.context.settings.ack), last).await?;
@@ -111,29 +116,30 @@ impl Engine {
         Ok(None)
     }
 
-    /// Sets the value of `key` if `allowed` returns true under the key's stripe lock.
-    async fn put_if_in_task(
+    /// Sets the value of `key` if `allowed` returns true under the key's stripe lock. Does not wait
+    /// for a sync.
+    async fn put_unsynced_in_task(
         &self,
         key: Key<'_>,
         value: &[u8],
         options: &PutOptions,
-        allowed: Option<&(dyn Fn() -> bool + Sync)>,
+        allowed: Option<Allowed<'_>>,
     ) -> Result<Option<Lsn>> {
+        self.check_put(key, value)?;
+        let observed = if options.is_conditional() { Some(self.observed_version_in_task(key).await?) } else { None };
+        if is_unmet(options.condition, observed.as_ref(), allowed.map(|allowed| allowed as _)) {
+            return Ok(None);
+        }
         let compressed = self.compress(value)?;
-        let request = self.put_request(key, value, compressed.as_deref(), options)?;
-        self.mutate_in_task(&request, allowed).await
+        let request = self.put_request(key, value, compressed.as_deref(), options);
+        self.carry_out_in_task(&request, observed, allowed).await
     }
 
     /// Removes the value of `key`, whether or not it has one. Returns the version of the removal,
     /// or `None` if the condition does not hold.
     pub(crate) async fn delete_in_task(&self, key: Key<'_>, options: &DeleteOptions) -> Result<Option<Lsn>> {
         let request = self.delete_request(key, options)?;
-        self.mutate_in_task(&request, None).await
-    }
-
-    /// Attempts a mutation as [`Engine::carry_out`] does, then waits for its sync.
-    async fn mutate_in_task(&self, request: &Request<'_>, allowed: Option<&(dyn Fn() -> bool + Sync)>) -> Result<Option<Lsn>> {
-        let placed = self.carry_out_in_task(request, allowed).await?;
+        let placed = self.carry_out_in_task(&request, None, None).await?;
         if let Some(lsn) = placed {
             self.wait_in_task(request.ack, lsn).await?;
         }
@@ -142,17 +148,25 @@ impl Engine {
 
     /// Attempts a mutation as [`Engine::carry_out`] does. The deadline is checked only when the
     /// `room` event happens. Does not wait for a sync.
-    async fn carry_out_in_task(&self, request: &Request<'_>, allowed: Option<&(dyn Fn() -> bool + Sync)>) -> Result<Option<Lsn>> {
+    async fn carry_out_in_task(
+        &self,
+        request: &Request<'_>,
+        mut observed: Option<Observed>,
+        allowed: Option<Allowed<'_>>,
+    ) -> Result<Option<Lsn>> {
         let deadline = self.deadline(request);
         loop {
-            let observed = if request.is_conditional() { Some(self.observed_version_in_task(request.key).await?) } else { None };
-            match self.attempt(request, observed.as_ref(), allowed.map(|allowed| allowed as &dyn Fn() -> bool))? {
+            if request.is_conditional() && observed.is_none() {
+                observed = Some(self.observed_version_in_task(request.key).await?);
+            }
+            match self.attempt(request, observed.as_ref(), allowed.map(|allowed| allowed as _))? {
                 Tried::Done(lsn) => return Ok(Some(lsn)),
                 Tried::Unmet => return Ok(None),
-                Tried::Overtaken => {}
+                Tried::Overtaken => observed = None,
                 Tried::NoRoom(NoRoom { cause, seen }) => {
                     self.time_to_wait(request, deadline, cause)?;
                     self.events.room.after(seen).await;
+                    observed = None;
                 }
             }
         }
@@ -221,7 +235,7 @@ impl Engine {
             }
             let loaded = load.await.map_err(FillError::Loader)?;
             let current = || !flight.superseded.load(Ordering::SeqCst);
-            return match self.put_if_in_task(key, &loaded, options, Some(&current)).await {
+            return match self.put_unsynced_in_task(key, &loaded, options, Some(&current)).await {
                 // A value that is too large to store is still of use to the caller.
                 Ok(_) | Err(Error::ValueTooLarge { .. } | Error::KeyTooLarge { .. }) => Ok(loaded),
                 Err(e) => Err(e.into()),
