@@ -180,8 +180,12 @@ impl Engine {
     fn record_damage(&self, hash: KeyHash, entry: &IndexEntry, life: Option<&Life>) {
         if self.index.remove_if_at(hash, entry.location) {
             self.counters.damaged.fetch_add(1, Ordering::Relaxed);
+            const DAMAGED: &str = "a record does not verify; its key misses";
             let segment = entry.location.segment;
-            tracing::warn!(dir = %self.context.dir.display(), %segment, offset = entry.location.offset, known = life.is_some(), "a record does not verify; its key misses");
+            if let Some(left_out) = self.context.may_log(DAMAGED, Some(segment)) {
+                let (offset, known) = (entry.location.offset, life.is_some());
+                tracing::warn!(dir = %self.context.dir.display(), %segment, offset, known, left_out, "{DAMAGED}");
+            }
         }
     }
 
@@ -205,7 +209,8 @@ impl Engine {
                 return Ok(None);
             }
             self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(dir = %self.context.dir.display(), segment = %entry.location.segment, %error, "a read of a segment failed; the key misses until a read succeeds");
+            let message = "a read of a segment failed; the key misses until a read succeeds";
+            self.context.warn_of(message, Some(entry.location.segment), &error);
             return Err(ReadFailed(error));
         }
         let start = extent.index_of(offset);

@@ -1,8 +1,8 @@
 //! Operations for async tasks: where a thread would wait, the task returns to its executor.
 //!
 //! A task waits for a device read, for room, for a sync, or for the load of another task. Each wait
-//! is a future of the disk or of an [`crate::concurrent::Event`], so any executor works. All other
-//! work is that of the blocking operations, in the same order, and partly by the same functions.
+//! is a future of the disk, of an [`crate::concurrent::Event`] or of the queues for room, so any
+//! executor works. The timer thread wakes a task whose time to wait is over. All other work is that of the blocking operations, in the same order, and partly by the same functions.
 //!
 //! A future may be dropped at any time. A dropped read has no effect. A dropped mutation took
 //! effect whole or not at all: it is one call of [`Engine::attempt`], which never yields. A dropped
@@ -13,14 +13,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::fill::FillError;
+use super::fill::{Boarded, FillError};
+use super::nesting;
 use super::options::{DeleteOptions, PutOptions};
-use super::single_flight::Landing;
+use super::single_flight::{Flight, Landing};
 use super::value::Value;
 use super::write::{NoRoom, Observed, Request, Tried, is_unmet};
 use crate::config::Ack;
 use crate::engine::Engine;
+use crate::engine::counters::NotStored;
+use crate::engine::events::RoomPlace;
 use crate::engine::meta::namespaces::{Changed, Namespace};
+use crate::engine::refused::Refused;
 use crate::error::{Error, Result};
 use crate::id::{Key, Lsn};
 use crate::manifest::catalog::CatalogChange;
@@ -146,8 +150,7 @@ impl Engine {
         Ok(placed)
     }
 
-    /// Attempts a mutation as [`Engine::carry_out`] does. The deadline is checked only when the
-    /// `room` event happens. Does not wait for a sync.
+    /// Attempts a mutation as [`Engine::carry_out`] does. Does not wait for a sync.
     async fn carry_out_in_task(
         &self,
         request: &Request<'_>,
@@ -155,6 +158,7 @@ impl Engine {
         allowed: Option<Allowed<'_>>,
     ) -> Result<Option<Lsn>> {
         let deadline = self.deadline(request);
+        let mut place = self.events.room.place();
         loop {
             if request.is_conditional() && observed.is_none() {
                 observed = Some(self.observed_version_in_task(request.key).await?);
@@ -165,11 +169,18 @@ impl Engine {
                 Tried::Overtaken => observed = None,
                 Tried::NoRoom(NoRoom { cause, seen }) => {
                     self.time_to_wait(request, deadline, cause)?;
-                    self.events.room.after(seen).await;
+                    self.wait_for_room_in_task(&mut place, cause, seen, deadline).await;
                     observed = None;
                 }
             }
         }
+    }
+
+    /// Waits for room as [`Engine::wait_for_room`] does, until `deadline` if there is one.
+    async fn wait_for_room_in_task(&self, place: &mut RoomPlace<'_>, cause: Refused, seen: u64, deadline: Option<Duration>) {
+        place.found_none(cause as usize, seen);
+        self.events.watch_room();
+        self.events.timer.limit(place, deadline).await;
     }
 
     /// Reads the version of `key`, with the position of its record, for a condition.
@@ -189,6 +200,14 @@ impl Engine {
     /// Waits until everything up to `lsn` is as durable as `level` says. Leaves the sync to the
     /// sync thread, where [`Engine::wait_for`] may sync on its own thread.
     pub(crate) async fn wait_in_task(&self, level: Ack, lsn: Lsn) -> Result<()> {
+        self.wait_until_in_task(level, lsn, None).await
+    }
+
+    /// Waits as [`Engine::wait_in_task`] does, until `deadline` if there is one.
+    ///
+    /// # Errors
+    /// Also [`Error::TimedOut`].
+    async fn wait_until_in_task(&self, level: Ack, lsn: Lsn, deadline: Option<Duration>) -> Result<()> {
         if level < Ack::Host {
             return Ok(());
         }
@@ -202,12 +221,15 @@ impl Engine {
             if self.is_durable(lsn)? {
                 return Ok(());
             }
-            self.events.durable.event(generation).after(seen[generation]).await;
+            if deadline.is_some_and(|at| self.time_left(at).is_zero()) {
+                return Err(Error::TimedOut);
+            }
+            let synced = self.events.durable.event(generation).after(seen[generation]);
+            self.events.timer.limit(synced, deadline).await;
         }
     }
 
-    /// The cached value of `key`, or the value that `load` returns. Stores a loaded value, unless
-    /// the key was put or deleted since the load began.
+    /// The cached value of `key`, or the value that `load` returns, as [`Engine::get_or_fill`].
     pub(crate) async fn get_or_fill_in_task<E>(
         &self,
         key: Key<'_>,
@@ -215,31 +237,52 @@ impl Engine {
         load: impl Future<Output = Result<Bytes, E>>,
     ) -> Result<Bytes, FillError<E>> {
         let hash = self.context.hash(key);
+        let run = || async { nesting::run_in_task(&self.fills, hash, load).await.map_err(FillError::Loader) };
+        let give_up = self.gives_up_at(options);
         loop {
-            if let Some(value) = self.get_in_task(key, true).await? {
-                return Ok(value.into_bytes());
+            match self.get_in_task(key, true).await {
+                Ok(Some(value)) => return Ok(value.into_bytes()),
+                Ok(None) => {}
+                Err(error) => return run().await.inspect(|_| self.count_not_stored(&error)),
             }
-            let (flight, is_leader) = self.fills.board(hash);
-            if !is_leader {
-                let seen = flight.over.count();
-                if !flight.landed.load(Ordering::SeqCst) {
-                    flight.over.after(seen).await;
+            match self.board(hash, give_up)? {
+                Boarded::Leads(flight) => {
+                    // The flight also ends if this future is dropped.
+                    let _landing = Landing { fills: &self.fills, hash, flight: &flight };
+                    // Another flight may have landed between the miss and the boarding.
+                    if let Ok(Some(value)) = self.get_in_task(key, false).await {
+                        return Ok(value.into_bytes());
+                    }
+                    let loaded = run().await?;
+                    self.store_in_task(key, options, &loaded, &flight).await;
+                    flight.leave(loaded.clone());
+                    return Ok(loaded);
                 }
-                continue;
+                Boarded::LoadsAlone => return run().await.inspect(|_| self.counters.not_stored.add(NotStored::Alone)),
+                Boarded::Waits(flight, until) => {
+                    let seen = flight.over.count();
+                    if !flight.landed.load(Ordering::SeqCst) {
+                        self.events.timer.limit(flight.over.after(seen), Some(until)).await;
+                    }
+                    if let Some(loaded) = flight.left() {
+                        return Ok(loaded);
+                    }
+                }
             }
-            // The flight also ends if this future is dropped.
-            let _landing = Landing { fills: &self.fills, hash, flight: &flight };
-            // Another flight may have landed between the miss and the boarding.
-            if let Some(value) = self.get_in_task(key, false).await? {
-                return Ok(value.into_bytes());
-            }
-            let loaded = load.await.map_err(FillError::Loader)?;
-            let current = || !flight.superseded.load(Ordering::SeqCst);
-            return match self.put_unsynced_in_task(key, &loaded, options, Some(&current)).await {
-                // A value that is too large to store is still of use to the caller.
-                Ok(_) | Err(Error::ValueTooLarge { .. } | Error::KeyTooLarge { .. }) => Ok(loaded),
-                Err(e) => Err(e.into()),
-            };
+        }
+    }
+
+    /// Stores a loaded value as [`Engine::get_or_fill`] does. Counts it if the value is not stored.
+    async fn store_in_task(&self, key: Key<'_>, options: &PutOptions, loaded: &[u8], flight: &Flight<Bytes>) {
+        let options = self.options_of_fill(options);
+        let is_current = || !flight.superseded.load(Ordering::SeqCst);
+        let acknowledged = match self.put_unsynced_in_task(key, loaded, &options, Some(&is_current)).await {
+            Ok(Some(lsn)) => self.wait_until_in_task(options.ack.unwrap_or(Ack::Memory), lsn, self.sync_deadline(&options)).await,
+            Ok(None) => return self.counters.not_stored.add(NotStored::Overtaken),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = acknowledged {
+            self.count_not_stored(&error);
         }
     }
 
@@ -255,6 +298,7 @@ impl Engine {
 
     /// Appends a catalog change and applies it, once there is room, and waits for its sync.
     async fn change_catalog_in_task(&self, change: &CatalogChange<'_>, ack: Ack) -> Result<Lsn> {
+        let mut place = self.events.room.place();
         loop {
             match self.try_change_catalog(change, &|_| true)? {
                 Changed::Done(lsn) => {
@@ -264,7 +308,7 @@ impl Engine {
                 Changed::Unwanted => return Ok(Lsn::ZERO),
                 Changed::NoRoom { cause, seen } => {
                     self.counters.waits.add(cause);
-                    self.events.room.after(seen).await;
+                    self.wait_for_room_in_task(&mut place, cause, seen, None).await;
                 }
             }
         }

@@ -177,7 +177,7 @@ impl Engine {
             hint: options.hint,
             ack: options.ack.unwrap_or(self.context.settings.ack),
             condition: options.condition,
-            wait: options.wait,
+            wait: options.wait.unwrap_or(Wait::Forever),
         }
     }
 
@@ -189,7 +189,16 @@ impl Engine {
         check_key(key)?;
         let (hash, ack) = (self.context.hash(key), options.ack.unwrap_or(self.context.settings.ack));
         let draft = Draft::tombstone(hash);
-        Ok(Request { key, hash, draft, put: None, hint: Hint::Auto, ack, condition: options.condition, wait: options.wait })
+        Ok(Request {
+            key,
+            hash,
+            draft,
+            put: None,
+            hint: Hint::Auto,
+            ack,
+            condition: options.condition,
+            wait: options.wait.unwrap_or(Wait::Forever),
+        })
     }
 
     /// Attempts a mutation until it takes effect, its condition does not hold, or its deadline has
@@ -198,6 +207,7 @@ impl Engine {
     /// `observed` is the version that was read for the condition, if it was read already.
     fn carry_out(&self, request: &Request<'_>, mut observed: Option<Observed>, allowed: Option<&dyn Fn() -> bool>) -> Result<Option<Lsn>> {
         let deadline = self.deadline(request);
+        let mut place = self.events.room.place();
         loop {
             if request.is_conditional() && observed.is_none() {
                 observed = Some(self.observed_version(request.key)?);
@@ -208,7 +218,7 @@ impl Engine {
                 Tried::Overtaken => observed = None,
                 Tried::NoRoom(NoRoom { cause, seen }) => {
                     let left = self.time_to_wait(request, deadline, cause)?;
-                    self.wait(&self.events.room, seen, left);
+                    self.wait_for_room(&mut place, cause, seen, left);
                     // The entry may have expired during the wait.
                     observed = None;
                 }
