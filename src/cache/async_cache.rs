@@ -136,8 +136,8 @@ impl AsyncCache {
     /// runs its own. If it is kept and no longer polled, one of them does so after 5 s.
     ///
     /// A fill of the same key by its `load` is recognized if it happens while `load` is polled. If
-    /// `load` waits for another task that fills the key, that task waits as any other caller, so for
-    /// 5 s.
+    /// `load` waits for another task that fills the key, that task waits as any other caller, so
+    /// for 5 s.
     ///
     /// # Errors
     /// Those of [`Cache::get_or_fill`].

@@ -26,8 +26,8 @@ struct Deadlines {
 }
 
 impl Timer {
-    /// Waits until `future` is ready, but not beyond `deadline` if there is one. The caller looks at
-    /// the time afterwards.
+    /// Waits until `future` is ready, but not beyond `deadline` if there is one. The caller looks
+    /// at the time afterwards.
     pub(in crate::engine) async fn limit(&self, mut future: impl Future + Unpin, deadline: Option<Duration>) {
         let mut reached = deadline.map(|at| Reached { timer: self, at, listed: None });
         std::future::poll_fn(|context| {

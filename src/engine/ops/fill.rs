@@ -111,10 +111,10 @@ impl Engine {
 
     /// Boards the flight of a key after a miss.
     ///
-    /// A load that waits for this call itself is not waited for, nor one beyond `give_up`. If a load
-    /// takes longer than [`LOAD_WAIT_MAX`], one caller leads another flight, and the others wait for
-    /// that one. So a load that hangs is followed by another, and a slow one is not repeated by
-    /// everybody.
+    /// A load that waits for this call itself is not waited for, nor one beyond `give_up`. If a
+    /// load takes longer than [`LOAD_WAIT_MAX`], one caller leads another flight, and the others
+    /// wait for that one. So a load that hangs is followed by another, and a slow one is not
+    /// repeated by everybody.
     ///
     /// # Errors
     /// [`FillError::Recursive`].
@@ -139,7 +139,8 @@ impl Engine {
         until.saturating_sub(self.context.time.monotonic())
     }
 
-    /// Stores a loaded value, unless the flight was superseded. Counts it if the value is not stored.
+    /// Stores a loaded value, unless the flight was superseded. Counts it if the value is not
+    /// stored.
     fn store(&self, key: Key<'_>, options: &PutOptions, loaded: &[u8], flight: &Flight<Bytes>) {
         let options = self.options_of_fill(options);
         let is_current = || !flight.superseded.load(Ordering::SeqCst);
@@ -154,8 +155,8 @@ impl Engine {
         }
     }
 
-    /// The options of the put of a loaded value: those of the call, with the defaults of a fill. The
-    /// first fills after an opening wait for the first segment.
+    /// The options of the put of a loaded value: those of the call, with the defaults of a fill.
+    /// The first fills after an opening wait for the first segment.
     pub(in crate::engine) fn options_of_fill(&self, options: &PutOptions) -> PutOptions {
         let wait = options.wait.unwrap_or(if self.events.is_prepared() { Wait::No } else { Wait::UpTo(LOAD_WAIT_MAX) });
         // The value can be loaded again, so nobody needs to wait for a sync.

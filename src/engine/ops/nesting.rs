@@ -1,8 +1,8 @@
 //! The loads that run on this thread: blocking ones, and those of tasks while they are polled.
 //!
 //! A loader may fill its own key again, perhaps without knowing. That fill must not wait for the
-//! load that waits for it. A load of a task leaves no trace on a thread between two polls, so a fill
-//! in another task, on which the loader waits, is not seen here.
+//! load that waits for it. A load of a task leaves no trace on a thread between two polls, so a
+//! fill in another task, on which the loader waits, is not seen here.
 
 use std::cell::RefCell;
 use std::task::Poll;

@@ -40,14 +40,14 @@ pub enum Condition {
 ///
 /// - A mutation at [`Ack::Host`] that found room waits for its sync without a limit, except in a
 ///   fill.
-/// - A fill with the default waits for the first segment after an opening, for at most 5 s. It waits
-///   for a sync and for another's load for at most 5 s too.
+/// - A fill with the default waits for the first segment after an opening, for at most 5 s. It
+///   waits for a sync and for another's load for at most 5 s too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
     /// Wait until there is room. In a fill, also until the sync.
     Forever,
-    /// Do not wait: the call fails with [`crate::Error::WouldBlock`]. A fill then returns the loaded
-    /// value without storing it.
+    /// Do not wait: the call fails with [`crate::Error::WouldBlock`]. A fill then returns the
+    /// loaded value without storing it.
     No,
     /// Wait for room at most this long: after that the call fails with [`crate::Error::TimedOut`].
     /// A fill then returns the loaded value without storing it.

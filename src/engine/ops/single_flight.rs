@@ -2,9 +2,9 @@
 //! the same time, one loads its value and the others wait for the result.
 //!
 //! The load of a key is a [`Flight`]. [`Fills::board`] starts one, or finds the one that is under
-//! way. The caller that started it is the leader: it runs its loader, stores the value and leaves it
-//! in the flight. Every other caller waits for `over`, and takes the value. If the load failed, one
-//! of the waiters becomes the next leader.
+//! way. The caller that started it is the leader: it runs its loader, stores the value and leaves
+//! it in the flight. Every other caller waits for `over`, and takes the value. If the load failed,
+//! one of the waiters becomes the next leader.
 //!
 //! A flight that takes too long is replaced: it counts as superseded, and another caller leads the
 //! next one. A load that hangs, or a future that is never polled, so holds nobody for ever.
@@ -100,7 +100,7 @@ impl<T: Clone> Fills<T> {
     pub(crate) fn board(&self, hash: KeyHash, now: Duration, age_max: Duration) -> (Arc<Flight<T>>, bool) {
         let (flight, replaced) = {
             let mut flights = lock(&self.flights);
-            if let Some(flight) = flights.get(&hash).filter(|flight| now < flight.began + age_max) {
+            if let Some(flight) = flights.get(&hash).filter(|flight| now < flight.began.saturating_add(age_max)) {
                 return (Arc::clone(flight), false);
             }
             let flight = Flight::new(now);

@@ -2,7 +2,8 @@
 //!
 //! A task waits for a device read, for room, for a sync, or for the load of another task. Each wait
 //! is a future of the disk, of an [`crate::concurrent::Event`] or of the queues for room, so any
-//! executor works. The timer thread wakes a task whose time to wait is over. All other work is that of the blocking operations, in the same order, and partly by the same functions.
+//! executor works. The timer thread wakes a task whose time to wait is over. All other work is that
+//! of the blocking operations, in the same order, and partly by the same functions.
 //!
 //! A future may be dropped at any time. A dropped read has no effect. A dropped mutation took
 //! effect whole or not at all: it is one call of [`Engine::attempt`], which never yields. A dropped
@@ -206,7 +207,7 @@ impl Engine {
     /// Waits as [`Engine::wait_in_task`] does, until `deadline` if there is one.
     ///
     /// # Errors
-    /// Also [`Error::TimedOut`].
+    /// Also [`Error::TimedOut`] and [`Error::Closed`].
     async fn wait_until_in_task(&self, level: Ack, lsn: Lsn, deadline: Option<Duration>) -> Result<()> {
         if level < Ack::Host {
             return Ok(());
@@ -226,6 +227,10 @@ impl Engine {
             }
             let synced = self.events.durable.event(generation).after(seen[generation]);
             self.events.timer.limit(synced, deadline).await;
+            if deadline.is_some() && self.health.is_closing() && !self.is_durable(lsn)? {
+                // The timer keeps no deadlines any more.
+                return Err(Error::Closed);
+            }
         }
     }
 

@@ -1,7 +1,8 @@
 //! Put, delete and touch: one step in the order of the key's mutations.
 //!
 //! A put is prepared without a lock. What may refuse it is looked at first: the state of the cache,
-//! the lengths, and the condition. Then its value is compressed and the record is encoded. The steps of [`Engine::attempt`] then follow under the stripe of the key:
+//! the lengths, and the condition. Then its value is compressed and the record is encoded. The
+//! steps of [`Engine::attempt`] then follow under the stripe of the key:
 //!
 //! 1. The condition is checked. It is decided on a version that was read before, since that may
 //!    take a device read. If the key changed since, the attempt is `Overtaken` and starts again.

@@ -373,3 +373,23 @@ fn a_task_stops_waiting_for_room_when_its_time_is_over() {
     engine.begin_close();
     threads.join();
 }
+
+#[test]
+fn tasks_that_are_never_polled_again_keep_no_room_from_others() {
+    let disk = SimDisk::new(1);
+    let (engine, threads) = internals::open_with_threads(&small().memory(2 << 20), &disk);
+    disk.hold(FaultOp::Write);
+    let soon = PutOptions::new().wait(Wait::UpTo(Duration::from_millis(10)));
+    let put = |n: u64, options: &PutOptions| engine.put((&n.to_le_bytes()).into(), &[7; 2_000], options);
+    assert!((0..1_000).any(|n| put(n, &soon).is_err()), "the store is full");
+    let (forever, mut context) = (PutOptions::new(), Context::from_waker(Waker::noop()));
+    let mut kept: Vec<_> = (0..15).map(|_| Box::pin(engine.put_in_task(b"kept".into(), &[7; 2_000], &forever))).collect();
+    kept.iter_mut().for_each(|put| assert!(put.as_mut().poll(&mut context).is_pending()));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| put(1_001, &forever));
+        disk.release();
+        assert!(waiting.join().unwrap().is_ok());
+    });
+    engine.begin_close();
+    threads.join();
+}
