@@ -1,8 +1,9 @@
 //! Shared concurrency helpers: locks that ignore poisoning on purpose, and events.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::PoisonError;
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use primitives::{AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, fence};
@@ -42,10 +43,11 @@ pub(crate) struct Event {
     condvar: Condvar,
 }
 
+/// Listed tasks by their numbers, so that one leaves the list without a search.
 #[derive(Debug, Default)]
 struct Tasks {
     next: u64,
-    wakers: Vec<(u64, Waker)>,
+    wakers: BTreeMap<u64, Waker>,
 }
 
 impl Event {
@@ -67,7 +69,7 @@ impl Event {
             let woken = std::mem::take(&mut lock(&self.tasks).wakers);
             self.condvar.notify_all();
             self.waiters.fetch_sub(woken.len(), Ordering::SeqCst);
-            woken.into_iter().for_each(|(_, waker)| wake(waker));
+            woken.into_values().for_each(wake);
         }
     }
 
@@ -108,6 +110,28 @@ pub(crate) fn wake(waker: Waker) {
     }
 }
 
+/// Polls `future` on this thread until it is ready, for at most `timeout` after each wake-up if
+/// there is one. `None` if the time ran out.
+pub(crate) fn block_on<F: Future + Unpin>(mut future: F, timeout: Option<Duration>) -> Option<F::Output> {
+    struct Thread(Event);
+    impl Wake for Thread {
+        fn wake(self: Arc<Self>) {
+            self.0.signal();
+        }
+    }
+    let thread = Arc::new(Thread(Event::default()));
+    let waker = Waker::from(Arc::clone(&thread));
+    loop {
+        let seen = thread.0.count();
+        if let Poll::Ready(output) = Pin::new(&mut future).poll(&mut Context::from_waker(&waker)) {
+            return Some(output);
+        }
+        if !thread.0.wait(seen, timeout) {
+            return None;
+        }
+    }
+}
+
 /// The future of [`Event::after`].
 #[derive(Debug)]
 pub(crate) struct Happened<'a> {
@@ -120,11 +144,8 @@ pub(crate) struct Happened<'a> {
 impl Happened<'_> {
     fn unlist(&mut self) {
         if let Some(listed) = self.listed.take() {
-            let mut tasks = lock(&self.event.tasks);
-            let before = tasks.wakers.len();
-            tasks.wakers.retain(|(number, _)| *number != listed);
-            let gone = before - tasks.wakers.len();
-            self.event.waiters.fetch_sub(gone, Ordering::SeqCst);
+            let was_listed = lock(&self.event.tasks).wakers.remove(&listed).is_some();
+            self.event.waiters.fetch_sub(usize::from(was_listed), Ordering::SeqCst);
         }
     }
 }
@@ -141,7 +162,7 @@ impl Future for Happened<'_> {
             let mut tasks = lock(&self.event.tasks);
             tasks.next += 1;
             let number = tasks.next;
-            tasks.wakers.push((number, context.waker().clone()));
+            tasks.wakers.insert(number, context.waker().clone());
             self.event.waiters.fetch_add(1, Ordering::SeqCst);
             number
         };
@@ -165,9 +186,7 @@ impl Drop for Happened<'_> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
-    use std::task::Wake;
 
     struct Woken(AtomicBool);
     impl Wake for Woken {

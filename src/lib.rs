@@ -131,7 +131,9 @@ pub use cache::{AsyncCache, Cache, Entries};
 #[cfg(feature = "toml")]
 pub use config::parse_size;
 pub use config::{Ack, Activity, Backend, Cause, Compression, Evicted, KEY_LEN_MAX, OnHostCrash, Options, RecoveryMode, WalValues};
-pub use engine::{Condition, DeleteOptions, Entry, FillError, Hint, PerCause, PutOptions, RecoveryReport, Start, Stats, Tier, Value, Wait};
+pub use engine::{
+    Condition, DeleteOptions, Entry, FillError, Hint, NotStored, PerCause, PutOptions, RecoveryReport, Start, Stats, Tier, Value, Wait,
+};
 pub use error::{Error, Result};
 pub use id::Lsn;
 pub use inspect::{Inspection, LAYOUT, SegmentInspection, Verified, inspect, verify};

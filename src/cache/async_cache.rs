@@ -24,10 +24,9 @@ use crate::id::{Key, Lsn};
 /// - A dropped mutation is in doubt: it took effect completely, or not at all.
 ///
 /// # Deadlines and wakers
-/// - A limit of [`Wait::UpTo`](crate::Wait::UpTo) is checked only when room may have become free.
-///   Use the timeout of the runtime for a strict limit.
-/// - Tasks are woken by background threads and by threads that wait in a call of the same cache. So
-///   a waker must not wait for a lock that is held across such a call.
+/// - A limit of [`Wait::UpTo`](crate::Wait::UpTo) is kept by a background thread, with any runtime.
+/// - Tasks are woken by background threads and by threads in a call of the same cache. So a waker
+///   must not wait for a lock that is held across such a call.
 ///
 /// # Examples
 /// ```
@@ -134,7 +133,11 @@ impl AsyncCache {
 
     /// The value of `key`. On a miss, `load` makes the value, and it is stored; see
     /// [`Cache::get_or_fill`]. If the future that runs its `load` is dropped, one of the waiters
-    /// runs its own.
+    /// runs its own. If it is kept and no longer polled, one of them does so after 5 s.
+    ///
+    /// A fill of the same key by its `load` is recognized if it happens while `load` is polled. If
+    /// `load` waits for another task that fills the key, that task waits as any other caller, so
+    /// for 5 s.
     ///
     /// # Errors
     /// Those of [`Cache::get_or_fill`].

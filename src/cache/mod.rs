@@ -14,6 +14,8 @@ use crate::concurrent::lock;
 #[cfg(doc)]
 use crate::config::RecoveryMode;
 use crate::config::{Ack, Options};
+#[cfg(doc)]
+use crate::engine::Wait;
 use crate::engine::background::Threads;
 use crate::engine::context::Mode;
 use crate::engine::{self, DeleteOptions, Engine, Entry, FillError, Namespace, PutOptions, RecoveryReport, Scan, Stats, Value};
@@ -353,9 +355,10 @@ impl Cache {
 
     /// The value of `key`, or `None` if it has none, without counting as a use.
     ///
-    /// Unlike [`Cache::get`], it is not counted as a hit or a miss, does not mark the entry as hot
-    /// on flash and brings nothing into the memory tier. A value that is in the memory tier already
-    /// is marked as used there.
+    /// Unlike [`Cache::get`], it is not counted as a hit or a miss, and does not mark the entry as
+    /// hot on flash or as used in the memory tier. It brings nothing into the memory tier. The same
+    /// holds for [`Cache::contains`], for [`Cache::touch`], and for the look of a
+    /// [`Condition`](crate::Condition).
     ///
     /// # Errors
     /// [`Error::Closed`].
@@ -422,12 +425,29 @@ impl Cache {
     ///   value; if it fails, they try themselves.
     /// - A put or delete of the key during the load wins: the loaded value is returned but not
     ///   stored.
-    /// - A value that is too large to store is returned all the same.
-    /// - `load` runs under no lock. It must not call `get_or_fill` for the same key, which would
-    ///   wait for itself.
+    /// - A load that takes longer than 5 s is no longer waited for: one of the waiters runs its own
+    ///   `load`, and the others wait for that one. With [`Wait::UpTo`] a caller waits only so long,
+    ///   and then runs its own `load` without storing the value.
+    /// - `load` runs under no lock. If it fills the same key itself, that call runs its own `load`
+    ///   at once.
+    ///
+    /// # Trouble of the cache
+    /// A value that was loaded is returned, whatever happens to the cache. Values that were not
+    /// stored are counted in [`Stats::not_stored`].
+    ///
+    /// - If the cache is failed or closed, or the entry cannot be read, `load` runs as after any
+    ///   miss.
+    /// - If there is no room, the value is not stored. Unlike a put, a fill does not wait for room
+    ///   by default; see [`Wait`].
+    /// - By default it does not wait for a sync either, even if the cache acknowledges at
+    ///   [`Ack::Host`]. With [`PutOptions::ack`] it waits for its sync as long as its [`Wait`]
+    ///   says, and for 5 s without one.
+    /// - A value that is too large is returned and not stored.
     ///
     /// # Errors
-    /// [`FillError::Loader`] if `load` failed, [`FillError::Cache`] if the cache failed.
+    /// - [`FillError::Loader`]: `load` failed.
+    /// - [`FillError::Recursive`]: `load` fills the same key, whose `load` fills it again, and so
+    ///   on, 8 times.
     ///
     /// # Examples
     /// ```

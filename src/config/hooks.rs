@@ -85,12 +85,10 @@ impl Listener {
         Self(Arc::new(call))
     }
 
-    /// Calls the listener. A panic in it is logged and does not reach the reclaiming thread.
-    pub(crate) fn call(&self, evicted: &Evicted<'_>) {
+    /// Calls the listener. False if it panicked: that does not reach the reclaiming thread.
+    pub(crate) fn call(&self, evicted: &Evicted<'_>) -> bool {
         let call = std::panic::AssertUnwindSafe(|| (self.0)(evicted));
-        if std::panic::catch_unwind(call).is_err() {
-            tracing::error!("the eviction listener panicked");
-        }
+        std::panic::catch_unwind(call).is_ok()
     }
 }
 

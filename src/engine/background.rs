@@ -11,6 +11,7 @@
 //! | `prepare` | keeps segments ready, reclaims and rescues |
 //! | `checkpoint` | grows the manifest, and takes checkpoints |
 //! | `warmth` | marks that the store is alive, refills the memory tier, and records hot keys |
+//! | `timer` | wakes tasks whose time to wait is over, and goes on after a failure |
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -22,6 +23,10 @@ use crate::error::Result;
 
 /// Pause before a disk that was full is asked for room again.
 const SPACE_RETRY: Duration = Duration::from_millis(200);
+
+/// How often the timer thread signals that there may be room, while anybody waits for it. A task
+/// that is never polled again may have taken the turn that another one needs.
+const ROOM_RETRY: Duration = Duration::from_millis(100);
 
 /// Callers that wait do all background work on their own threads.
 #[cfg(any(test, fuzzing))]
@@ -48,7 +53,7 @@ impl Threads {
         let mut threads = Self(Vec::new());
         let flush: fn(&Engine) = |e| e.run(&e.events.flush, Engine::step_flush, |_| Idle::UntilEvent);
         let prepare: fn(&Engine) = |e| {
-            e.run(&e.events.prepare, Engine::step_prepare, Engine::idle_prepare);
+            e.run(&e.events.prepare, Engine::step_prepare_thread, Engine::idle_prepare);
             if e.health.has_failed() {
                 e.state_failed_if_possible();
             }
@@ -56,7 +61,14 @@ impl Threads {
         let checkpoint: fn(&Engine) = |e| e.run(&e.events.checkpoint, Engine::step_checkpoint_thread, Engine::idle_checkpoint);
         let sync: fn(&Engine) = |e| e.run(&e.events.sync, Engine::step_sync_when_due, Engine::idle_sync);
         let warmth: fn(&Engine) = |e| e.run(&e.events.warmth, Engine::step_warmth, |_| Idle::AtMost(warmth::INTERVAL));
-        let bodies = [("flush", flush), ("sync", sync), ("prepare", prepare), ("checkpoint", checkpoint), ("warmth", warmth)];
+        let bodies = [
+            ("flush", flush),
+            ("sync", sync),
+            ("prepare", prepare),
+            ("checkpoint", checkpoint),
+            ("warmth", warmth),
+            ("timer", Engine::run_timer),
+        ];
         for (name, body) in bodies {
             let shared = Arc::clone(engine);
             match thread::Builder::new().name(format!("everwarm-{name}")).spawn(move || body(&shared)) {
@@ -119,6 +131,28 @@ impl Engine {
         }
     }
 
+    /// The loop of the timer thread. It does no I/O, and ends with the close alone: a failed engine
+    /// still serves reads.
+    fn run_timer(&self) {
+        let _guard = Unwound(self);
+        let timer = &self.events.timer;
+        let mut retry_at = None;
+        loop {
+            let seen = timer.changed.count();
+            if self.health.is_closing() {
+                return timer.close();
+            }
+            let now = self.context.time.monotonic();
+            if retry_at.is_some_and(|at| at <= now) {
+                self.events.room.signal();
+                retry_at = None;
+            }
+            retry_at = self.events.is_room_waited_for().then(|| retry_at.unwrap_or(now + ROOM_RETRY));
+            let next = timer.wake_due(now).into_iter().chain(retry_at).min();
+            timer.changed.wait(seen, next.map(|at| at.saturating_sub(now)));
+        }
+    }
+
     /// Marks that the store is alive, then refills the memory tier from the recorded keys, or
     /// records its hot keys.
     fn step_warmth(&self) -> Result<bool> {
@@ -161,6 +195,11 @@ impl Engine {
         self.durability.until_retry(self.context.time.monotonic())
     }
 
+    /// Prepares segments, reclaims and rescues.
+    fn step_prepare_thread(&self) -> Result<bool> {
+        self.step_prepare().inspect(|_| self.events.set_prepared())
+    }
+
     /// Makes the manifest longer for waiting catalog changes, and takes a checkpoint if one is due.
     fn step_checkpoint_thread(&self) -> Result<bool> {
         Ok(self.step_grow()? | self.step_checkpoint(false)?)
@@ -180,7 +219,13 @@ impl Engine {
     /// Runs all pending steps in a fixed order.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn step_all(&self) -> Result<()> {
-        while self.step_flush()? || self.step_seal()? || self.step_sync()? || self.step_prepare()? || self.step_checkpoint_thread()? {}
+        self.events.timer.wake_due(self.context.time.monotonic());
+        while self.step_flush()?
+            || self.step_seal()?
+            || self.step_sync()?
+            || self.step_prepare_thread()?
+            || self.step_checkpoint_thread()?
+        {}
         Ok(())
     }
 }

@@ -1,16 +1,18 @@
 //! Facts about an open store that never change until it is closed.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 #[cfg(any(test, fuzzing))]
 use super::Engine;
+use super::log_limit::LogLimit;
 use super::recovery_report::RecoveryReport;
 use crate::clock::{StoreTime, whole_ms};
 use crate::config::{Activity, Evicted, Listener, Observer, Settings};
 #[cfg(any(test, fuzzing))]
 use crate::error::Result;
-use crate::id::{Key, KeyHash, StoreId};
+use crate::id::{Key, KeyHash, SegmentId, StoreId};
 use crate::io::Disk;
 
 /// How background work gets done.
@@ -37,6 +39,7 @@ pub(in crate::engine) struct Context {
     pub(in crate::engine) listener: Option<Listener>,
     pub(in crate::engine) mode: Mode,
     pub(in crate::engine) report: RecoveryReport,
+    pub(in crate::engine) log_limit: LogLimit,
 }
 
 impl Context {
@@ -57,8 +60,26 @@ impl Context {
 
     /// Tells the listener, if there is one, that an entry left flash.
     pub(in crate::engine) fn tell(&self, evicted: &Evicted<'_>) {
-        if let Some(listener) = &self.listener {
-            listener.call(evicted);
+        const PANICKED: &str = "the eviction listener panicked";
+        if let Some(listener) = &self.listener
+            && !listener.call(evicted)
+            && let Some(left_out) = self.may_log(PANICKED, None)
+        {
+            tracing::error!(dir = %self.dir.display(), left_out, "{PANICKED}");
+        }
+    }
+
+    /// Whether a log line that users can cause at will may be written now: the number of such lines
+    /// that were left out since the last one. `message` and `segment` name the line.
+    pub(in crate::engine) fn may_log(&self, message: &'static str, segment: Option<SegmentId>) -> Option<u64> {
+        self.log_limit.left_out(self.time.monotonic(), message, segment)
+    }
+
+    /// Warns of an error, if [`Context::may_log`] allows it.
+    pub(in crate::engine) fn warn_of(&self, message: &'static str, segment: Option<SegmentId>, error: &io::Error) {
+        if let Some(left_out) = self.may_log(message, segment) {
+            let segment = segment.map(tracing::field::display);
+            tracing::warn!(dir = %self.dir.display(), segment, %error, left_out, "{message}");
         }
     }
 }

@@ -39,6 +39,7 @@ pub(in crate::engine) struct Counters {
     pub(in crate::engine) misses: StripedCounter,
     pub(in crate::engine) puts: AtomicU64,
     pub(in crate::engine) deletes: AtomicU64,
+    pub(in crate::engine) compressions: AtomicU64,
     pub(in crate::engine) expired: AtomicU64,
     pub(in crate::engine) collisions: AtomicU64,
     pub(in crate::engine) damaged: AtomicU64,
@@ -57,6 +58,33 @@ pub(in crate::engine) struct Counters {
     pub(in crate::engine) waits: PerCause,
     /// Mutations that failed with `WouldBlock` or `TimedOut`, by cause.
     pub(in crate::engine) refusals: PerCause,
+    /// Loaded values that were returned and not stored.
+    pub(in crate::engine) not_stored: FillCounts,
+}
+
+/// Why a loaded value was not stored. [`super::stats::NotStored`] describes each.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::engine) enum NotStored {
+    NoRoom,
+    Stopped,
+    Length,
+    Io,
+    Overtaken,
+    Alone,
+}
+
+/// One counter for each [`NotStored`].
+#[derive(Debug, Default)]
+pub(in crate::engine) struct FillCounts([AtomicU64; NotStored::Alone as usize + 1]);
+
+impl FillCounts {
+    pub(in crate::engine) fn add(&self, why: NotStored) {
+        self.0[why as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(in crate::engine) fn of(&self, why: NotStored) -> u64 {
+        self.0[why as usize].load(Ordering::Relaxed)
+    }
 }
 
 /// One counter for each cause of a refused append.

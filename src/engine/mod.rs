@@ -24,21 +24,26 @@ mod events;
 pub(crate) mod file_names;
 mod health;
 mod log;
+mod log_limit;
 mod meta;
 mod open;
 mod ops;
 mod recover;
 mod recovery_report;
 mod refused;
+mod room;
 mod space;
 pub(crate) mod stats;
 mod sync_waiters;
+mod timer;
 mod warmth;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod tests;
 
 use std::sync::Mutex;
+
+use bytes::Bytes;
 
 use crate::id::Lsn;
 use crate::index::Index;
@@ -63,7 +68,7 @@ use ops::single_flight::Fills;
 pub use ops::value::{Tier, Value};
 pub use recovery_report::{RecoveryReport, Start};
 use space::occupancy::Occupancy;
-pub use stats::{PerCause, Stats};
+pub use stats::{NotStored, PerCause, Stats};
 use warmth::WarmthState;
 
 /// An open store.
@@ -82,7 +87,7 @@ pub(crate) struct Engine {
     namespaces: Namespaces,
     occupancy: Occupancy,
     reads: ReadPath,
-    fills: Fills,
+    fills: Fills<Bytes>,
     /// Guarded by a lock of its own, under which only shards of the memory tier are taken.
     warmth: Mutex<WarmthState>,
     /// Dropped last: fields are dropped in their order.

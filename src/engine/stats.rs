@@ -75,6 +75,8 @@ stats! {
     puts: u64 = |e: &Engine| count(&e.counters.puts),
     /// Deletes that took effect. Includes deletes of absent keys.
     deletes: u64 = |e: &Engine| count(&e.counters.deletes),
+    /// Values that were compressed for a put, whether or not the put then took effect.
+    compressions: u64 = |e: &Engine| count(&e.counters.compressions),
     /// Expired entries that a read removed from the index.
     expired: u64 = |e: &Engine| count(&e.counters.expired),
     /// Lookups that found the record of another key with the same fingerprint. They are misses.
@@ -131,6 +133,53 @@ stats! {
     /// Mutations that failed with [`crate::Error::WouldBlock`] or [`crate::Error::TimedOut`], by
     /// cause.
     refusals: PerCause = |e: &Engine| PerCause::of(&e.counters.refusals),
+    /// Values that [`crate::Cache::get_or_fill`] loaded and returned without storing them, by
+    /// reason.
+    not_stored: NotStored = |e: &Engine| NotStored::of(&e.counters.not_stored),
+}
+
+/// Counts of loaded values that were returned to the caller and not stored, by reason.
+///
+/// [`Stats::not_stored`] is one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NotStored {
+    /// There was no room within the [`crate::Wait`] of the call. Or the value was stored, and its
+    /// sync took longer.
+    pub no_room: u64,
+    /// The cache has failed or is closed.
+    pub stopped: u64,
+    /// The key is empty, or the key or the value is too long.
+    pub length: u64,
+    /// The version for the [`crate::Condition`] could not be read, or the value could not be
+    /// compressed.
+    pub io: u64,
+    /// A put or delete of the key, or another load, came during the load. Or the
+    /// [`crate::Condition`] did not hold.
+    pub overtaken: u64,
+    /// Another load of the key was under way, and the caller did not wait for it any longer, or
+    /// was called by its loader.
+    pub alone: u64,
+}
+
+impl NotStored {
+    fn of(counts: &counters::FillCounts) -> Self {
+        use counters::NotStored as Why;
+        Self {
+            no_room: counts.of(Why::NoRoom),
+            stopped: counts.of(Why::Stopped),
+            length: counts.of(Why::Length),
+            io: counts.of(Why::Io),
+            overtaken: counts.of(Why::Overtaken),
+            alone: counts.of(Why::Alone),
+        }
+    }
+
+    /// The sum over all reasons.
+    pub fn total(&self) -> u64 {
+        let Self { no_room, stopped, length, io, overtaken, alone } = *self;
+        no_room + stopped + length + io + overtaken + alone
+    }
 }
 
 /// Counts of back-pressure by cause, for mutations that waited for room or failed for lack of it.

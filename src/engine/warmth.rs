@@ -79,7 +79,7 @@ impl Engine {
             Err(error) => {
                 let counter = if is_shortage(&error) { &self.counters.disk_full } else { &self.counters.write_errors };
                 counter.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(dir = %self.context.dir.display(), %error, "the list of hot keys was not written; the next start is colder");
+                self.context.warn_of("the list of hot keys was not written; the next start is colder", None, &error);
             }
         }
         Ok(false)

@@ -14,7 +14,7 @@
 //!
 //! A reader takes the bytes of one append in one piece, so they must be whole in the ring or whole
 //! on disk. A write-out may end inside them. So the ring keeps as many bytes before `written` as
-//! the longest append has.
+//! the longest append has that is not whole on disk, or was not a moment ago.
 #![allow(unsafe_code, reason = "a range without concurrent stores is lent to the kernel as plain bytes")]
 
 use std::io;
@@ -55,8 +55,13 @@ pub(crate) struct Ring {
     written: AtomicU64,
     /// Positions from here on were never stored to. Moves only in [`Ring::append`].
     appended: AtomicU64,
-    /// Length of the longest append, in bytes.
+    /// Length of the longest append from position `mark` on, in bytes.
     longest: AtomicU64,
+    /// Length of the longest append between the mark before and `mark`. All older ones are whole on
+    /// disk.
+    longest_before: AtomicU64,
+    /// Moves to the end of the last append once all bytes below it are on disk.
+    mark: AtomicU64,
     /// Held while bytes are lent to the kernel. Holds the bounce buffer for a write-out that ends
     /// in a partial block.
     write_out: Mutex<AlignedBuf>,
@@ -77,6 +82,8 @@ impl Ring {
             written: AtomicU64::new(start),
             appended: AtomicU64::new(start),
             longest: AtomicU64::new(0),
+            longest_before: AtomicU64::new(0),
+            mark: AtomicU64::new(start),
             write_out: Mutex::new(AlignedBuf::zeroed(bounce)),
         }
     }
@@ -110,7 +117,8 @@ impl Ring {
 
     /// Whether bytes up to position `end` may be appended now.
     pub(crate) fn has_room(&self, end: u64) -> bool {
-        end + self.longest.load(Ordering::Relaxed) <= self.written() + self.size()
+        let longest = self.longest.load(Ordering::Relaxed).max(self.longest_before.load(Ordering::Relaxed));
+        end + longest <= self.written() + self.size()
     }
 
     /// Most bytes of one append to a ring of `size`. There is room for it once all whole blocks are
@@ -133,6 +141,11 @@ impl Ring {
         let end = round_up(position + len as u64, WORD as u64);
         assert!(position >= self.appended.load(Ordering::Relaxed), "appended bytes never change");
         assert!(self.has_room(end), "bytes that are not written out are not overwritten");
+        let appended = self.appended.load(Ordering::Relaxed);
+        if self.mark.load(Ordering::Relaxed) <= self.written() {
+            self.longest_before.store(self.longest.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+            self.mark.store(appended, Ordering::Relaxed);
+        }
         self.longest.fetch_max(end - position, Ordering::Relaxed);
         let low = end.saturating_sub(self.size());
         if low > self.low.load(Ordering::Relaxed) {
@@ -343,6 +356,18 @@ mod tests {
         assert!(ring.load(0, &mut [0; 5000]));
         ring.write_out(7288, |_, _| Ok(())).unwrap();
         assert!(!ring.has_room(7296), "the last block is written in part, and so is what lies in it");
+    }
+
+    #[test]
+    fn a_long_append_takes_room_only_until_it_is_on_disk() {
+        let ring = ring();
+        ring.append(0, &[&[1; 4080]]);
+        ring.skip_to(4096);
+        let takes_all = || ring.has_room(4096 + 8184);
+        ring.append(4096, &[&[2; 8]]);
+        assert!(!takes_all(), "it is of the time before the last append");
+        ring.append(4104, &[&[3; 8]]);
+        assert!(takes_all());
     }
 
     #[test]

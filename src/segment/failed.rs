@@ -8,7 +8,7 @@ use super::extent::Extent;
 use super::footer::FooterEntry;
 use super::format::{self, Record};
 use super::table::Row;
-use crate::id::{Location, StoreId};
+use crate::id::{KeyHash, Location, StoreId};
 use crate::io::File;
 use crate::io::aligned::AlignedBuf;
 
@@ -61,6 +61,13 @@ impl Failed {
 
     pub(crate) fn location(&self, entry: &FooterEntry) -> Location {
         Location { segment: self.row.life.id, offset: entry.offset }
+    }
+
+    /// The hash of the record at an offset, if a record begins there.
+    pub(crate) fn hash_at(&self, offset: u32) -> Option<KeyHash> {
+        // The entries are in the order of their positions.
+        let at = self.entries.binary_search_by_key(&offset, |entry| entry.offset).ok()?;
+        Some(self.entries[at].hash)
     }
 
     /// The record of an entry and its bytes, from the file and from memory, if they verify.

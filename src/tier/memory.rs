@@ -207,6 +207,12 @@ impl MemoryTier {
         item.is_of(key).then_some(item)
     }
 
+    /// The record of `key`, whose hash is `hash`, if it is here. Does not count as a use.
+    pub(crate) fn peek(&self, hash: KeyHash, key: Key<'_>) -> Option<Item> {
+        let guard = epoch::pin();
+        self.find(hash, &guard).map(|at| at.item()).filter(|item| item.is_of(key))
+    }
+
     /// Whether a record with this hash is here. Does not count as a use.
     pub(crate) fn holds(&self, hash: KeyHash) -> bool {
         self.find(hash, &epoch::pin()).is_some()

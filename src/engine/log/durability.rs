@@ -9,6 +9,8 @@ use crate::clock::whole_ms;
 use crate::concurrent::{Event, lock};
 use crate::engine::Engine;
 use crate::engine::context::Mode;
+use crate::engine::events::RoomPlace;
+use crate::engine::refused::Refused;
 use crate::id::SegmentId;
 
 /// Segments with bytes that were written and not synced.
@@ -175,6 +177,22 @@ impl Engine {
             #[cfg(any(test, fuzzing))]
             Mode::Inline(step_all) => {
                 // The engine records a failure, and the caller checks that next.
+                let _recorded = step_all(self);
+            }
+        }
+    }
+
+    /// Waits for room after a caller found none for `cause`. `seen` is the count of the signals for
+    /// room before it tried. In inline mode it runs the pending steps instead.
+    pub(in crate::engine) fn wait_for_room(&self, place: &mut RoomPlace<'_>, cause: Refused, seen: u64, timeout: Option<Duration>) {
+        match self.context.mode {
+            Mode::Threads => {
+                place.found_none(cause as usize, seen);
+                self.events.watch_room();
+                place.wait(timeout);
+            }
+            #[cfg(any(test, fuzzing))]
+            Mode::Inline(step_all) => {
                 let _recorded = step_all(self);
             }
         }

@@ -102,7 +102,7 @@ impl Engine {
             Ok(written) => written,
             Err(e) if is_shortage(&e) => {
                 self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(dir = %self.context.dir.display(), error = %e, "no room for the WAL");
+                self.context.warn_of("no room for the WAL; the sync is tried again", None, &e);
                 // The oldest segment makes room.
                 self.health.disk_room().request();
                 self.events.prepare.signal();

@@ -62,7 +62,7 @@ impl Engine {
             Err(e) => {
                 // No manifest names the file: the next checkpoint creates it again.
                 self.counters.write_errors.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(dir = %self.context.dir.display(), error = %e, "a checkpoint cannot be written");
+                self.context.warn_of("a checkpoint cannot be written; the next one is tried later", None, &e);
                 let _gone_or_not = remove_own(self.context.disk.as_ref(), &file_names::checkpoint(sequence), self.context.store);
                 return Ok(false);
             }

@@ -141,9 +141,9 @@ impl Engine {
         Ok(true)
     }
 
-    /// Counts and logs that the disk had no room.
+    /// Counts and logs that the disk had no room. It may be asked again many times a second.
     pub(in crate::engine) fn record_shortage(&self, message: &'static str, error: &io::Error) {
         self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(dir = %self.context.dir.display(), %error, "{message}");
+        self.context.warn_of(message, None, error);
     }
 }

@@ -237,6 +237,7 @@ impl Engine {
 
     /// Appends a catalog change and applies it, if it is still `wanted`.
     fn change_catalog(&self, change: &CatalogChange<'_>, ack: Option<Ack>, wanted: impl Fn(&Catalog) -> bool) -> Result<Lsn> {
+        let mut place = self.events.room.place();
         loop {
             match self.try_change_catalog(change, &wanted)? {
                 Changed::Done(lsn) => {
@@ -246,7 +247,7 @@ impl Engine {
                 Changed::Unwanted => return Ok(Lsn::ZERO),
                 Changed::NoRoom { cause, seen } => {
                     self.counters.waits.add(cause);
-                    self.wait(&self.events.room, seen, None);
+                    self.wait_for_room(&mut place, cause, seen, None);
                 }
             }
         }

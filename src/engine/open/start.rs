@@ -201,6 +201,7 @@ pub(super) fn start(
             listener: options.listener.clone(),
             mode,
             report,
+            log_limit: Default::default(),
             settings,
         },
         manifest: ManifestKeeper::new(manifest),

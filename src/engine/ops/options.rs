@@ -31,19 +31,28 @@ pub enum Condition {
 /// The reaction of a mutation to back-pressure: the write buffer is full, or there is no room for
 /// another record for one of the other causes in [`crate::PerCause`].
 ///
-/// It limits only the wait for room. A mutation at [`Ack::Host`] that found room waits for its sync
-/// without a limit. The default is [`Wait::Forever`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The default depends on the call:
+///
+/// | call | default | what is limited |
+/// |---|---|---|
+/// | put, delete, touch | [`Wait::Forever`] | the wait for room |
+/// | [`crate::Cache::get_or_fill`] | [`Wait::No`] | the waits for room, for a sync, and for another caller's load |
+///
+/// - A mutation at [`Ack::Host`] that found room waits for its sync without a limit, except in a
+///   fill.
+/// - A fill with the default waits for the first segment after an opening, for at most 5 s. It
+///   waits for a sync and for another's load for at most 5 s too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// Wait until there is room.
-    #[default]
+    /// Wait until there is room. In a fill, also until the sync.
     Forever,
-    /// Do not wait: the call fails with [`crate::Error::WouldBlock`].
+    /// Do not wait: the call fails with [`crate::Error::WouldBlock`]. A fill then returns the
+    /// loaded value without storing it.
     No,
     /// Wait for room at most this long: after that the call fails with [`crate::Error::TimedOut`].
+    /// A fill then returns the loaded value without storing it.
     ///
-    /// An async call checks the time only when there may be room. For a strict limit, use the timer
-    /// of the async runtime.
+    /// In a fill each wait may take this long: for another caller's load, for room, for the sync.
     UpTo(Duration),
 }
 
@@ -84,7 +93,8 @@ pub struct PutOptions {
     pub(in crate::engine) ttl: Option<Duration>,
     pub(in crate::engine) ack: Option<Ack>,
     pub(in crate::engine) condition: Condition,
-    pub(in crate::engine) wait: Wait,
+    /// `None` is the default of the call.
+    pub(in crate::engine) wait: Option<Wait>,
     pub(in crate::engine) hint: Hint,
 }
 
@@ -95,8 +105,13 @@ impl PutOptions {
         Self { ttl, condition: Condition::IfVersion(value.version()), ..Self::default() }
     }
 
+    /// Whether the current version of the key must be read first.
+    pub(in crate::engine) fn is_conditional(&self) -> bool {
+        self.condition != Condition::Always
+    }
+
     /// The defaults: no expiry, the acknowledgement level of the cache, [`Condition::Always`],
-    /// [`Wait::Forever`], [`Hint::Auto`].
+    /// [`Hint::Auto`], and the [`Wait`] of the call.
     pub fn new() -> Self {
         Self::default()
     }
@@ -111,7 +126,8 @@ impl PutOptions {
         self
     }
 
-    /// Level at which this put is acknowledged. Default: [`crate::Options::ack`].
+    /// Level at which this put is acknowledged. Default: [`crate::Options::ack`]. A fill waits for
+    /// no sync by default: it takes [`Ack::Process`] if that is lower.
     #[must_use]
     pub fn ack(mut self, level: Ack) -> Self {
         self.ack = Some(level);
@@ -125,10 +141,11 @@ impl PutOptions {
         self
     }
 
-    /// Reaction of this put to back-pressure. Default: [`Wait::Forever`].
+    /// Reaction of this put to back-pressure. Default: [`Wait::Forever`], and [`Wait::No`] in
+    /// [`crate::Cache::get_or_fill`].
     #[must_use]
     pub fn wait(mut self, wait: Wait) -> Self {
-        self.wait = wait;
+        self.wait = Some(wait);
         self
     }
 
@@ -145,7 +162,8 @@ impl PutOptions {
 pub struct DeleteOptions {
     pub(in crate::engine) ack: Option<Ack>,
     pub(in crate::engine) condition: Condition,
-    pub(in crate::engine) wait: Wait,
+    /// `None` is [`Wait::Forever`].
+    pub(in crate::engine) wait: Option<Wait>,
 }
 
 impl DeleteOptions {
@@ -172,7 +190,7 @@ impl DeleteOptions {
     /// Reaction of this delete to back-pressure. Default: [`Wait::Forever`].
     #[must_use]
     pub fn wait(mut self, wait: Wait) -> Self {
-        self.wait = wait;
+        self.wait = Some(wait);
         self
     }
 }

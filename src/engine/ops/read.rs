@@ -104,12 +104,14 @@ impl Engine {
     /// The value of `key`, from the memory tier, the segment ring or flash.
     fn look_up(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>, ReadFailed> {
         let hash = self.context.hash(key);
-        if let Some(item) = self.reads.memory().get(hash, key) {
+        let memory = self.reads.memory();
+        let in_memory = if promote { memory.get(hash, key) } else { memory.peek(hash, key) };
+        if let Some(item) = in_memory {
             if self.expired_at(&item).is_none() {
                 return Ok(Some(Value::new(item, Tier::Memory)));
             }
             // The lookup below finds the record expired too, and removes its index entry.
-            self.reads.memory().forget(&item);
+            memory.forget(&item);
         }
         let Some((entry, at, found)) = self.find(hash)? else { return Ok(None) };
         let tier = found.tier;
@@ -178,8 +180,12 @@ impl Engine {
     fn record_damage(&self, hash: KeyHash, entry: &IndexEntry, life: Option<&Life>) {
         if self.index.remove_if_at(hash, entry.location) {
             self.counters.damaged.fetch_add(1, Ordering::Relaxed);
+            const DAMAGED: &str = "a record does not verify; its key misses";
             let segment = entry.location.segment;
-            tracing::warn!(dir = %self.context.dir.display(), %segment, offset = entry.location.offset, known = life.is_some(), "a record does not verify; its key misses");
+            if let Some(left_out) = self.context.may_log(DAMAGED, Some(segment)) {
+                let (offset, known) = (entry.location.offset, life.is_some());
+                tracing::warn!(dir = %self.context.dir.display(), %segment, offset, known, left_out, "{DAMAGED}");
+            }
         }
     }
 
@@ -203,7 +209,8 @@ impl Engine {
                 return Ok(None);
             }
             self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(dir = %self.context.dir.display(), segment = %entry.location.segment, %error, "a read of a segment failed; the key misses until a read succeeds");
+            let message = "a read of a segment failed; the key misses until a read succeeds";
+            self.context.warn_of(message, Some(entry.location.segment), &error);
             return Err(ReadFailed(error));
         }
         let start = extent.index_of(offset);

@@ -1,7 +1,8 @@
 //! Put, delete and touch: one step in the order of the key's mutations.
 //!
-//! A put is prepared without a lock: its value is compressed, its lengths are checked, and the
-//! record is encoded. The steps of [`Engine::attempt`] then follow under the stripe of the key:
+//! A put is prepared without a lock. What may refuse it is looked at first: the state of the cache,
+//! the lengths, and the condition. Then its value is compressed and the record is encoded. The
+//! steps of [`Engine::attempt`] then follow under the stripe of the key:
 //!
 //! 1. The condition is checked. It is decided on a version that was read before, since that may
 //!    take a device read. If the key changed since, the attempt is `Overtaken` and starts again.
@@ -88,23 +89,26 @@ impl Engine {
 
     /// Sets the value of `key`, as [`Engine::put`] does, but does not wait for a sync.
     fn put_unsynced(&self, key: Key<'_>, value: &[u8], options: &PutOptions) -> Result<Option<Lsn>> {
-        let compressed = self.compress(value)?;
-        let request = self.put_request(key, value, compressed.as_deref(), options)?;
-        self.carry_out(&request, None)
+        self.put_if(key, value, options, None)
     }
 
-    /// Sets the value of `key` if `allowed` returns true under the key's stripe lock.
+    /// Sets the value of `key` if `allowed` returns true under the key's stripe lock. Does not wait
+    /// for a sync.
     pub(in crate::engine) fn put_if(
         &self,
         key: Key<'_>,
         value: &[u8],
         options: &PutOptions,
-        allowed: &dyn Fn() -> bool,
+        allowed: Option<&dyn Fn() -> bool>,
     ) -> Result<Option<Lsn>> {
+        self.check_put(key, value)?;
+        let observed = options.is_conditional().then(|| self.observed_version(key)).transpose()?;
+        if is_unmet(options.condition, observed.as_ref(), allowed) {
+            return Ok(None);
+        }
         let compressed = self.compress(value)?;
-        let request = self.put_request(key, value, compressed.as_deref(), options)?;
-        let placed = self.carry_out(&request, Some(allowed))?;
-        placed.map(|lsn| self.wait_for(request.ack, lsn).map(|()| lsn)).transpose()
+        let request = self.put_request(key, value, compressed.as_deref(), options);
+        self.carry_out(&request, observed, allowed)
     }
 
     /// Sets the values of many keys, in order, and waits for a sync once at the end. The entries
@@ -120,7 +124,7 @@ impl Engine {
     /// or `None` if the condition does not hold.
     pub(crate) fn delete(&self, key: Key<'_>, options: &DeleteOptions) -> Result<Option<Lsn>> {
         let request = self.delete_request(key, options)?;
-        let placed = self.carry_out(&request, None)?;
+        let placed = self.carry_out(&request, None, None)?;
         placed.map(|lsn| self.wait_for(request.ack, lsn).map(|()| lsn)).transpose()
     }
 
@@ -135,17 +139,13 @@ impl Engine {
         Ok(None)
     }
 
-    /// Prepares a put. `compressed` is the value in compressed form, if it is stored like that.
+    /// Checks what refuses a put whatever its condition: the state of the cache, and the lengths.
     ///
     /// # Errors
-    /// [`Error::EmptyKey`], [`Error::KeyTooLarge`], [`Error::ValueTooLarge`].
-    pub(in crate::engine) fn put_request<'a>(
-        &self,
-        key: Key<'a>,
-        value: &'a [u8],
-        compressed: Option<&'a [u8]>,
-        options: &PutOptions,
-    ) -> Result<Request<'a>> {
+    /// [`Error::Failed`], [`Error::Closed`], [`Error::EmptyKey`], [`Error::KeyTooLarge`],
+    /// [`Error::ValueTooLarge`].
+    pub(in crate::engine) fn check_put(&self, key: Key<'_>, value: &[u8]) -> Result<()> {
+        self.health.check_mutable()?;
         check_key(key)?;
         let max = record_len_max(self.context.settings.segment_size).min(Ring::append_max(self.context.settings.segment_ring) as usize);
         let overhead = format::record_len_max(key.bytes.len(), 0) + 16;
@@ -155,11 +155,23 @@ impl Engine {
         if value.len() + overhead > max {
             return Err(Error::ValueTooLarge { len: value.len(), max: max - overhead });
         }
+        Ok(())
+    }
+
+    /// Prepares a put that [`Engine::check_put`] allows. `compressed` is the value in compressed
+    /// form, if it is stored like that.
+    pub(in crate::engine) fn put_request<'a>(
+        &self,
+        key: Key<'a>,
+        value: &'a [u8],
+        compressed: Option<&'a [u8]>,
+        options: &PutOptions,
+    ) -> Request<'a> {
         let hash = self.context.hash(key);
         self.index.prefetch(hash);
         let expires_ms = options.ttl.map(|ttl| self.context.time.now_ms().saturating_add(whole_ms(ttl)));
         let content = compressed.map_or(Content::Plain(value), |bytes| Content::Zstd(bytes, value.len()));
-        Ok(Request {
+        Request {
             key,
             hash,
             draft: Draft::put(key, content, expires_ms),
@@ -167,8 +179,8 @@ impl Engine {
             hint: options.hint,
             ack: options.ack.unwrap_or(self.context.settings.ack),
             condition: options.condition,
-            wait: options.wait,
-        })
+            wait: options.wait.unwrap_or(Wait::Forever),
+        }
     }
 
     /// Prepares a delete.
@@ -179,22 +191,38 @@ impl Engine {
         check_key(key)?;
         let (hash, ack) = (self.context.hash(key), options.ack.unwrap_or(self.context.settings.ack));
         let draft = Draft::tombstone(hash);
-        Ok(Request { key, hash, draft, put: None, hint: Hint::Auto, ack, condition: options.condition, wait: options.wait })
+        Ok(Request {
+            key,
+            hash,
+            draft,
+            put: None,
+            hint: Hint::Auto,
+            ack,
+            condition: options.condition,
+            wait: options.wait.unwrap_or(Wait::Forever),
+        })
     }
 
     /// Attempts a mutation until it takes effect, its condition does not hold, or its deadline has
     /// passed. `None` if its condition does not hold. Does not wait for a sync.
-    fn carry_out(&self, request: &Request<'_>, allowed: Option<&dyn Fn() -> bool>) -> Result<Option<Lsn>> {
+    ///
+    /// `observed` is the version that was read for the condition, if it was read already.
+    fn carry_out(&self, request: &Request<'_>, mut observed: Option<Observed>, allowed: Option<&dyn Fn() -> bool>) -> Result<Option<Lsn>> {
         let deadline = self.deadline(request);
+        let mut place = self.events.room.place();
         loop {
-            let observed = if request.is_conditional() { Some(self.observed_version(request.key)?) } else { None };
+            if request.is_conditional() && observed.is_none() {
+                observed = Some(self.observed_version(request.key)?);
+            }
             match self.attempt(request, observed.as_ref(), allowed)? {
                 Tried::Done(lsn) => return Ok(Some(lsn)),
                 Tried::Unmet => return Ok(None),
-                Tried::Overtaken => {}
+                Tried::Overtaken => observed = None,
                 Tried::NoRoom(NoRoom { cause, seen }) => {
                     let left = self.time_to_wait(request, deadline, cause)?;
-                    self.wait(&self.events.room, seen, left);
+                    self.wait_for_room(&mut place, cause, seen, left);
+                    // The entry may have expired during the wait.
+                    observed = None;
                 }
             }
         }
@@ -287,7 +315,7 @@ impl Engine {
             }
             // The memory tier may hold a version whose index entry is gone. It has no position, so
             // the versions are compared.
-            if current.is_none() && self.reads.memory().get(hash, request.key).map(|item| item.lsn()) != observed.version {
+            if current.is_none() && self.reads.memory().peek(hash, request.key).map(|item| item.lsn()) != observed.version {
                 return Ok(Tried::Overtaken);
             }
             if !request.condition.holds(observed.version) {
@@ -335,9 +363,16 @@ impl Engine {
         if value.len() < COMPRESS_LEN_MIN {
             return Ok(None);
         }
+        self.counters.compressions.fetch_add(1, Ordering::Relaxed);
         let compressed = zstd::bulk::compress(value, level).map_err(Error::io("compress a value for", &self.context.dir))?;
         Ok((compressed.len() < value.len()).then_some(compressed))
     }
+}
+
+/// Whether a put would change nothing, as far as that is known before its attempt. The attempt
+/// decides again under the stripe of the key.
+pub(in crate::engine) fn is_unmet(condition: Condition, observed: Option<&Observed>, allowed: Option<&dyn Fn() -> bool>) -> bool {
+    observed.is_some_and(|observed| !condition.holds(observed.version)) || allowed.is_some_and(|allowed| !allowed())
 }
 
 /// Checks that a key has 1 to [`KEY_LEN_MAX`] bytes, in a namespace that its handle still has.

@@ -79,11 +79,11 @@ impl Engine {
         let finished = self.drain_entries(row, keep).unwrap_or_else(|error| {
             if is_shortage(&error) {
                 // No descriptor for the file is free now. A later call may have one.
-                tracing::warn!(dir = %self.context.dir.display(), segment = %id, %error, "a segment cannot be emptied now; it is tried again");
+                self.context.warn_of("a segment cannot be emptied now; it is tried again", Some(id), &error);
                 return false;
             }
             self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(dir = %self.context.dir.display(), segment = %id, %error, "a segment cannot be read; its entries are lost");
+            self.context.warn_of("a segment cannot be read; its entries are lost", Some(id), &error);
             self.index.remove_segment(id);
             true
         });
@@ -180,7 +180,7 @@ impl Engine {
             Ok(bytes) => bytes,
             Err(error) => {
                 self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(dir = %self.context.dir.display(), segment = %row.life.id, %error, "an entry cannot be read");
+                self.context.warn_of("an entry cannot be read while its segment is emptied; it is lost", Some(row.life.id), &error);
                 return None;
             }
         };

@@ -35,13 +35,15 @@ impl Engine {
 
     /// Appends a tombstone for the hash of a lost entry, if `is_wanted` still returns true under
     /// its stripe lock. From then on no older version of the key is served, even after a restart.
-    pub(super) fn bury(&self, entry: &FooterEntry, is_wanted: impl Fn() -> bool) -> Result<(), Refused> {
+    /// Returns whether it was appended.
+    pub(super) fn bury(&self, entry: &FooterEntry, is_wanted: impl Fn() -> bool) -> Result<bool, Refused> {
         let draft = Draft::tombstone(entry.hash);
         let _in_order = self.log.stripe(entry.hash);
-        if is_wanted() {
-            self.append(&Append { hash: entry.hash, draft: &draft, kind: Appending::Burial })?;
-            self.reads.memory().supersede(entry.hash, None, || self.index.remove(entry.hash));
+        if !is_wanted() {
+            return Ok(false);
         }
-        Ok(())
+        self.append(&Append { hash: entry.hash, draft: &draft, kind: Appending::Burial })?;
+        self.reads.memory().supersede(entry.hash, None, || self.index.remove(entry.hash));
+        Ok(true)
     }
 }

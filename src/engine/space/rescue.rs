@@ -4,7 +4,8 @@
 //! tombstone or newer version, an older version would come back. For each record one of these
 //! happens:
 //!
-//! - Nothing, if the index has a newer version elsewhere.
+//! - Nothing, if the index names a newer record with the same hash elsewhere. Another key may share
+//!   the fingerprint, so the hash of that record is compared. That may take a read.
 //! - A record that verifies, in the file or among the bytes that were not flushed, is appended
 //!   again elsewhere.
 //! - For any other record a tombstone is appended, so that no older version is served, even after a
@@ -19,8 +20,11 @@ use crate::engine::Engine;
 use crate::engine::log::sync::Synced;
 use crate::engine::refused::Refused;
 use crate::error::Result;
+use crate::id::KeyHash;
+use crate::index::geometry::IndexEntry;
 use crate::manifest::ManifestStore;
 use crate::segment::failed::Failed;
+use crate::segment::footer::FooterEntry;
 use crate::segment::table::Stage;
 
 /// The result of one step of the rescue.
@@ -68,19 +72,47 @@ impl Engine {
     /// Appends every record of a failed segment again, or a tombstone if it is lost.
     pub(in crate::engine) fn rescue(&self, failed: &Failed) -> Result<(), Refused> {
         for entry in failed.remaining() {
-            let location = failed.location(entry);
-            let names_it = || self.index.get(entry.hash).map(|now| now.location == location);
-            match names_it() {
-                Some(false) => {}
-                Some(true)
-                    if let Some((record, bytes)) = failed.record(self.context.store, entry, || self.table.file(location.segment))
-                        && self.reinsert(failed.row(), entry, &record, &bytes)? => {}
-                // The record is lost, or its entry was deleted or found expired or damaged since.
-                // Older versions may lie in older segments.
-                _ => self.bury(entry, || names_it() != Some(false))?,
-            }
+            while !self.rescue_entry(failed, entry)? {}
             failed.advance();
         }
         Ok(())
+    }
+
+    /// Appends the record of an entry again, or a tombstone, unless a newer version is in the log.
+    /// Returns false if the index changed meanwhile, and the entry is to be looked at again.
+    fn rescue_entry(&self, failed: &Failed, entry: &FooterEntry) -> Result<bool, Refused> {
+        let place = failed.location(entry);
+        let named = self.index.get(entry.hash);
+        if named.as_ref().is_some_and(|named| named.location == place)
+            && let Some((record, bytes)) = failed.record(self.context.store, entry, || self.table.file(place.segment))
+            && self.reinsert(failed.row(), entry, &record, &bytes)?
+        {
+            return Ok(true);
+        }
+        if let Some(named) = named.as_ref().filter(|named| named.location != place)
+            && self.hash_at(named) == Some(entry.hash)
+        {
+            return Ok(true);
+        }
+        // One of these:
+        // - The record is lost.
+        // - Its entry was deleted, or found expired or damaged since.
+        // - Another key with the same fingerprint has its slot, and loses it here too.
+        // Older versions may lie in older segments.
+        let location = named.map(|named| named.location);
+        self.bury(entry, || self.index.get(entry.hash).map(|now| now.location) == location)
+    }
+
+    /// The hash of the record at an index entry. `None` if that cannot be told: the record cannot
+    /// be read now, or does not verify.
+    fn hash_at(&self, named: &IndexEntry) -> Option<KeyHash> {
+        let segment = named.location.segment;
+        if let Some(failed) = self.log.lock().failed().iter().find(|failed| failed.row().life.id == segment) {
+            // Its record is appended again too, or buried.
+            return failed.hash_at(named.location.offset);
+        }
+        let life = self.table.life(segment)?;
+        let found = self.read(named, &life).ok()??;
+        Some(found.record.effect(self.context.hash_seed, found.bytes()).0)
     }
 }

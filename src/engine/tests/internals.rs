@@ -12,7 +12,7 @@ use crate::engine::open::budget::fit_index;
 use crate::engine::ops::write::{Observed, Tried};
 use crate::engine::{Engine, PutOptions, open};
 use crate::error::Error;
-use crate::id::{Key, Location, Lsn};
+use crate::id::{Key, Location, Lsn, SegmentId};
 use crate::index::geometry::IndexEntry;
 use crate::io::sim::SimDisk;
 use crate::segment::reader;
@@ -92,6 +92,11 @@ pub(super) fn location_of(engine: &Engine, key: Key<'_>) -> Location {
     engine.index.get(engine.context.hash(key)).unwrap().location
 }
 
+/// The segments that are out of use.
+pub(super) fn quarantined(engine: &Engine) -> Vec<SegmentId> {
+    engine.table.select(|row| row.stage == Stage::Quarantined).iter().map(|row| row.life.id).collect()
+}
+
 /// Takes a key out of the index alone, as if its segment had become unreadable while it drained.
 pub(super) fn drop_from_index(engine: &Engine, key: Key<'_>) {
     assert!(engine.index.remove(engine.context.hash(key)).is_some());
@@ -130,7 +135,7 @@ pub(super) fn put_is_overtaken(
     options: &PutOptions,
     meanwhile: impl FnOnce(),
 ) -> bool {
-    let request = engine.put_request(key, value, None, options).unwrap();
+    let request = engine.put_request(key, value, None, options);
     let seen = Observed { at: None, version: Some(version) };
     meanwhile();
     matches!(engine.attempt(&request, Some(&seen), None), Ok(Tried::Overtaken))

@@ -12,6 +12,8 @@ pub(crate) mod store;
 #[cfg(test)]
 mod basics;
 #[cfg(test)]
+mod callers;
+#[cfg(test)]
 mod clocks;
 #[cfg(test)]
 mod crash;

@@ -2,6 +2,7 @@
 //! model allows, with up to three preemptions:
 //!
 //! - events, and group commit built on them,
+//! - the queues for room,
 //! - single flight,
 //! - the seqlock of the index.
 //!
@@ -15,6 +16,8 @@ mod single_flight;
 mod id;
 #[path = "../../../src/concurrent.rs"]
 mod concurrent;
+#[path = "../../../src/engine/room.rs"]
+mod room;
 #[path = "../../../src/engine/sync_waiters.rs"]
 mod sync_waiters;
 #[path = "../../../src/index/version.rs"]
@@ -22,7 +25,10 @@ mod version;
 
 #[cfg(test)]
 mod models {
+    use std::pin::Pin;
     use std::sync::Arc;
+    use std::task::{Context, Waker};
+    use std::time::Duration;
 
     use loom::thread;
 
@@ -30,6 +36,7 @@ mod models {
     use super::id::{KeyHash, Lsn};
     use super::concurrent::primitives::{AtomicBool, AtomicU64, Mutex, Ordering};
     use super::concurrent::{Event, lock};
+    use super::room::Room;
     use super::sync_waiters::SyncWaiters;
     use super::version::Version;
 
@@ -70,6 +77,73 @@ mod models {
     #[test]
     fn a_signal_wakes_a_waiting_task() {
         check_that_a_signal_wakes(|event, seen| loom::future::block_on(event.after(seen)));
+    }
+
+    /// Room for some records, and the callers that wait for it.
+    #[derive(Default)]
+    struct Space {
+        free: AtomicU64,
+        room: Room<1>,
+    }
+
+    impl Space {
+        fn take(&self) -> bool {
+            self.free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |free| free.checked_sub(1)).is_ok()
+        }
+
+        /// Takes room for one record, in the order of `Engine::carry_out`.
+        fn put(&self) {
+            let mut place = self.room.place();
+            loop {
+                let seen = self.room.count();
+                if self.take() {
+                    return;
+                }
+                place.found_none(0, seen);
+                place.wait(None);
+            }
+        }
+    }
+
+    #[test]
+    fn one_signal_lets_as_many_waiters_pass_as_find_room() {
+        check(|| {
+            let space = Arc::new(Space::default());
+            let waiters: Vec<_> = (0..2)
+                .map(|_| {
+                    let space = Arc::clone(&space);
+                    thread::spawn(move || space.put())
+                })
+                .collect();
+            space.free.store(2, Ordering::SeqCst);
+            space.room.signal();
+            waiters.into_iter().for_each(|waiter| waiter.join().unwrap());
+            assert!(!space.room.is_waited_for());
+        });
+    }
+
+    #[test]
+    fn a_waiter_that_is_dropped_keeps_nobody_from_room() {
+        check(|| {
+            let space = Arc::new(Space::default());
+            let dropped = {
+                let space = Arc::clone(&space);
+                thread::spawn(move || {
+                    let mut place = space.room.place();
+                    place.found_none(0, space.room.count());
+                    let _ready_or_not = Pin::new(&mut place).poll(&mut Context::from_waker(Waker::noop()));
+                })
+            };
+            let waiter = {
+                let space = Arc::clone(&space);
+                thread::spawn(move || space.put())
+            };
+            space.free.store(1, Ordering::SeqCst);
+            space.room.signal();
+            dropped.join().unwrap();
+            waiter.join().unwrap();
+            assert!(!space.room.is_waited_for());
+        });
     }
 
     #[test]
@@ -177,14 +251,14 @@ mod models {
         struct Both {
             source: Mutex<u64>,
             cached: Mutex<Option<u64>>,
-            fills: Fills,
+            fills: Fills<u64>,
         }
         check(|| {
             let both = Arc::new(Both { source: Mutex::new(1), cached: Mutex::new(None), fills: Fills::default() });
             let loads = {
                 let both = Arc::clone(&both);
                 thread::spawn(move || {
-                    let (flight, mine) = both.fills.board(KEY);
+                    let (flight, mine) = both.fills.board(KEY, Duration::ZERO, Duration::MAX);
                     assert!(mine);
                     let _landing = Landing { fills: &both.fills, hash: KEY, flight: &flight };
                     let loaded = *lock(&both.source);
@@ -207,13 +281,45 @@ mod models {
     }
 
     #[test]
+    fn a_caller_that_comes_after_a_delete_takes_no_older_load() {
+        const KEY: KeyHash = KeyHash(7);
+        check(|| {
+            let shared = Arc::new((Mutex::new(1u64), Fills::<u64>::default()));
+            let loads = {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || {
+                    let (flight, mine) = shared.1.board(KEY, Duration::ZERO, Duration::MAX);
+                    if mine {
+                        let _landing = Landing { fills: &shared.1, hash: KEY, flight: &flight };
+                        let loaded = *lock(&shared.0);
+                        flight.leave(loaded);
+                    }
+                })
+            };
+            *lock(&shared.0) = 2;
+            shared.1.supersede(KEY);
+            let (flight, mine) = shared.1.board(KEY, Duration::ZERO, Duration::MAX);
+            if mine {
+                drop(Landing { fills: &shared.1, hash: KEY, flight: &flight });
+            } else {
+                let seen = flight.over.count();
+                if !flight.landed.load(Ordering::SeqCst) {
+                    flight.over.wait(seen, None);
+                }
+                assert_ne!(flight.left(), Some(1), "the value from before the delete");
+            }
+            loads.join().unwrap();
+        });
+    }
+
+    #[test]
     fn of_two_misses_one_waits_until_the_other_has_loaded() {
         const KEY: KeyHash = KeyHash(7);
         check(|| {
-            let shared = Arc::new((Fills::default(), AtomicU64::new(0)));
-            let one = |shared: Arc<(Fills, AtomicU64)>| {
+            let shared = Arc::new((Fills::<u64>::default(), AtomicU64::new(0)));
+            let one = |shared: Arc<(Fills<u64>, AtomicU64)>| {
                 move || {
-                    let (flight, mine) = shared.0.board(KEY);
+                    let (flight, mine) = shared.0.board(KEY, Duration::ZERO, Duration::MAX);
                     if mine {
                         let _landing = Landing { fills: &shared.0, hash: KEY, flight: &flight };
                         shared.1.fetch_add(1, Ordering::SeqCst);
