@@ -27,7 +27,9 @@ fn value(key: u64, tag: u8) -> Vec<u8> {
 
 fn put(cache: &Cache, keys: std::ops::Range<u64>, tag: u8) {
     let host = PutOptions::new().ack(Ack::Host);
-    keys.for_each(|key| drop(cache.put_with(key.to_le_bytes(), value(key, tag), &host).expect("room")));
+    for key in keys {
+        cache.put_with(key.to_le_bytes(), value(key, tag), &host).expect("room");
+    }
 }
 
 fn check(cache: &Cache, keys: std::ops::Range<u64>, tag: u8) {

@@ -22,7 +22,9 @@ fn value(key: u64, tag: u8) -> Vec<u8> {
 }
 
 fn put(cache: &Cache, keys: std::ops::Range<u64>, tag: u8) {
-    keys.for_each(|key| drop(cache.put(key.to_le_bytes(), value(key, tag)).expect("room")));
+    for key in keys {
+        cache.put(key.to_le_bytes(), value(key, tag)).expect("room");
+    }
 }
 
 fn check(cache: &Cache, keys: std::ops::Range<u64>, tag: u8) {

@@ -22,10 +22,6 @@ fn put_now(engine: &Engine, key: u64, len: usize) -> Result<(), Error> {
 
 /// Puts until there is no room, with all background work in between. Returns how many puts were
 /// acknowledged.
-fn fill(engine: &Engine, from: u64, max: u64) -> u64 {
-    fill_with(engine, from, max, 2_000)
-}
-
 fn fill_with(engine: &Engine, from: u64, max: u64, len: usize) -> u64 {
     for n in from..from + max {
         loop {
