@@ -32,7 +32,7 @@ use super::recover;
 use crate::clock::Clock;
 use crate::config::{Activity, Observer, Options, RecoveryMode, Stored};
 use crate::error::{Error, Result};
-use crate::io::host::Descriptors;
+use crate::io::host::{self, Descriptors};
 use crate::io::{Disk, DiskLock};
 
 /// The directory's lock and the reserved descriptors, held until the store is dropped.
@@ -44,10 +44,11 @@ pub(super) struct OpenGuards {
 
 /// Opens the store in the options' directory.
 pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dyn Clock>, mode: Mode) -> Result<Arc<Engine>> {
+    let is_real = disk.is_none();
+    let options = &if is_real { Options { memory_max: host::memory_max(), ..options.clone() } } else { options.clone() };
     // Before anything is created.
     let settings = options.validate(None)?;
     budget::check_memory(&settings)?;
-    let is_real = disk.is_none();
     let disk = match disk {
         Some(disk) => disk,
         None => Arc::new(directory::posix_disk(options)?),

@@ -38,11 +38,6 @@ use crate::segment::table::{self, Table};
 use crate::tier::memory::MemoryTier;
 use crate::wal::writer::Wal;
 
-/// One byte in this many of `memory` may be buffers that are kept for the next read.
-const POOL_SHARE: u64 = 256;
-/// Upper bound of the bytes of buffers that are kept for the next read.
-const POOL_BYTES_MAX: u64 = 2 << 20;
-
 /// Describes a new store without entries. Writes nothing.
 pub(super) fn create(settings: &Settings, disk: &dyn Disk, clock: &dyn Clock) -> std::io::Result<Recovered> {
     let manifest = Manifest {
@@ -167,7 +162,7 @@ pub(super) fn start(
     let marks = Watermarks::new(Lsn(manifest.next_lsn.0 - 1), manifest.reclaimed, manifest.time_ms);
     let log = Log::new(LogState::new(manifest.next_lsn, begin.wal), segment_ring, wal, marks);
     let warmth = WarmthState::load(disk.as_ref(), manifest.store, settings.memory);
-    let pool = BufferPool::new((settings.memory / POOL_SHARE).min(POOL_BYTES_MAX));
+    let pool = BufferPool::new(settings.pool_bytes);
     let rings = Ring::allocated(settings.segment_ring) + Ring::allocated(settings.wal_ring);
     let besides_tier = rings + index.allocated() + pool.bytes_max();
     let memory = MemoryTier::new(settings.memory.saturating_sub(besides_tier));
