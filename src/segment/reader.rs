@@ -2,6 +2,7 @@
 //! footer is damaged.
 
 use std::io;
+use std::ops::Range;
 
 use super::footer::{self, FooterEntry};
 use super::format::{self, DATA_START};
@@ -16,55 +17,176 @@ pub(crate) const WINDOW: usize = 1 << 20;
 /// Bytes per read of a [`SegmentView`] in the background: other reads wait less for a short one.
 pub(crate) const SMALL_WINDOW: usize = 64 << 10;
 
-/// The contents of a sealed segment.
-#[derive(Debug, Default)]
-pub(crate) struct Contents {
-    /// All known records, in the order of their positions.
-    pub(crate) entries: Vec<FooterEntry>,
-    /// Number of stretches for which neither the footer block nor the records verify.
-    pub(crate) lost: u64,
-    /// Offset at which the last lost stretch ends.
-    pub(crate) lost_to: u32,
+/// Most records that a [`Listing`] returns at once from damaged stretches of a footer.
+const SCANNED_MAX: usize = 256;
+/// No record is longer.
+const RECORD_LEN_MAX: u32 = 16 << 20;
+
+/// Lists the records of a sealed segment, in the order of their positions and a few at a time. A
+/// block that cannot be read counts as one that does not verify.
+pub(crate) struct Listing<'a> {
+    store: StoreId,
+    row: &'a Row,
+    hash_seed: u64,
+    file: &'a dyn File,
+    /// Footer blocks, and the part of the file that they are.
+    buf: AlignedBuf,
+    held: Range<u64>,
+    /// Offset of the first footer block.
+    footer_at: u64,
+    /// Offset of the next footer block.
+    next_block: u64,
+    trailer_at: u64,
+    data_end: u32,
+    /// Offset at which the last listed record ends.
+    known_to: u32,
+    /// Footer blocks are missing before the next one.
+    gap: bool,
+    /// A stretch whose records are read themselves.
+    scan: Option<(Range<u32>, SegmentView<'a>)>,
+    /// Entries of the last footer block that was read. They follow the scanned records.
+    pending: Vec<FooterEntry>,
+    lost: u64,
+    lost_to: u32,
 }
 
-/// Lists the records of a sealed segment. A block that cannot be read counts as one that does not
-/// verify.
-pub(crate) fn entries(store: StoreId, row: &Row, hash_seed: u64, file: &dyn File) -> Contents {
-    let block = BLOCK as u64;
-    let trailer_at = row.size - block;
-    let mut trailer = AlignedBuf::zeroed(BLOCK);
-    read_or_zero(file, trailer_at, &mut trailer);
-    let stated = format::decode_trailer(store, &trailer).filter(|(life, _)| *life == row.life).map(|(_, t)| t);
-    let footer_at = match stated {
-        Some(trailer) => trailer_at.saturating_sub(u64::from(trailer.footer_blocks) * block),
-        None => first_footer_block(store, row, file),
-    };
-    let data_end = stated.map_or(footer_at as u32, |t| t.data_end);
-    let mut bytes = AlignedBuf::zeroed((trailer_at - footer_at).max(block) as usize);
-    if footer_at < trailer_at {
-        read_or_zero(file, footer_at, &mut bytes);
-    }
-    let mut contents = Contents { entries: Vec::with_capacity(bytes.len() / footer::ENTRY_LEN_MIN), ..Contents::default() };
-    let mut known_to = DATA_START;
-    // Without a trailer the number of footer blocks is unknown: blocks may be missing at the front.
-    let mut gap = stated.is_none();
-    for (i, chunk) in bytes[..(trailer_at - footer_at) as usize].chunks_exact(BLOCK).enumerate() {
-        let at = row.life.base.plus(footer_at + (i * BLOCK) as u64);
-        let Some(block_entries) = footer::decode_block(store, at, chunk) else {
-            gap = true;
-            continue;
+impl<'a> Listing<'a> {
+    /// Begins with the first record. Reads up to `at_once` bytes of the footer at a time, and a
+    /// block at least.
+    pub(crate) fn new(store: StoreId, row: &'a Row, hash_seed: u64, file: &'a dyn File, at_once: usize) -> Self {
+        let block = BLOCK as u64;
+        let trailer_at = row.size - block;
+        let mut trailer = AlignedBuf::zeroed(BLOCK);
+        read_or_zero(file, trailer_at, &mut trailer);
+        let stated = format::decode_trailer(store, &trailer).filter(|(life, _)| *life == row.life).map(|(_, t)| t);
+        let footer_at = match stated {
+            Some(trailer) => trailer_at.saturating_sub(u64::from(trailer.footer_blocks) * block),
+            None => first_footer_block(store, row, file),
         };
-        if let (true, Some(first)) = (gap, block_entries.first()) {
-            scan(store, row, hash_seed, file, known_to..first.offset, &mut contents);
-            gap = false;
+        let len = (at_once as u64 / block * block).min(trailer_at - footer_at).max(block);
+        Self {
+            store,
+            row,
+            hash_seed,
+            file,
+            buf: AlignedBuf::zeroed(len as usize),
+            held: 0..0,
+            footer_at,
+            next_block: footer_at,
+            trailer_at,
+            data_end: stated.map_or(footer_at as u32, |t| t.data_end),
+            known_to: DATA_START,
+            // Without a trailer the number of footer blocks is unknown: blocks may be missing at
+            // the front.
+            gap: stated.is_none(),
+            scan: None,
+            pending: Vec::new(),
+            lost: 0,
+            lost_to: 0,
         }
-        known_to = block_entries.last().map_or(known_to, |e| e.offset + e.len);
-        contents.entries.extend(block_entries);
     }
-    if gap {
-        scan(store, row, hash_seed, file, known_to..data_end, &mut contents);
+
+    /// Upper bound of the bytes of all records. It is exact if the trailer verifies and no record
+    /// is missing.
+    pub(crate) fn data_bytes(&self) -> u64 {
+        self.footer_at.min(self.data_end.into()).saturating_sub(DATA_START.into())
     }
-    contents
+
+    /// Number of stretches so far for which neither the footer block nor the records verify.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// Offset at which the last lost stretch ends.
+    pub(crate) fn lost_to(&self) -> u32 {
+        self.lost_to
+    }
+
+    /// The entries of the next footer block, if it verifies.
+    fn decode_next_block(&mut self) -> Option<Vec<FooterEntry>> {
+        let at = self.next_block;
+        self.next_block += BLOCK as u64;
+        if !self.held.contains(&at) {
+            let len = (self.buf.len() as u64).min(self.trailer_at - at);
+            read_or_zero(self.file, at, &mut self.buf[..len as usize]);
+            self.held = at..at + len;
+        }
+        let block = &self.buf[(at - self.held.start) as usize..][..BLOCK];
+        footer::decode_block(self.store, self.row.life.base.plus(at), block)
+    }
+
+    /// From here on the records up to offset `to` are read themselves.
+    fn begin_scan(&mut self, to: u32) {
+        if self.known_to < to {
+            self.scan = Some((self.known_to..to, SegmentView::new(self.file, self.row.size, SMALL_WINDOW.min(self.buf.len().max(BLOCK)))));
+        }
+    }
+
+    /// The next records of the stretch that is scanned, one after the other. A record that does not
+    /// verify ends the scan, and the rest of the stretch is lost.
+    fn step_scan(&mut self) -> Option<Vec<FooterEntry>> {
+        let (mut range, mut view) = self.scan.take()?;
+        let mut entries = Vec::new();
+        while !range.is_empty() {
+            if entries.len() == SCANNED_MAX {
+                self.scan = Some((range, view));
+                break;
+            }
+            let Some(entry) = record_in(self.store, self.row, self.hash_seed, &mut view, range.clone()) else {
+                self.lost += 1;
+                self.lost_to = range.end;
+                break;
+            };
+            range.start += entry.len;
+            entries.push(entry);
+        }
+        Some(entries)
+    }
+}
+
+impl Iterator for Listing<'_> {
+    type Item = Vec<FooterEntry>;
+
+    /// The next records, about as many as a footer block lists.
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(entries) = self.step_scan() {
+                return Some(entries);
+            }
+            if !self.pending.is_empty() {
+                return Some(std::mem::take(&mut self.pending));
+            }
+            if self.next_block >= self.trailer_at {
+                if !std::mem::take(&mut self.gap) {
+                    return None;
+                }
+                self.begin_scan(self.data_end);
+                continue;
+            }
+            let Some(entries) = self.decode_next_block() else {
+                self.gap = true;
+                continue;
+            };
+            if let (true, Some(first)) = (self.gap, entries.first()) {
+                self.gap = false;
+                self.begin_scan(first.offset);
+            }
+            self.known_to = entries.last().map_or(self.known_to, |e| e.offset + e.len);
+            self.pending = entries;
+        }
+    }
+}
+
+/// The record at the front of a stretch, if it verifies.
+fn record_in(store: StoreId, row: &Row, hash_seed: u64, view: &mut SegmentView<'_>, stretch: Range<u32>) -> Option<FooterEntry> {
+    let (offset, room) = (stretch.start, (stretch.end - stretch.start).min(RECORD_LEN_MAX));
+    // The head of a record is shorter than a sector. Its length is not verified yet.
+    let head = view.bytes(offset, room.min(SECTOR as u32)).ok()?;
+    let len = u32::try_from(format::stated_len(head)?).ok().filter(|len| *len <= room)?;
+    let bytes = view.bytes(offset, len).ok()?;
+    let record = format::decode_record(store, row.life.base.plus(offset.into()), row.life.base_lsn, bytes)?;
+    let (hash, tombstone) = record.effect(hash_seed, bytes);
+    Some(FooterEntry { hash, offset, len: record.len as u32, lsn: record.lsn, tombstone })
 }
 
 /// Fills `buf`, block by block if one read of it all fails. A block that cannot be read becomes
@@ -95,38 +217,13 @@ fn first_footer_block(store: StoreId, row: &Row, file: &dyn File) -> u64 {
     at
 }
 
-/// Adds the records in `range`, one after the other. A record that does not verify ends the scan,
-/// and the rest of the range is lost.
-fn scan(store: StoreId, row: &Row, hash_seed: u64, file: &dyn File, range: std::ops::Range<u32>, contents: &mut Contents) {
-    if range.is_empty() {
-        return;
-    }
-    let start = round_down(range.start.into(), SECTOR as u64);
-    let end = round_up(range.end.into(), SECTOR as u64).min(row.size);
-    let mut bytes = AlignedBuf::zeroed((end - start) as usize);
-    read_or_zero(file, start, &mut bytes);
-    let mut offset = range.start;
-    while offset < range.end {
-        let here = &bytes[(u64::from(offset) - start) as usize..];
-        let at = row.life.base.plus(offset.into());
-        let Some(record) = format::decode_record(store, at, row.life.base_lsn, here) else {
-            contents.lost += 1;
-            contents.lost_to = range.end;
-            return;
-        };
-        let (hash, tombstone) = record.effect(hash_seed, here);
-        contents.entries.push(FooterEntry { hash, offset, len: record.len as u32, lsn: record.lsn, tombstone });
-        offset += record.len as u32;
-    }
-}
-
 /// A sliding view of a segment file for reading it from front to back.
 pub(crate) struct SegmentView<'a> {
     file: &'a dyn File,
     size: u64,
     buf: AlignedBuf,
     /// Range of the file that `buf` holds.
-    held: std::ops::Range<u64>,
+    held: Range<u64>,
 }
 
 impl<'a> SegmentView<'a> {

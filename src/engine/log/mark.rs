@@ -25,8 +25,12 @@ impl Engine {
         }
         let (appended, time_ms) = (Lsn(end.lsn.0 - 1), self.context.time.now_ms());
         let frame = Frame::Mark { durable: marks.durable(), time_ms, appended };
-        log.push_frame(wal.append(end.position, &frame, &[]));
+        log.push_mark(wal.append(end.position, &frame, &[]));
         marks.raise_marked(time_ms);
+        if log.marks() > self.context.settings.marks_max {
+            // A segment that is never filled would keep them all.
+            self.events.prepare.signal();
+        }
     }
 
     /// Makes the log state that store time `ms` has passed, so that a later process knows it even

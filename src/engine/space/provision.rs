@@ -18,7 +18,7 @@ use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, File, is_shortage};
 use crate::manifest::ManifestStore;
 use crate::segment::format::{self, Life};
-use crate::segment::table::Stage;
+use crate::segment::table::{Row, Stage};
 
 impl Engine {
     /// Prepares segments if too few are ready, or empties the oldest one if none is free. Returns
@@ -33,6 +33,7 @@ impl Engine {
             // Wake waiters so that those with a deadline can check it.
             self.events.room.signal();
         }
+        self.shorten_wal(&mut manifest)?;
         let Rescued { changed, waits, found_shortage } = self.step_rescue(&mut manifest)?;
         let is_free = self.free_segments(1).next().is_some();
         let (ready, wanted) = (self.log.lock().ready_count(), ready_wanted(self.context.settings.segments));
@@ -141,6 +142,20 @@ impl Engine {
         let file = self.table.file(life.id)?;
         file.write_at(0, &block)?;
         Ok(file)
+    }
+
+    /// Seals the open segment if the WAL grows by marks alone, so that a recovery need not replay
+    /// them all.
+    fn shorten_wal(&self, manifest: &mut ManifestStore) -> Result<()> {
+        if self.log.lock().marks() <= self.context.settings.marks_max {
+            return Ok(());
+        }
+        let is_unsealed = |row: &Row| matches!(row.stage, Stage::Open | Stage::Full | Stage::Failed);
+        if self.seal_early()? || self.table.select(is_unsealed).is_empty() {
+            self.write_manifest(manifest)?;
+            self.log.lock().forget_marks();
+        }
+        Ok(())
     }
 
     /// Seals the open segment before it is full, so that it can be emptied. Returns false if no

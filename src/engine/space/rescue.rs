@@ -68,6 +68,7 @@ impl Engine {
     /// Appends every record of a failed segment again, or a tombstone if it is lost.
     pub(in crate::engine) fn rescue(&self, failed: &Failed) -> Result<(), Refused> {
         for entry in failed.remaining() {
+            let entry = &entry;
             let location = failed.location(entry);
             let names_it = || self.index.get(entry.hash).map(|now| now.location == location);
             match names_it() {

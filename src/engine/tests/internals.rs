@@ -14,8 +14,10 @@ use crate::engine::{Engine, PutOptions, open};
 use crate::error::Error;
 use crate::id::{Key, Location, Lsn};
 use crate::index::geometry::IndexEntry;
+use crate::io::BLOCK;
 use crate::io::sim::SimDisk;
-use crate::segment::reader;
+use crate::manifest::catalog::Catalog;
+use crate::segment::reader::Listing;
 use crate::segment::table::Stage;
 
 /// Index changes that recovery merges at once here: so few that small stores need several merges.
@@ -56,6 +58,24 @@ pub(super) fn write_manifest(engine: &Engine) {
     engine.write_manifest(&mut engine.manifest.lock()).unwrap();
 }
 
+/// Seals the open segment, and then writes a manifest whose WAL start and catalog are older. A
+/// manifest is like that if the segment is sealed while the manifest is put together.
+pub(super) fn seal_behind_the_manifest(engine: &Engine) {
+    let (wal_start, wal_lsn) = {
+        let manifest = engine.manifest.lock();
+        (manifest.wal_start, manifest.wal_lsn)
+    };
+    engine.retire_last();
+    engine.step_flush().unwrap();
+    engine.step_seal().unwrap();
+    engine.step_sync().unwrap();
+    write_manifest(engine);
+    let mut manifest = engine.manifest.lock();
+    (manifest.wal_start, manifest.wal_lsn) = (wal_start, wal_lsn);
+    manifest.catalog = Catalog::default();
+    manifest.store().unwrap();
+}
+
 /// Gives the next mutation this LSN, as if the mutations in between had come and gone.
 pub(super) fn skip_to_lsn(engine: &Engine, lsn: Lsn) {
     engine.log.lock().skip_to_lsn(lsn);
@@ -88,6 +108,11 @@ pub(super) fn index_entries(engine: &Engine) -> u64 {
 /// Bytes of memory that the index has allocated.
 pub(super) fn index_bytes(engine: &Engine) -> u64 {
     engine.index.allocated()
+}
+
+/// Bytes of memory of footers under construction, and of failed segments.
+pub(super) fn footer_bytes(engine: &Engine) -> u64 {
+    engine.log.lock().allocated()
 }
 
 pub(super) fn settings(engine: &Engine) -> &Settings {
@@ -129,9 +154,10 @@ pub(super) fn move_entries(engine: &Engine, mut between: impl FnMut()) {
     let row = engine.table.select(|r| r.stage == Stage::Sealed)[0];
     engine.table.drain(row.life.id);
     let file = engine.table.file(row.life.id).unwrap();
-    let contents = reader::entries(engine.context.store, &row, engine.context.hash_seed, file.as_ref());
-    assert!(contents.entries.len() > 50);
-    for entry in &contents.entries {
+    let listing = Listing::new(engine.context.store, &row, engine.context.hash_seed, file.as_ref(), BLOCK);
+    let entries: Vec<_> = listing.flatten().collect();
+    assert!(entries.len() > 50);
+    for entry in &entries {
         let place = IndexEntry::new(Location { segment: row.life.id, offset: entry.offset }, entry.len as usize);
         let found = engine.read(&place, &row.life).unwrap().unwrap();
         if engine.reinsert(&row, entry, &found.record, found.bytes()).is_err() {
