@@ -435,3 +435,15 @@ fn marks_that_fill_the_wal_hold_back_no_put() {
         }
     }
 }
+
+#[test]
+fn a_catalog_change_counts_although_its_segment_is_sealed() {
+    let mut store = Store::new(small());
+    store.put(b"key", b"value");
+    store.engine().set_resume_token("stream", b"7", Some(Ack::Process)).unwrap();
+    internals::seal_behind_the_manifest(store.engine());
+    store.kill();
+    assert!(store.engine().recovery().damaged.is_empty());
+    assert_eq!(store.engine().namespaces().resume_token("stream").as_deref(), Some(&b"7"[..]));
+    assert_eq!(store.get(b"key").as_deref(), Some(&b"value"[..]));
+}
