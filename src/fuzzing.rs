@@ -15,7 +15,7 @@ use crate::io::sim::{PowerCut, SimDisk};
 use crate::io::{BLOCK, Disk, File};
 use crate::manifest::Manifest;
 use crate::segment::format::{self, Life, Trailer};
-use crate::segment::reader;
+use crate::segment::reader::Listing;
 use crate::segment::table::{Row, Stage, WalStart};
 use crate::tier::warmth_list::WarmthList;
 use crate::wal::format::{FileHeader, Mutation};
@@ -83,21 +83,23 @@ pub fn footer(data: &[u8]) {
     unchecked(|| {
         format::encode_trailer(STORE, &life, &trailer, &mut segment[SIZE - BLOCK..]);
         let file = file(&disk, "segment.0", SIZE, &segment);
-        reader::entries(STORE, &row, 7, file.as_ref())
+        Listing::new(STORE, &row, 7, file.as_ref(), 2 * BLOCK).flatten().count()
     });
 }
 
 /// A WAL of one file, half of it in the ring.
 pub fn wal(data: &[u8]) {
     const PAYLOAD: usize = 4 * BLOCK;
-    struct InOrder(Lsn);
+    struct InOrder(Lsn, u64);
     impl Visitor for InOrder {
-        fn visit(&mut self, mutation: &Mutation, moved: bool, _: &[u8]) -> std::io::Result<()> {
+        fn visit(&mut self, mutation: &Mutation, moved: bool, _: &[u8]) -> std::io::Result<bool> {
             if !moved {
                 assert!(mutation.lsn > self.0, "{mutation:?} after {}", self.0);
                 self.0 = mutation.lsn;
             }
-            Ok(())
+            assert!(mutation.record.0 >= self.1, "{mutation:?} before the record of an earlier frame");
+            self.1 = mutation.record.0.saturating_add(mutation.record_len.into());
+            Ok(true)
         }
 
         fn repair(&mut self, hole: &Hole) -> std::io::Result<bool> {
@@ -120,9 +122,9 @@ pub fn wal(data: &[u8]) {
         word.store(u64::from_le_bytes(bytes.try_into().expect("eight bytes")), std::sync::atomic::Ordering::Relaxed);
     }
     for page_cache_whole in [true, false] {
-        let replay = || {
-            Replay::open(&disk, STORE, Arc::clone(&ring), PAYLOAD as u64)?.run((0, Lsn(1)), Lsn(3), page_cache_whole, &mut InOrder(Lsn(0)))
-        };
+        let mut in_order = InOrder(Lsn(0), 0);
+        let mut replay =
+            || Replay::open(&disk, STORE, Arc::clone(&ring), PAYLOAD as u64)?.run((0, Lsn(1)), Lsn(3), page_cache_whole, &mut in_order);
         unchecked(|| replay().map(drop)).expect("no fault is planned");
     }
 }

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::engine::file_names;
+use crate::engine::{file_names, page_cache_is_whole};
 use crate::error::{Error, Result};
 use crate::id::SegmentId;
 use crate::index::Index;
@@ -17,7 +17,7 @@ use crate::io::posix::PosixDisk;
 use crate::io::{BLOCK, Disk, InMemory, Mapping, numbered};
 use crate::manifest::{self, LoadError, Manifest, SegmentState};
 use crate::segment::format::{self, Life};
-use crate::segment::reader::{self, SegmentView, WINDOW};
+use crate::segment::reader::{Listing, SegmentView, WINDOW};
 use crate::segment::table::{self, Row, Stage, WalStart};
 use crate::wal::format::FileHeader;
 use crate::wal::replay::{IgnoreAll, Replay};
@@ -241,12 +241,12 @@ fn row_of(number: usize, segment: &manifest::Segment) -> Row {
 fn verify_records(disk: &dyn Disk, manifest: &Manifest, row: &Row, verified: &mut Verified, out: &mut Inspection) {
     // `inspect_segments` has reported a file that cannot be opened.
     let Ok(file) = disk.open(&table::file_name(row.life.id)) else { return };
-    let contents = reader::entries(manifest.store, row, manifest.hash_seed, file.as_ref());
+    let listing = Listing::new(manifest.store, row, manifest.hash_seed, file.as_ref(), WINDOW);
     let mut window = SegmentView::new(file.as_ref(), row.size, WINDOW);
     let mut bad = 0u64;
     // A tombstone in a footer may stand for a record that was lost, so that no older version is
     // served. Its own record need not verify.
-    for entry in contents.entries.iter().filter(|entry| !entry.tombstone) {
+    for entry in listing.flatten().filter(|entry| !entry.tombstone) {
         let at = row.life.base.plus(entry.offset.into());
         let bytes = window.bytes(entry.offset, entry.len).ok();
         let record = bytes.and_then(|bytes| format::decode_record(manifest.store, at, row.life.base_lsn, bytes));
@@ -266,7 +266,7 @@ fn verify_wal(disk: &dyn Disk, manifest: &Manifest, verified: &mut Verified, out
         // `inspect_wal` has reported a ring that is missing.
         _ => Arc::new(InMemory::zeroed(manifest.wal_ring)),
     };
-    let page_cache_whole = manifest.boot_id == disk.boot_id();
+    let page_cache_whole = page_cache_is_whole(manifest, disk)?;
     let mut replay = Replay::open(disk, manifest.store, ring, manifest.wal_payload)?;
     let summary = replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, page_cache_whole, &mut IgnoreAll)?;
     (verified.wal_frames, verified.wal_last, verified.torn_bytes) = (summary.frames, summary.last.0, summary.torn_bytes);
@@ -329,11 +329,13 @@ fn inspect_segments(disk: &dyn Disk, manifest: &Manifest, out: &mut Inspection) 
             if segment.state != SegmentState::Sealed {
                 return Ok(());
             }
-            let contents = reader::entries(manifest.store, &row, manifest.hash_seed, file.as_ref());
-            found.tombstones = contents.entries.iter().filter(|e| e.tombstone).count() as u64;
-            found.puts = contents.entries.len() as u64 - found.tombstones;
-            found.data_bytes = contents.entries.iter().map(|e| u64::from(e.len)).sum();
-            found.lost = contents.lost;
+            let mut listing = Listing::new(manifest.store, &row, manifest.hash_seed, file.as_ref(), WINDOW);
+            for entry in listing.by_ref().flatten() {
+                found.tombstones += u64::from(entry.tombstone);
+                found.puts += u64::from(!entry.tombstone);
+                found.data_bytes += u64::from(entry.len);
+            }
+            found.lost = listing.lost();
             Ok(())
         });
         match read {

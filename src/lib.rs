@@ -75,7 +75,7 @@
 //! |---|---|
 //! | index | 8 x (1.03 x entries + 2 x partitions) + 32 x partitions; about 8.2 an entry for small records |
 //! | rings | segment ring + WAL ring, and 1/32 of each (4 KiB to 128 KiB) for a bounce buffer |
-//! | footers | 11 to 22 x entries in unsealed segments |
+//! | footers | 10.5 x entries in unsealed segments, at most 1/16 of `memory` |
 //! | reads in flight | at most 1/64 of the budget, or 1 MiB if that is more, and one record for each thread |
 //! | read buffers kept for reuse | at most 1/256 of the budget, and at most 2 MiB |
 //! | memory tier | the rest; an entry takes its key, its value and about 112 |

@@ -12,7 +12,9 @@ use std::time::Duration;
 pub use self::choices::{Ack, Backend, Compression, OnHostCrash, RecoveryMode, WalValues};
 pub use self::hooks::{Activity, Cause, Evicted};
 pub(crate) use self::hooks::{Listener, Observer};
-pub(crate) use self::settings::{FLASH_MAX, INLINE_LEN_MAX, RING_MAX, SEGMENT_SIZE_MAX, SEGMENT_SIZE_MIN, SEGMENTS_MAX, Settings, Stored};
+pub(crate) use self::settings::{
+    FLASH_MAX, INLINE_LEN_MAX, RING_MAX, SEGMENT_SIZE_MAX, SEGMENT_SIZE_MIN, SEGMENTS_MAX, Settings, Stored, has_room_for_empty,
+};
 #[cfg(feature = "toml")]
 pub use self::toml::parse_size;
 #[cfg(doc)]
@@ -29,7 +31,7 @@ pub const KEY_LEN_MAX: usize = 65_535;
 ///
 /// | option | default | range |
 /// |---|---|---|
-/// | [`memory`](Options::memory) | 256 MiB, or as much as the index of the store needs | 1 MiB to physical memory |
+/// | [`memory`](Options::memory) | 256 MiB, or as much as the index of the store needs | 1 MiB to the memory of the container |
 /// | [`flash`](Options::flash) | as stored; 4 GiB for a new store | 512 KiB to 8 TiB |
 /// | [`segment_size`](Options::segment_size) | as stored; a 512th of `flash` for a new store | powers of two, 64 KiB to 2 GiB |
 /// | [`ack`](Options::ack) | [`Ack::Process`] | |
@@ -87,6 +89,8 @@ pub struct Options {
     pub(crate) recovery: RecoveryMode,
     pub(crate) activity: Option<Observer>,
     pub(crate) listener: Option<Listener>,
+    /// Bytes of DRAM that this process may use. Unlimited on a simulated disk.
+    pub(crate) memory_max: u64,
     /// See [`Settings::batch_len_max`].
     pub(crate) batch_len_max: usize,
 }
@@ -115,6 +119,7 @@ impl Options {
             recovery: RecoveryMode::Serve,
             activity: None,
             listener: None,
+            memory_max: u64::MAX,
             batch_len_max: usize::MAX,
         }
     }
@@ -128,9 +133,12 @@ impl Options {
 
     /// Bytes of DRAM for everything: index, rings, buffers and memory tier.
     ///
-    /// - Default: 256 MiB, or more if the index of an existing store needs more.
+    /// - Default: 256 MiB, and at most a quarter of the maximum. More if the index of an existing
+    ///   store needs more.
     /// - Minimum: 1 MiB. Large flash needs more; a 512th of `flash` is always enough.
-    /// - Maximum: the physical memory of the machine.
+    /// - Maximum: the memory that this process may use. It is the least of the physical memory, the
+    ///   limit of the address space (`RLIMIT_AS`), and the memory limits of the process's control
+    ///   group (version 1 or 2) and its ancestors.
     ///
     /// If the index outgrows the budget, the oldest entries are evicted. The [crate
     /// page](crate#memory) states the parts of the budget.

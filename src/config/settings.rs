@@ -24,6 +24,27 @@ const MEMORY_DEFAULT: u64 = 256 << 20;
 const SYNC_BYTES_MAX: u64 = 256 << 20;
 /// Largest ring, in bytes.
 pub(crate) const RING_MAX: u64 = 32 << 20;
+/// Footers of segments that are not sealed may take one byte in this many of `memory`.
+const FOOTERS_SHARE: u64 = 16;
+/// One mark in the WAL for this many bytes of footers. An entry of a footer takes 10 bytes or more.
+const MARK_SHARE: u64 = 8;
+/// One byte in this many of `memory` may be buffers that are kept for the next read.
+const POOL_SHARE: u64 = 256;
+/// Upper bound of the bytes of buffers that are kept for the next read.
+const POOL_BYTES_MAX: u64 = 2 << 20;
+/// A buffer of background work takes one byte in this many of `memory`.
+const WORK_BUFFER_SHARE: u64 = 64;
+/// Largest buffer of background work, in bytes.
+const WORK_BUFFER_MAX: u64 = 1 << 20;
+/// Buffers of background work that are in use together.
+const WORK_BUFFERS: u64 = 2;
+/// The allocator's own bytes for a partition of the index, relative to those of an empty one: the
+/// head of a piece, its rounding, and holes between pieces that grow.
+const ALLOCATOR_PER_EMPTY: u64 = 2;
+/// The allocator's own bytes may exceed the budget by one byte in this many of it.
+const ALLOCATOR_EXCESS_SHARE: u64 = 10;
+/// An empty index takes at most this part of its share, as a numerator and a denominator.
+const EMPTY_INDEX_MAX: (u64, u64) = (2, 3);
 
 /// Sizes of an existing store, from its manifest and checkpoint.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +64,7 @@ pub(crate) struct Stored {
 impl Stored {
     /// Bytes of DRAM that suffice to keep every entry.
     fn memory(&self) -> u64 {
-        (self.entries * 10 + 2 * RING_MAX).max(4 * empty_index(self.flash))
+        (self.entries * 11 + 2 * RING_MAX).max(4 * empty_index(self.flash))
     }
 }
 
@@ -70,11 +91,41 @@ pub(crate) struct Settings {
     pub(crate) compression: Compression,
     pub(crate) on_host_crash: OnHostCrash,
     pub(crate) recovery: RecoveryMode,
-    /// Bytes of `memory` that the rings leave for the index.
+    /// Bytes of `memory` that the rings, the footers and the buffers leave for the index.
     pub(crate) index_bytes_max: u64,
+    /// Most bytes of DRAM for the footers of all segments that are not sealed. Half of it is for
+    /// the open segment, which takes no more records then.
+    pub(crate) footers_bytes_max: u64,
+    /// Marks in the WAL after which a segment is sealed early, so that the WAL gets short. There is
+    /// more than one for each record that `footers_bytes_max` allows.
+    pub(crate) marks_max: u64,
+    /// Most bytes of buffers that are kept for the next read.
+    pub(crate) pool_bytes: u64,
+    /// Bytes of a buffer of background work: a multiple of 4 KiB.
+    pub(crate) work_buffer: usize,
     /// Most changes of the index that recovery merges at once. Unlimited but in tests, which need
     /// several merges in a small store.
     pub(crate) batch_len_max: usize,
+}
+
+/// The part of the `left` bytes of the budget that the index may allocate in a store with this much
+/// `flash`.
+///
+/// The allocator takes some bytes for each partition besides. They may exceed the budget by
+/// [`ALLOCATOR_EXCESS_SHARE`]. The index gives way to the rest, but it keeps enough for an empty
+/// index.
+fn index_bytes_max(memory: u64, left: u64, flash: u64) -> u64 {
+    let (part, whole) = EMPTY_INDEX_MAX;
+    let empty = empty_index(flash);
+    let reserve = (empty * ALLOCATOR_PER_EMPTY).saturating_sub(memory / ALLOCATOR_EXCESS_SHARE);
+    left.saturating_sub(reserve).max(left.min((empty * whole).div_ceil(part)))
+}
+
+/// Whether a share of `index_bytes_max` is enough for a store whose index takes `empty` bytes
+/// without an entry.
+pub(crate) fn has_room_for_empty(index_bytes_max: u64, empty: u64) -> bool {
+    let (part, whole) = EMPTY_INDEX_MAX;
+    empty.saturating_mul(whole) <= index_bytes_max.saturating_mul(part)
 }
 
 /// Division of flash into segments.
@@ -92,6 +143,13 @@ struct Rings {
     wal: u64,
 }
 
+impl Rings {
+    /// Bytes of DRAM, with the buffers from which partial blocks are written.
+    fn allocated(self) -> u64 {
+        [self.segment, self.wal].map(|size| size + (size / 32).clamp(4 << 10, 128 << 10)).iter().sum()
+    }
+}
+
 fn invalid<T>(name: &'static str, reason: String) -> Result<T> {
     Err(Error::InvalidOption { name, reason })
 }
@@ -100,12 +158,16 @@ impl Options {
     /// Checks every option and derives the settings. `stored` holds the sizes of the store if it
     /// exists.
     pub(crate) fn validate(&self, stored: Option<Stored>) -> Result<Settings> {
-        let memory = self.memory.unwrap_or_else(|| MEMORY_DEFAULT.max(stored.map_or(0, |s| s.memory())));
+        let memory = self.memory.unwrap_or_else(|| self.default_memory(stored));
         self.check_ranges(memory)?;
         let sizes = self.derive_geometry(stored)?;
         self.check_write_ranges()?;
         let rings = self.derive_rings(memory, sizes.flash, stored);
-        let index_bytes_max = memory.saturating_sub(rings.segment + rings.wal);
+        let work_buffer = (memory / WORK_BUFFER_SHARE).min(WORK_BUFFER_MAX) >> 12 << 12;
+        let footers_bytes_max = (memory / FOOTERS_SHARE).min(sizes.segment_size);
+        let pool_bytes = (memory / POOL_SHARE).min(POOL_BYTES_MAX);
+        let besides_index = rings.allocated() + footers_bytes_max + pool_bytes + WORK_BUFFERS * work_buffer;
+        let index_bytes_max = index_bytes_max(memory, memory.saturating_sub(besides_index), sizes.flash);
         self.check_index(memory, index_bytes_max, sizes.flash, stored)?;
         Ok(Settings {
             segments: sizes.segments,
@@ -123,8 +185,18 @@ impl Options {
             on_host_crash: self.on_host_crash,
             recovery: self.recovery,
             index_bytes_max,
+            footers_bytes_max,
+            marks_max: footers_bytes_max / MARK_SHARE,
+            pool_bytes,
+            work_buffer: work_buffer as usize,
             batch_len_max: self.batch_len_max,
         })
+    }
+
+    /// The budget if none is given.
+    fn default_memory(&self, stored: Option<Stored>) -> u64 {
+        let modest = MEMORY_DEFAULT.min(self.memory_max / 4).max(MEMORY_MIN);
+        modest.max(stored.map_or(0, |s| s.memory())).min(self.memory_max)
     }
 
     /// Checks the options of the directory, of memory and of reads.
@@ -221,7 +293,7 @@ impl Options {
         // The first validation runs before the manifest is read, and a store that exists may have
         // less flash than the default.
         let is_known = self.flash.is_some() || stored.is_some();
-        if is_known && empty_index > index_bytes_max / 2 {
+        if is_known && !has_room_for_empty(index_bytes_max, empty_index) {
             let reason = format!("{memory} B given, {flash} B of flash need at least {} B", (empty_index * 4).max(MEMORY_MIN));
             return invalid("memory", reason);
         }

@@ -66,6 +66,7 @@ pub use ops::scan::Entry;
 pub(crate) use ops::scan::Scan;
 use ops::single_flight::Fills;
 pub use ops::value::{Tier, Value};
+pub(crate) use recover::page_cache_is_whole;
 pub use recovery_report::{RecoveryReport, Start};
 use space::occupancy::Occupancy;
 pub use stats::{NotStored, PerCause, Stats};

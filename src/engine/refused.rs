@@ -20,6 +20,8 @@ pub(in crate::engine) enum Refused {
     RecordTooLong,
     /// The LSN of a moved record is too far from the base LSN of the open segment.
     LsnTooFar,
+    /// The footers of segments that are not sealed take their whole share of the memory budget.
+    FootersFull,
     /// The segment ring has no room: too many of its bytes are not flushed.
     SegmentRingFull,
     /// The WAL ring has no room: too many of its bytes are not written out.
@@ -40,7 +42,7 @@ pub(in crate::engine) enum Refused {
 /// The kind of work that makes room for a refused record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::engine) enum Helps {
-    /// A flush of the segment ring, or a sync.
+    /// A flush of the segment ring, a seal, or a sync.
     WriteOut,
     /// Another segment, a checkpoint or an eviction.
     Room,
@@ -55,7 +57,7 @@ impl Refused {
     /// The kind of work that makes room after this cause.
     pub(in crate::engine) fn helped_by(self) -> Helps {
         match self {
-            Self::SegmentRingFull | Self::WalRingFull | Self::UnsyncedBytes | Self::UnsyncedAge => Helps::WriteOut,
+            Self::FootersFull | Self::SegmentRingFull | Self::WalRingFull | Self::UnsyncedBytes | Self::UnsyncedAge => Helps::WriteOut,
             Self::Closing | Self::RecordTooLong | Self::LsnTooFar => Helps::Nothing,
             Self::RescueFirst | Self::Reserved | Self::NoSegment | Self::CheckpointBehind | Self::IndexFull | Self::ManifestFull => {
                 Helps::Room

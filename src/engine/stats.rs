@@ -188,6 +188,9 @@ impl NotStored {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PerCause {
+    /// The footers of segments that are not sealed took their whole share of
+    /// [`crate::Options::memory`]: records arrive faster than segments are sealed.
+    pub footers: u64,
     /// The segment ring was full: records arrive faster than flash takes them.
     pub segment_ring: u64,
     /// The WAL ring was full: frames arrive faster than the WAL is written out.
@@ -211,6 +214,7 @@ pub struct PerCause {
 impl PerCause {
     fn of(counts: &counters::PerCause) -> Self {
         Self {
+            footers: counts.of(Refused::FootersFull),
             segment_ring: counts.of(Refused::SegmentRingFull),
             wal_ring: counts.of(Refused::WalRingFull),
             unsynced_bytes: counts.of(Refused::UnsyncedBytes),
@@ -225,8 +229,8 @@ impl PerCause {
 
     /// The sum over all causes.
     pub fn total(&self) -> u64 {
-        let Self { segment_ring, wal_ring, unsynced_bytes, unsynced_age, segment, rescue, checkpoint, index, manifest } = *self;
-        segment_ring + wal_ring + unsynced_bytes + unsynced_age + segment + rescue + checkpoint + index + manifest
+        let Self { footers, segment_ring, wal_ring, unsynced_bytes, unsynced_age, segment, rescue, checkpoint, index, manifest } = *self;
+        footers + segment_ring + wal_ring + unsynced_bytes + unsynced_age + segment + rescue + checkpoint + index + manifest
     }
 }
 

@@ -25,6 +25,7 @@ mod signals;
 #[cfg_attr(not(test), allow(dead_code, unused_imports, reason = "the tests use more of it"))]
 pub(crate) mod sim;
 mod uring;
+pub(crate) mod watched;
 
 use std::fmt::Debug;
 use std::io;

@@ -21,7 +21,7 @@ use super::reactor::Reactor;
 use super::read_threads::ReadThreads;
 use super::signals::{FaultGuard, without_size_signal};
 use super::uring::Rings;
-use super::{BLOCK, Disk, DiskLock, File, InMemory, LockError, Mapping, ReadStream, StreamRead, read_one_by_one};
+use super::{BLOCK, Disk, DiskLock, File, InMemory, LockError, Mapping, ReadStream, StreamRead, is_loss, read_one_by_one};
 use crate::codec::{round_down, round_up};
 use crate::concurrent::lock;
 use crate::config::Backend;
@@ -180,6 +180,7 @@ fn each_block(
     for block in (0..len).step_by(BLOCK) {
         match read(block, &mut buf) {
             Ok(()) => with(block, Some(&buf))?,
+            Err(error) if !is_loss(&error) => return Err(error),
             Err(error) => {
                 tracing::warn!(block, %error, "a block of a ring cannot be read");
                 with(block, None)?;
@@ -469,7 +470,7 @@ mod tests {
     #[test]
     fn blocks_that_cannot_be_read_are_told_from_others() {
         let read = |at: u64, buf: &mut [u8]| match at / BLOCK as u64 {
-            0 | 70 | 149 => Err(io::ErrorKind::Other.into()),
+            0 | 70 | 149 => Err(Errno::IO.into()),
             n => {
                 buf.fill(n as u8);
                 Ok(())

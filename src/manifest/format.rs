@@ -96,6 +96,8 @@ pub(crate) struct Manifest {
     pub(crate) hash_seed: u64,
     pub(crate) boot_id: u64,
     pub(crate) clean: bool,
+    /// Whether the rings of this life have a mark in the page cache, which tells whether it was lost.
+    pub(crate) rings_marked: bool,
     pub(crate) next_lsn: Lsn,
     pub(crate) durable: Lsn,
     pub(crate) reclaimed: Lsn,
@@ -168,7 +170,7 @@ impl Manifest {
         out.put_u64(self.time.boot_ms.unwrap_or(0));
         out.put_u64(self.durable_ms);
         out.put_u32(self.report.pending.map_or(0, |stop| stop as u32));
-        out.put_u32(0);
+        out.put_u32(u32::from(self.rings_marked));
         out.put_u64(self.report.lost_after.map_or(NONE, |lsn| lsn.0));
         out.put_u64(self.report.alive_ms);
         out.put_u64(self.report.alive_wall_ms);
@@ -208,6 +210,7 @@ impl Manifest {
             hash_seed,
             boot_id,
             clean,
+            rings_marked: false,
             next_lsn: Lsn(r.u64()?),
             durable: Lsn(r.u64()?),
             reclaimed: Lsn(r.u64()?),
@@ -256,7 +259,7 @@ impl Manifest {
             3 => Some(Stop::Host),
             _ => return None,
         };
-        r.u32()?;
+        self.rings_marked = r.u32()? == 1;
         self.report.lost_after = Some(r.u64()?).filter(|lsn| *lsn != NONE).map(Lsn);
         self.report.alive_ms = r.u64()?;
         self.report.alive_wall_ms = r.u64()?;
@@ -355,6 +358,7 @@ mod tests {
             hash_seed: 5,
             boot_id: 6,
             clean: true,
+            rings_marked: true,
             next_lsn: Lsn(1000),
             durable: Lsn(900),
             reclaimed: Lsn(100),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::extent::Extent;
-use super::footer::FooterEntry;
+use super::footer::{Builder, FooterEntry};
 use super::format::{self, Record};
 use super::table::Row;
 use crate::id::{KeyHash, Location, StoreId};
@@ -16,7 +16,8 @@ use crate::io::aligned::AlignedBuf;
 #[derive(Debug)]
 pub(crate) struct Failed {
     row: Row,
-    entries: Vec<FooterEntry>,
+    /// Its footer, which is not written.
+    footer: Builder,
     /// Entries that are rescued or buried.
     done: AtomicUsize,
     /// Offset of the first byte that was not flushed.
@@ -25,8 +26,8 @@ pub(crate) struct Failed {
 }
 
 impl Failed {
-    pub(crate) fn new(row: Row, entries: Vec<FooterEntry>, unwritten_from: u32, unwritten: Vec<u8>) -> Self {
-        Self { row, entries, done: AtomicUsize::new(0), unwritten_from, unwritten }
+    pub(crate) fn new(row: Row, footer: Builder, unwritten_from: u32, unwritten: Vec<u8>) -> Self {
+        Self { row, footer, done: AtomicUsize::new(0), unwritten_from, unwritten }
     }
 
     pub(crate) fn row(&self) -> &Row {
@@ -35,7 +36,7 @@ impl Failed {
 
     /// Bytes of DRAM held.
     pub(crate) fn allocated(&self) -> usize {
-        self.entries.len() * size_of::<FooterEntry>() + self.unwritten.len()
+        self.footer.allocated() + self.unwritten.len()
     }
 
     /// Entries that are rescued or buried.
@@ -46,12 +47,12 @@ impl Failed {
     /// Whether every entry is rescued or buried.
     pub(crate) fn is_done(&self) -> bool {
         // Pairs with the release in `advance`: the records that were appended before are seen too.
-        self.done.load(Ordering::Acquire) == self.entries.len()
+        self.done.load(Ordering::Acquire) as u64 == self.footer.entries()
     }
 
     /// Entries that are neither rescued nor buried yet, in the order of their positions.
-    pub(crate) fn remaining(&self) -> &[FooterEntry] {
-        &self.entries[self.done()..]
+    pub(crate) fn remaining(&self) -> impl Iterator<Item = FooterEntry> {
+        self.footer.iter().skip(self.done())
     }
 
     /// One more entry is rescued or buried.
@@ -65,9 +66,7 @@ impl Failed {
 
     /// The hash of the record at an offset, if a record begins there.
     pub(crate) fn hash_at(&self, offset: u32) -> Option<KeyHash> {
-        // The entries are in the order of their positions.
-        let at = self.entries.binary_search_by_key(&offset, |entry| entry.offset).ok()?;
-        Some(self.entries[at].hash)
+        self.footer.iter().find(|entry| entry.offset == offset).map(|entry| entry.hash)
     }
 
     /// The record of an entry and its bytes, from the file and from memory, if they verify.

@@ -4,7 +4,7 @@
 
 use std::io;
 
-use super::footer::{Builder, FooterEntry};
+use super::footer::{self, Builder, FooterEntry};
 use super::format::{self, DATA_START, Life, Trailer};
 use crate::id::{Lsn, Position, StoreId};
 use crate::io::aligned::AlignedBuf;
@@ -63,6 +63,11 @@ impl Open {
         self.footer.allocated()
     }
 
+    /// Bytes of DRAM held after one more record, at most.
+    pub(crate) fn allocated_with_one_more(&self) -> usize {
+        self.footer.allocated_with_one_more()
+    }
+
     pub(crate) fn retire(self) -> Full {
         Full { life: self.life, size: self.size, data_end: self.cursor, footer: self.footer, last_lsn: self.last_lsn }
     }
@@ -76,7 +81,7 @@ impl Full {
 
     /// The trailer for the footer as it is now.
     pub(crate) fn trailer(&self) -> Trailer {
-        Trailer { footer_blocks: self.footer.blocks(), data_end: self.data_end, entries: self.footer.entries() }
+        Trailer { footer_blocks: self.footer.blocks() as u32, data_end: self.data_end, entries: self.footer.entries() }
     }
 }
 
@@ -85,16 +90,27 @@ pub(crate) const fn record_len_max(segment_size: u64) -> usize {
     segment_size as usize - DATA_START as usize - 2 * BLOCK
 }
 
-/// Writes the footer and the trailer of `full` at the end of its file. Returns the bytes written.
-pub(crate) fn write_footer(store: StoreId, full: &Full, file: &dyn File) -> io::Result<u64> {
-    let (life, size, end) = (full.life, full.size, u64::from(full.data_end));
-    let trailer = full.trailer();
-    let blocks = full.footer.finish(store, |len| life.base.plus(size - (BLOCK + len) as u64));
-    let mut bytes = AlignedBuf::zeroed(blocks.len() + BLOCK);
-    bytes[..blocks.len()].copy_from_slice(&blocks);
-    format::encode_trailer(store, &life, &trailer, &mut bytes[blocks.len()..]);
-    let offset = size - bytes.len() as u64;
-    assert!(offset >= end, "the footer lies after the records");
-    file.write_at(offset, &bytes)?;
-    Ok(bytes.len() as u64)
+/// Writes the footer and the trailer of `full` at the end of its file, `at_once` bytes at a time.
+/// Returns the bytes written.
+pub(crate) fn write_footer(store: StoreId, full: &Full, file: &dyn File, at_once: usize) -> io::Result<u64> {
+    let (life, blocks) = (full.life, full.footer.blocks());
+    let len = (blocks + 1) * BLOCK;
+    let start = full.size - len as u64;
+    assert!(start >= u64::from(full.data_end), "the footer lies after the records");
+    let mut buf = AlignedBuf::zeroed((at_once / BLOCK * BLOCK).clamp(BLOCK, len));
+    for first in (0..=blocks).step_by(buf.len() / BLOCK) {
+        let offset = start + (first * BLOCK) as u64;
+        let piece = buf.len().min(len - first * BLOCK);
+        for (number, block) in (first..).zip(buf[..piece].chunks_exact_mut(BLOCK)) {
+            if number < blocks {
+                block.copy_from_slice(full.footer.block(number));
+                footer::finish_block(store, life.base.plus(start + (number * BLOCK) as u64), block);
+            } else {
+                block.fill(0);
+                format::encode_trailer(store, &life, &full.trailer(), block);
+            }
+        }
+        file.write_at(offset, &buf[..piece])?;
+    }
+    Ok(len as u64)
 }

@@ -3,7 +3,8 @@
 //! Replay begins at the `WAL start` of the manifest and visits one frame after the other. It takes
 //! each frame from a WAL file. If the file has no valid frame at that position, it takes the frame
 //! from the ring. The checksum of a frame is seeded with its position, so a frame is valid at one
-//! position only. A mutation must also have a higher LSN than the mutation before it.
+//! position only. A mutation must also have a higher LSN than the mutation before it. The record of
+//! a frame must lie behind the record of the frame before it.
 //!
 //! A position without a valid frame begins a gap. Frames follow each other directly, so an intact
 //! log has no gap before its end. Replay searches for the next valid frame in steps of 8 bytes, up
@@ -64,7 +65,8 @@ pub(crate) struct Summary {
     pub(crate) newest_mark: Mark,
     /// Whether a visited mark states that the report of the opening was heard.
     pub(crate) heard: bool,
-    /// Length of the torn gap at which the log was cut, in bytes. 0 without one.
+    /// Length of the torn gap at which the log was cut, or of the frame whose record is nowhere, in
+    /// bytes. 0 without either.
     pub(crate) torn_bytes: u64,
     /// Corrupt stretches, oldest first.
     pub(crate) holes: Vec<Hole>,
@@ -84,8 +86,9 @@ impl Summary {
 pub(crate) trait Visitor {
     /// A record was appended: with a new LSN, or with its old one if it was `moved`.
     ///
-    /// `record` holds the bytes of the record if the WAL has them, and is empty otherwise.
-    fn visit(&mut self, mutation: &Mutation, moved: bool, record: &[u8]) -> io::Result<()>;
+    /// `record` holds the bytes of the record if the WAL has them, and is empty otherwise. Returns
+    /// false if the log ends before this frame, which only a host crash can cause.
+    fn visit(&mut self, mutation: &Mutation, moved: bool, record: &[u8]) -> io::Result<bool>;
 
     /// Restores the mutations of a hole from their records, as far as possible. Returns whether it
     /// is certain that no mutation is missing.
@@ -113,8 +116,8 @@ const RECORDS_AHEAD: u64 = 1;
 pub(crate) struct IgnoreAll;
 
 impl Visitor for IgnoreAll {
-    fn visit(&mut self, _mutation: &Mutation, _moved: bool, _record: &[u8]) -> io::Result<()> {
-        Ok(())
+    fn visit(&mut self, _mutation: &Mutation, _moved: bool, _record: &[u8]) -> io::Result<bool> {
+        Ok(true)
     }
 
     fn repair(&mut self, _hole: &Hole) -> io::Result<bool> {
@@ -145,13 +148,17 @@ pub(crate) struct Hole {
     pub(crate) repaired: bool,
 }
 
-/// One replay of the WAL of an earlier process.
+/// One replay of the WAL of an earlier process. It keeps one file open at a time.
 #[derive(Debug)]
-pub(crate) struct Replay {
+pub(crate) struct Replay<'d> {
+    disk: &'d dyn Disk,
     store: StoreId,
-    files: BTreeMap<u64, Arc<dyn File>>,
+    /// Names of files, by their numbers.
+    files: BTreeMap<u64, String>,
     /// Files whose header does not verify or cannot be read. Their frames may identify them.
-    headless: Vec<Arc<dyn File>>,
+    headless: Vec<String>,
+    /// The file that was read last, and its number.
+    open: Option<(u64, Arc<dyn File>)>,
     /// Whether the header of a `headless` file cannot be read.
     headers_unread: bool,
     /// Whether the ring lost bytes that no file holds.
@@ -170,10 +177,12 @@ pub(crate) struct Replay {
     held: Option<(u64, u64, usize)>,
     /// Replay accepts no frame from this position on. The bound ends a replay of arbitrary bytes.
     bound: u64,
+    /// Position at which the record of the last visited frame ends.
+    records_end: Position,
 }
 
-impl Replay {
-    pub(crate) fn open(disk: &dyn Disk, store: StoreId, ring: Arc<dyn Mapping>, payload: u64) -> io::Result<Self> {
+impl<'d> Replay<'d> {
+    pub(crate) fn open(disk: &'d dyn Disk, store: StoreId, ring: Arc<dyn Mapping>, payload: u64) -> io::Result<Self> {
         let (mut files, mut headless, mut headers_unread) = (BTreeMap::new(), Vec::new(), false);
         let mut block = AlignedBuf::zeroed(BLOCK);
         for (name, len) in disk.list()? {
@@ -184,19 +193,21 @@ impl Replay {
             if read_twice(|| file.read_at(0, &mut block)).is_err() {
                 // It may be a spare file: replay finds out whether frames are missing.
                 headers_unread = true;
-                headless.push(file);
+                headless.push(name);
                 continue;
             }
             match FileHeader::decode(store, &block) {
-                Some(header) if header.payload == payload => drop(files.insert(header.number, file)),
-                _ => headless.push(file),
+                Some(header) if header.payload == payload => drop(files.insert(header.number, name)),
+                _ => headless.push(name),
             }
         }
         let absent = BTreeSet::new();
         Ok(Self {
+            disk,
             store,
             files,
             headless,
+            open: None,
             headers_unread,
             end_lost: false,
             absent,
@@ -207,6 +218,7 @@ impl Replay {
             window: AlignedBuf::zeroed(WINDOW),
             held: None,
             bound: 0,
+            records_end: Position(0),
         })
     }
 
@@ -236,6 +248,7 @@ impl Replay {
         let last = Lsn(first.0.saturating_sub(1));
         let mut summary = Summary { end: start, durable, last, ..Summary::default() };
         let mut bytes = Vec::with_capacity(FRAME_LEN_MAX);
+        (self.stated, self.records_end) = (None, Position(0));
         // The writer is at most a ring ahead of its files, one of which may be lost.
         self.bound = self.limit(start) + (self.headless.len() as u64 + 1) * self.payload + self.ring_size();
         loop {
@@ -265,13 +278,21 @@ impl Replay {
                 continue;
             }
             let Some((frame, record)) = format::decode_frame(self.store, summary.end, &bytes) else { break };
-            match frame {
-                Frame::Mutation(mutation) => {
-                    visitor.visit(&mutation, false, record)?;
-                    summary.last = mutation.lsn;
+            let goes_on = match &frame {
+                Frame::Mutation(mutation) | Frame::Move(mutation) => visitor.visit(mutation, matches!(frame, Frame::Move(_)), record)?,
+                Frame::Mark(mark) => {
+                    summary.add_mark(*mark);
+                    true
                 }
-                Frame::Move(mutation) => visitor.visit(&mutation, true, record)?,
-                Frame::Mark(mark) => summary.add_mark(mark),
+            };
+            if !goes_on {
+                summary.torn_bytes += bytes.len() as u64;
+                self.look_beyond(&mut summary, page_cache_whole, visitor)?;
+                break;
+            }
+            if let Frame::Mutation(m) | Frame::Move(m) = frame {
+                self.records_end = Position(m.record.0.saturating_add(m.record_len.into()));
+                summary.last = if matches!(frame, Frame::Mutation(_)) { m.lsn } else { summary.last };
             }
             summary.frames += 1;
             summary.end += bytes.len() as u64;
@@ -371,9 +392,12 @@ impl Replay {
         if at >= self.bound {
             return Ok(false);
         }
+        // Records lie in the order of their frames.
+        let records_end = self.records_end;
         let plausible = |frame: Option<(Frame, &[u8])>| match frame {
-            Some((Frame::Mutation(m), _)) => m.lsn > last,
-            Some((Frame::Move(_) | Frame::Mark(_), _)) => true,
+            Some((Frame::Mutation(m), _)) => m.lsn > last && m.record >= records_end,
+            Some((Frame::Move(m), _)) => m.record >= records_end,
+            Some((Frame::Mark(_), _)) => true,
             None => false,
         };
         for from_ring in [false, true] {
@@ -451,23 +475,43 @@ impl Replay {
 
     /// Finds file `number` among those without a usable header. A frame near its front verifies at
     /// the position that it has in file `number`, and would verify at no other.
-    fn adopt(&mut self, number: u64) -> Option<Arc<dyn File>> {
+    fn adopt(&mut self, number: u64) -> io::Result<bool> {
         if self.headless.is_empty() || !self.absent.insert(number) {
-            return None;
+            return Ok(false);
         }
         let mut front = AlignedBuf::zeroed(round_up(2 * FRAME_LEN_MAX as u64, SECTOR as u64) as usize);
-        let holds_it = |file: &Arc<dyn File>| {
-            read_twice(|| file.read_at(BLOCK as u64, &mut front)).is_ok()
+        for i in 0..self.headless.len() {
+            let file = self.disk.open(&self.headless[i])?;
+            let holds_it = read_twice(|| file.read_at(BLOCK as u64, &mut front)).is_ok()
                 && (0..FRAME_LEN_MAX).step_by(8).any(|offset| {
                     let at = number * self.payload + offset as u64;
                     let frame = format::frame_len(&front[offset..]).and_then(|len| front.get(offset..offset + len));
                     frame.is_some_and(|frame| format::decode_frame(self.store, at, frame).is_some())
-                })
-        };
-        let found = self.headless.iter().position(holds_it)?;
-        let file = self.headless.swap_remove(found);
-        self.files.insert(number, Arc::clone(&file));
-        Some(file)
+                });
+            if holds_it {
+                let name = self.headless.swap_remove(i);
+                self.files.insert(number, name);
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// File `number`, if it is there.
+    fn file(&mut self, number: u64) -> io::Result<Option<Arc<dyn File>>> {
+        if let Some((open, file)) = &self.open
+            && *open == number
+        {
+            return Ok(Some(Arc::clone(file)));
+        }
+        if !self.files.contains_key(&number) && !self.adopt(number)? {
+            return Ok(None);
+        }
+        // The file before it is closed first.
+        self.open = None;
+        let file = self.disk.open(&self.files[&number])?;
+        self.open = Some((number, Arc::clone(&file)));
+        Ok(Some(file))
     }
 
     /// Bytes of file `number` from `offset` of its payload on, at least one. `None` without such a
@@ -476,7 +520,7 @@ impl Replay {
         let offset = BLOCK as u64 + offset;
         let holds = |(n, start, len): (u64, u64, usize)| n == number && (start..start + len as u64).contains(&offset);
         if !self.held.is_some_and(holds) {
-            let Some(file) = self.files.get(&number).cloned().or_else(|| self.adopt(number)) else { return Ok(None) };
+            let Some(file) = self.file(number)? else { return Ok(None) };
             let start = round_down(offset, BLOCK as u64);
             let end = round_up((start + WINDOW as u64).min(file.len()), BLOCK as u64);
             let len = (end - start) as usize;

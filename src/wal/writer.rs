@@ -15,7 +15,7 @@ use crate::concurrent::lock;
 use crate::id::StoreId;
 use crate::io::aligned::AlignedBuf;
 use crate::io::ring::Ring;
-use crate::io::{BLOCK, Disk, File, check_owner, create_or_resize, numbered, remove_own};
+use crate::io::{BLOCK, Disk, File, check_owner, create_or_resize, is_shortage, numbered, remove_own};
 
 /// Prefix of the names of WAL files. The number after it says nothing about their order.
 pub(crate) const FILE_PREFIX: &str = "wal.";
@@ -36,8 +36,8 @@ pub(crate) struct Wal {
 struct Files {
     /// Files that hold a part of the stream, in the order of their numbers.
     active: VecDeque<Active>,
-    /// Files for reuse, with their names.
-    spare: Vec<(String, Arc<dyn File>)>,
+    /// Names of files for reuse.
+    spare: Vec<String>,
     /// Names of files that could not be removed, and must not be used again.
     taken: Vec<String>,
 }
@@ -46,7 +46,7 @@ impl Files {
     fn unused_name(&self) -> String {
         let is_unused = |name: &String| {
             let active = self.active.iter().map(|file| &file.name);
-            active.chain(self.spare.iter().map(|(name, _)| name)).chain(&self.taken).all(|other| other != name)
+            active.chain(&self.spare).chain(&self.taken).all(|other| other != name)
         };
         (0u32..).map(|number| format!("{FILE_PREFIX}{number}")).find(is_unused).unwrap_or_default()
     }
@@ -56,7 +56,9 @@ impl Files {
 struct Active {
     number: u64,
     name: String,
-    file: Arc<dyn File>,
+    /// Open until all of it is written and synced, so that few descriptors are in use however long
+    /// the WAL is.
+    file: Option<Arc<dyn File>>,
     /// Written to since the last sync began.
     dirty: bool,
 }
@@ -75,7 +77,7 @@ impl Wal {
             let given_up = match len == payload + BLOCK as u64 && files.spare.len() < SPARE_MAX {
                 true => disk.open(&name).and_then(|file| {
                     check_owner(file.as_ref(), &name, store)?;
-                    files.spare.push((name.clone(), file));
+                    files.spare.push(name.clone());
                     Ok(())
                 }),
                 false => remove_own(disk.as_ref(), &name, store),
@@ -143,25 +145,32 @@ impl Wal {
         Ok(bytes_written)
     }
 
-    /// Syncs every file that was written to since the last call.
+    /// Syncs every file that was written to since the last call. Closes those that are full.
+    ///
+    /// Not while [`Wal::write_out`] runs.
     pub(crate) fn sync(&self) -> io::Result<()> {
         let dirty: Vec<_> = {
             let mut files = lock(&self.files);
-            let dirty = files.active.iter_mut().filter(|f| f.dirty);
-            dirty.map(|f| (std::mem::take(&mut f.dirty), Arc::clone(&f.file))).collect()
+            let dirty = files.active.iter_mut().filter_map(|f| std::mem::take(&mut f.dirty).then(|| f.file.clone()));
+            dirty.flatten().collect()
         };
-        dirty.iter().try_for_each(|(_, file)| file.sync())
+        dirty.iter().try_for_each(|file| file.sync())?;
+        let full_to = self.written() / self.payload;
+        lock(&self.files).active.iter_mut().filter(|f| f.number < full_to).for_each(|f| f.file = None);
+        Ok(())
     }
 
     /// The file with this number, marked as dirty. A new one is a spare or is created, and gets a
     /// header.
     fn file(&self, number: u64) -> io::Result<Arc<dyn File>> {
         let mut files = lock(&self.files);
-        if let Some(active) = files.active.iter_mut().rev().find(|f| f.number == number) {
+        if let Some(active) = files.active.iter_mut().rev().find(|f| f.number == number)
+            && let Some(file) = &active.file
+        {
             active.dirty = true;
-            return Ok(Arc::clone(&active.file));
+            return Ok(Arc::clone(file));
         }
-        let (name, file) = match files.spare.pop() {
+        let (name, file) = match self.open_spare(&mut files)? {
             Some(spare) => spare,
             None => {
                 let name = files.unused_name();
@@ -173,8 +182,26 @@ impl Wal {
         let mut header = AlignedBuf::zeroed(BLOCK);
         FileHeader { number, payload: self.payload }.encode(self.store, &mut header);
         file.write_at(0, &header)?;
-        files.active.push_back(Active { number, name, file: Arc::clone(&file), dirty: true });
+        files.active.push_back(Active { number, name, file: Some(Arc::clone(&file)), dirty: true });
         Ok(file)
+    }
+
+    /// Takes and opens a file for reuse. One that cannot be opened is given up.
+    fn open_spare(&self, files: &mut Files) -> io::Result<Option<(String, Arc<dyn File>)>> {
+        while let Some(name) = files.spare.pop() {
+            match self.disk.open(&name) {
+                Ok(file) => return Ok(Some((name, file))),
+                Err(error) if is_shortage(&error) => {
+                    files.spare.push(name);
+                    return Err(error);
+                }
+                Err(error) => {
+                    tracing::warn!(name, %error, "a WAL file cannot be used again");
+                    files.taken.push(name);
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Gives up the files that lie below `start`, the `WAL start` of the durable manifest.
@@ -186,7 +213,7 @@ impl Wal {
         while files.active.front().is_some_and(|f| (f.number + 1) * self.payload <= start) {
             let Some(old) = files.active.pop_front() else { break };
             if files.spare.len() < SPARE_MAX {
-                files.spare.push((old.name, old.file));
+                files.spare.push(old.name);
             } else if let Err(error) = self.disk.remove(&old.name) {
                 tracing::warn!(old.name, %error, "cannot remove a WAL file that is no longer needed");
                 files.taken.push(old.name);

@@ -162,10 +162,17 @@ impl Engine {
         if len > record_len_max(settings.segment_size) || len as u64 > Ring::append_max(segment_ring.size()) {
             return Err(Refused::RecordTooLong);
         }
-        if log.open_for(len).is_none() {
+        // Half of the footers' share is for the open segment, and half for those that wait for
+        // their seal. So a segment of small records is full before its file is.
+        let footer_max = settings.footers_bytes_max / 2;
+        if log.open_for(len, footer_max).is_none() {
             self.rotate(log, may_take_last)?;
         }
-        let open = log.open_for(len).ok_or(Refused::NoSegment)?;
+        if log.footers_with_one_more() > settings.footers_bytes_max {
+            self.wake_to_seal();
+            return Err(Refused::FootersFull);
+        }
+        let open = log.open_for(len, footer_max).ok_or(Refused::NoSegment)?;
         let (at, life) = (open.head(), open.life);
         let location = Location { segment: life.id, offset: open.cursor() };
         let wal_end = log.wal_end().position;
@@ -280,8 +287,13 @@ impl Engine {
     /// States that a segment is full, and wakes the threads that flush and seal it.
     fn fill_segment(&self, id: SegmentId) {
         self.table.fill(id);
+        self.wake_to_seal();
+    }
+
+    /// Wakes the threads that flush and seal full segments.
+    fn wake_to_seal(&self) {
         self.events.flush.signal();
-        // All of it may be flushed already.
+        // All of them may be flushed already.
         self.events.sync.signal();
     }
 }

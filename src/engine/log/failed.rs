@@ -27,7 +27,7 @@ impl Engine {
         let _held = unwritten.is_empty() || ring.load(start, &mut unwritten);
         self.table.fail(id);
         let unwritten_from = (start - full.life.base.0) as u32;
-        log.push_failed(Failed::new(self.table.row(id), full.footer.entries_so_far(), unwritten_from, unwritten));
+        log.push_failed(Failed::new(self.table.row(id), full.footer, unwritten_from, unwritten));
         drop(log);
         self.events.prepare.signal();
         self.events.room.signal();

@@ -33,8 +33,12 @@ impl Engine {
             wall_offset_ms: now.wall_offset_ms(),
             heard: marks.is_heard(),
         };
-        log.push_frame(wal.append(end.position, &Frame::Mark(mark), &[]));
+        log.push_mark(wal.append(end.position, &Frame::Mark(mark), &[]));
         marks.raise_marked(now.store_ms);
+        if log.marks() > self.context.settings.marks_max {
+            // A segment that is never filled would keep them all.
+            self.events.prepare.signal();
+        }
     }
 
     /// Makes the log state that store time `ms` has passed, so that a later process knows it even

@@ -21,7 +21,8 @@ impl Engine {
         {
             busy = true;
             let life = full.life;
-            if let Err((full, error)) = self.seal(full) {
+            if let Err(failed) = self.seal(full) {
+                let (full, error) = *failed;
                 let mut dirty = self.durability.flushing();
                 self.log.lock().push_full_front(full);
                 self.fail_segment(&mut dirty, life.id, &error)?;
@@ -47,16 +48,16 @@ impl Engine {
     }
 
     /// Writes and syncs the footer of a full segment that was flushed.
-    fn seal(&self, full: Full) -> std::result::Result<(), (Full, io::Error)> {
+    fn seal(&self, full: Full) -> std::result::Result<(), Box<(Full, io::Error)>> {
         let _observed = self.context.observe(Activity::Seal);
         let (id, last_lsn) = (full.life.id, full.last_lsn);
         let written = self.table.file(id).and_then(|file| {
-            let written = write_footer(self.context.store, &full, file.as_ref())?;
+            let written = write_footer(self.context.store, &full, file.as_ref(), self.context.settings.work_buffer)?;
             file.sync().map(|()| written)
         });
         match written {
             Ok(written) => self.counters.segment_bytes.fetch_add(written, Ordering::Relaxed),
-            Err(error) => return Err((full, error)),
+            Err(error) => return Err(Box::new((full, error))),
         };
         self.durability.flushing().0.remove(&id);
         self.table.seal(id, last_lsn);

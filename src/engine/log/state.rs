@@ -28,6 +28,8 @@ pub(in crate::engine) struct LogState {
     failures: u64,
     /// Position of the next frame in the WAL.
     wal_head: u64,
+    /// Marks since the last segment was opened, or since a manifest without an open one.
+    marks: u64,
     /// Every mutation from this LSN on is in the WAL with its record. Older ones, and moves, may be
     /// in the segment stream alone.
     last_by_reference: Lsn,
@@ -74,6 +76,7 @@ impl LogState {
             failed: VecDeque::new(),
             failures: 0,
             wal_head,
+            marks: 0,
             last_by_reference: Lsn::ZERO,
         }
     }
@@ -115,9 +118,20 @@ impl LogState {
         self.is_reserved && self.ready.is_empty()
     }
 
-    /// The open segment, if a record of `len` bytes fits into it.
-    pub(super) fn open_for(&self, len: usize) -> Option<&Open> {
-        self.open.as_ref().filter(|open| open.fits(len))
+    /// The open segment, if a record of `len` bytes fits into it, and its footer entry into
+    /// `footer_max` bytes of DRAM.
+    pub(super) fn open_for(&self, len: usize, footer_max: u64) -> Option<&Open> {
+        self.open.as_ref().filter(|open| open.fits(len) && open.allocated_with_one_more() as u64 <= footer_max)
+    }
+
+    /// Bytes of DRAM that the footers of open and full segments take after one more record.
+    pub(super) fn footers_with_one_more(&self) -> u64 {
+        let open = self.open.as_ref().map_or(0, Open::allocated_with_one_more);
+        (open + self.full_footers()) as u64
+    }
+
+    fn full_footers(&self) -> usize {
+        self.full.iter().map(|full| full.footer.allocated()).sum()
     }
 
     /// Opens the next ready segment and retires the open one. The last ready one only if
@@ -125,6 +139,7 @@ impl LogState {
     pub(super) fn open_next(&mut self, may_take_last: bool) -> Option<Opened> {
         let (life, size) = if may_take_last || self.ready.len() > 1 { self.ready.pop_front()? } else { return None };
         self.is_reserved = self.ready.is_empty();
+        self.marks = 0;
         let wal_start = self.wal_end();
         let retired = self.retire_open();
         let is_first = retired.is_none() && self.full.is_empty();
@@ -143,6 +158,22 @@ impl LogState {
     /// Takes a frame that was stored in the WAL.
     pub(super) fn push_frame(&mut self, wal_end: u64) {
         self.wal_head = wal_end;
+    }
+
+    /// Takes a mark that was stored in the WAL.
+    pub(super) fn push_mark(&mut self, wal_end: u64) {
+        self.wal_head = wal_end;
+        self.marks += 1;
+    }
+
+    /// Marks since the last segment was opened, or since [`LogState::forget_marks`].
+    pub(in crate::engine) fn marks(&self) -> u64 {
+        self.marks
+    }
+
+    /// A manifest that lets a recovery begin after these marks was written.
+    pub(in crate::engine) fn forget_marks(&mut self) {
+        self.marks = 0;
     }
 
     /// Takes a record that was stored at the open segment's head. `assigned` is its LSN if it is
@@ -227,7 +258,7 @@ impl LogState {
     /// Bytes of DRAM held.
     pub(in crate::engine) fn allocated(&self) -> u64 {
         let open = self.open.as_ref().map_or(0, Open::allocated);
-        let full: usize = self.full.iter().map(|full| full.footer.allocated()).sum();
+        let full = self.full_footers();
         let failed: usize = self.failed.iter().map(|failed| failed.allocated()).sum();
         (open + full + failed) as u64
     }

@@ -34,8 +34,9 @@ use crate::clock::Clock;
 use crate::concurrent::lock;
 use crate::config::{Activity, Observer, Options, RecoveryMode, Settings, Stored};
 use crate::error::{Error, Result};
-use crate::io::host::Descriptors;
+use crate::io::host::{self, Descriptors};
 use crate::io::posix::file_size_max;
+use crate::io::watched::Watched;
 use crate::io::{BLOCK, Disk, DiskLock};
 
 /// The directory's lock and the reserved descriptors, held until the store is closed or dropped.
@@ -74,10 +75,11 @@ fn check_file_sizes(is_real: bool, settings: &Settings) -> Result<()> {
 
 /// Opens the store in the options' directory.
 pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dyn Clock>, mode: Mode) -> Result<Arc<Engine>> {
+    let is_real = disk.is_none();
+    let options = &if is_real { Options { memory_max: host::memory_max(), ..options.clone() } } else { options.clone() };
     // Before anything is created.
     let settings = options.validate(None)?;
     budget::check_memory(&settings)?;
-    let is_real = disk.is_none();
     let disk = match disk {
         Some(disk) => disk,
         None => Arc::new(directory::posix_disk(options)?),
@@ -88,7 +90,8 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
     let lock = directory::take(disk.as_ref(), options, clock.as_ref())?;
     let _observed = Observer::begin(options.activity.as_ref(), Activity::Recovery);
     let descriptors;
-    let recovered = match directory::load_manifest(disk.as_ref(), options)? {
+    let watched = Arc::new(Watched::new(Arc::clone(&disk)));
+    let recovered = match directory::load_manifest(watched.as_ref(), options)? {
         None => {
             // Options that were not set have their defaults now. The defaults must fit the other
             // options.
@@ -98,7 +101,7 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
             start::create(&settings, disk.as_ref(), clock.as_ref()).map(|r| (settings, r))
         }
         Some((manifest, damaged)) => {
-            let entries = recover::checkpoint_header(disk.as_ref(), &manifest).map_or(0, |header| header.entries);
+            let entries = recover::checkpoint_header(watched.as_ref(), &manifest).map_or(0, |header| header.entries);
             let settings = options.validate(Some(Stored {
                 flash: manifest.flash,
                 segment_size: manifest.segment_size,
@@ -110,9 +113,11 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
             let settings = budget::fit_geometry(settings, options, &geometry)?;
             check_file_sizes(is_real, &settings)?;
             descriptors = budget::check_machine(is_real, &settings)?;
+            let disk: Arc<dyn Disk> = Arc::clone(&watched) as Arc<dyn Disk>;
             recover::recover(&disk, clock.as_ref(), &settings, manifest, damaged).map(|r| (settings, r))
         }
     };
+    let recovered = watched.check().and(recovered);
     let (settings, mut recovered) = recovered.map_err(Error::io("recover the store in", dir))?;
     let settings = budget::fit_index(settings, options, recovered.index.allocated())?;
     if settings.recovery == RecoveryMode::Refuse && !recovered.report.damaged.is_empty() {

@@ -38,11 +38,6 @@ use crate::segment::table::{self, Table};
 use crate::tier::memory::MemoryTier;
 use crate::wal::writer::Wal;
 
-/// One byte in this many of `memory` may be buffers that are kept for the next read.
-const POOL_SHARE: u64 = 256;
-/// Upper bound of the bytes of buffers that are kept for the next read.
-const POOL_BYTES_MAX: u64 = 2 << 20;
-
 /// Describes a new store without entries. Writes nothing.
 pub(super) fn create(settings: &Settings, disk: &dyn Disk, clock: &dyn Clock) -> std::io::Result<Recovered> {
     let wall_ms = clock.wall_ms();
@@ -53,6 +48,7 @@ pub(super) fn create(settings: &Settings, disk: &dyn Disk, clock: &dyn Clock) ->
         hash_seed: clock.entropy(),
         boot_id: disk.boot_id(),
         clean: false,
+        rings_marked: false,
         next_lsn: Lsn(1),
         durable: Lsn::ZERO,
         reclaimed: Lsn::ZERO,
@@ -129,6 +125,7 @@ fn begin_opening(manifest: &mut Manifest, settings: &Settings, boot_id: u64, now
     let stream = round_up(manifest.next_base.0, settings.segment_size);
     manifest.boot_id = boot_id;
     manifest.clean = false;
+    manifest.rings_marked = false;
     manifest.durable = Lsn(manifest.next_lsn.0 - 1);
     manifest.time = now;
     manifest.durable_ms = now.store_ms;
@@ -164,16 +161,19 @@ pub(super) fn start(
     // Files that the earlier process created or removed may not be synced in the directory, and no
     // later step syncs them.
     disk.sync_dir()?;
-    let manifest = ManifestStore::begin(Arc::clone(&disk), manifest)?;
+    let mut manifest = ManifestStore::begin(Arc::clone(&disk), manifest)?;
     remove_unused(disk.as_ref(), &manifest, &names)?;
     let segment_ring = Ring::new(disk.map(&names[0], settings.segment_ring)?.0, begin.stream);
     let wal_ring = Ring::new(disk.map(&names[1], settings.wal_ring)?.0, begin.wal);
     disk.sync_dir()?;
+    // Not before the manifest: the marks of the last life tell how it stopped until then. The next
+    // manifest states them, and no record is appended before it.
+    manifest.rings_marked = disk.mark_cached(&names[0])? && disk.mark_cached(&names[1])?;
     let wal = Wal::new(Arc::clone(&disk), manifest.store, wal_ring, settings.wal_payload)?;
     let marks = Watermarks::new(Lsn(manifest.next_lsn.0 - 1), manifest.reclaimed, manifest.time.store_ms);
     let log = Log::new(LogState::new(manifest.next_lsn, begin.wal), segment_ring, wal, marks);
     let warmth = WarmthState::load(disk.as_ref(), manifest.store, settings.memory);
-    let pool = BufferPool::new((settings.memory / POOL_SHARE).min(POOL_BYTES_MAX));
+    let pool = BufferPool::new(settings.pool_bytes);
     let rings = Ring::allocated(settings.segment_ring) + Ring::allocated(settings.wal_ring);
     let besides_tier = rings + index.allocated() + pool.bytes_max();
     let memory = MemoryTier::new(settings.memory.saturating_sub(besides_tier));

@@ -32,6 +32,7 @@ use crate::id::{Key, KeyHash, Lsn, Position};
 use crate::index::geometry::IndexEntry;
 use crate::io::SECTOR;
 use crate::io::aligned::AlignedBuf;
+use crate::io::is_loss;
 use crate::segment::extent::Extent;
 use crate::segment::format::{self, Kind, Life, Record};
 use crate::tier::item::{Item, ItemMeta};
@@ -42,7 +43,7 @@ const SHARE_LEN_MIN: usize = 16 << 10;
 
 /// A device read failed, and was counted. The key misses now, and a later read may find it.
 #[derive(Debug)]
-pub(in crate::engine) struct ReadFailed(io::Error);
+pub(in crate::engine) struct ReadFailed(pub(in crate::engine) io::Error);
 
 /// A buffer with a verified record in it.
 pub(in crate::engine) struct Found {
@@ -75,9 +76,21 @@ impl Engine {
 
     /// The value of `key`, if it has one. With `promote` the read counts as a use: it is counted in
     /// the statistics, and a hit may enter the memory tier.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the record cannot be read now, for a reason that says nothing of its bytes.
     pub(crate) fn get(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>> {
         self.health.check_readable()?;
-        let value = self.look_up(key, promote).unwrap_or(None);
+        let value = match self.look_up(key, promote) {
+            Ok(value) => value,
+            // The medium lost the record, so this is a miss.
+            Err(ReadFailed(error)) if is_loss(&error) => None,
+            Err(ReadFailed(error)) => {
+                // A close takes the files away from a read that has begun.
+                self.health.check_readable()?;
+                return Err(Error::io("read a segment in", &self.context.dir)(error));
+            }
+        };
         if promote {
             let counter = match value.as_ref().map(Value::tier) {
                 Some(Tier::Memory) => &self.counters.hits_memory,
@@ -204,6 +217,9 @@ impl Engine {
         let mut buf = self.reads.buffer(extent.len());
         let read = self.table.file(entry.location.segment).and_then(|file| file.read_at(extent.start(), &mut buf));
         if let Err(error) = read {
+            if self.health.is_closing() {
+                return Err(ReadFailed(error));
+            }
             // A missing or shortened file does not come back, so its records count as damaged.
             if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) {
                 return Ok(None);

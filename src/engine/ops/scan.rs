@@ -10,14 +10,17 @@
 //! is put, replaced or deleted during the scan may be visited or not.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
+use super::read::ReadFailed;
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::{Key, Lsn, NamespaceGeneration};
+use crate::io::is_loss;
 use crate::segment::format::{Kind, Life};
 
 /// A live entry, as [`crate::Cache::entries`] returns it.
@@ -68,6 +71,10 @@ impl Engine {
                 match self.read_slot(slot, scan) {
                     Visited::Live(entry) => return Ok(Some(entry)),
                     Visited::Skipped => {}
+                    Visited::Refused(error) => {
+                        self.health.check_readable()?;
+                        return Err(Error::io("read a segment in", &self.context.dir)(error));
+                    }
                     Visited::Overtaken(life) => {
                         // The entry moved, was replaced or left since the copy.
                         self.index.copy_partition(scan.partition - 1, &mut scan.slots);
@@ -102,7 +109,8 @@ impl Engine {
         let found = match life.as_ref().map_or(Ok(None), |life| self.read(&entry, life)) {
             Ok(Some(found)) => found,
             Ok(None) => return Visited::Overtaken(life),
-            Err(_counted) => return Visited::Skipped,
+            Err(ReadFailed(error)) if is_loss(&error) => return Visited::Skipped,
+            Err(ReadFailed(error)) => return Visited::Refused(error),
         };
         // The index names puts only, so any other record is of a later life.
         let Kind::Put { namespace, key, .. } = &found.record.kind else { return Visited::Overtaken(None) };
@@ -136,6 +144,8 @@ impl Engine {
 enum Visited {
     /// The entry is live.
     Live(Entry),
+    /// The record cannot be read now, for a reason that says nothing of its bytes.
+    Refused(io::Error),
     /// The entry is of another namespace, expired, deleted or unreadable.
     Skipped,
     /// The record is not there, or the index does not name it any more. If no record verified, the

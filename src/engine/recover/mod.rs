@@ -57,14 +57,14 @@ use crate::wal::replay::{IgnoreAll, Replay, Summary};
 const LSN_GAP: u64 = 1 << 24;
 /// Upper bound of the bytes of the index for an entry.
 const SLOT_BYTES: u64 = 9;
-/// Changes that wait to be merged may take one byte in this many of the memory that the loaded
-/// index leaves of its share. The rest is for the growth of the index.
+/// Changes that wait to be merged may take one byte in this many of the memory that the index
+/// leaves of its share. The rest is for the growth of the index.
 const CHANGES_SHARE: u64 = 2;
-/// Upper bound of the bytes of changes that wait to be merged.
-const CHANGES_BYTES_MAX: u64 = 256 << 20;
-/// Index changes that are merged at once, however little DRAM there is: each merge passes over the
-/// whole index.
-const BATCH_LEN_MIN: usize = 1 << 21;
+/// They may take one byte in this many of the budget in any case, since each merge passes over the
+/// whole index. That is the share of the footers, which do not exist yet.
+const CHANGES_OF_FOOTERS_SHARE_MIN: u64 = 16;
+/// The same during the replay, when the footers take their share.
+const CHANGES_OF_REPLAY_SHARE_MIN: u64 = 32;
 
 /// A store that is ready for its next manifest.
 #[derive(Debug)]
@@ -86,8 +86,7 @@ struct Recovery<'a> {
     index: Index,
     /// Changes that are not merged into the index yet.
     batch: Batch,
-    /// See [`Settings::batch_len_max`].
-    batch_len_max: usize,
+    settings: &'a Settings,
     catalog: Catalog,
     report: RecoveryReport,
     /// Records below it are not served.
@@ -98,13 +97,6 @@ struct Recovery<'a> {
     /// Every record of an unsealed segment is verified, even without a reason for doubt: an earlier
     /// opening may have overwritten unreadable records with marks, and then been refused.
     trusts_nothing: bool,
-}
-
-/// An empty batch for the index changes that `room` bytes of DRAM hold.
-///
-/// It holds [`BATCH_LEN_MIN`] changes even if there is less room, but never more than `len_max`.
-fn new_batch(geometry: Geometry, room: u64, len_max: usize) -> Batch {
-    Batch::new(geometry, Batch::len_for(room).max(BATCH_LEN_MIN).min(len_max))
 }
 
 /// The header of the checkpoint that the manifest names, if it can be read and verifies.
@@ -163,23 +155,24 @@ struct Interrupted {
     report: RecoveryReport,
 }
 
-/// How the last process stopped: by a close, a process crash or a host crash.
-fn classify_stop(manifest: &Manifest, disk: &dyn Disk) -> Start {
-    match manifest.clean {
-        true => Start::Clean,
-        false if manifest.boot_id == disk.boot_id() => Start::Process,
-        false => Start::Host,
-    }
+/// Whether everything that the last process wrote is in the page cache or on the medium.
+///
+/// It is not after a restart of the host. It is not either if a file system was shut down and
+/// mounted again, if a volume was detached, and if the store is a copy or a snapshot.
+pub(crate) fn page_cache_is_whole(manifest: &Manifest, disk: &dyn Disk) -> io::Result<bool> {
+    let rings = [file_names::segment_ring(manifest.segment_ring), file_names::wal_ring(manifest.wal_ring)];
+    let is_cached = || Ok::<_, io::Error>(disk.is_cached(&rings[0])? && disk.is_cached(&rings[1])?);
+    Ok(manifest.boot_id == disk.boot_id() && (!manifest.rings_marked || is_cached()?))
 }
 
-/// Bytes of DRAM for changes that wait to be merged into an index of `entries`. The room that the
-/// entries themselves will take is not counted.
-fn room_for_changes(settings: &Settings, entries: u64) -> u64 {
-    match entries {
-        // Without a checkpoint the size of the index is unknown.
-        0 => 0,
-        known => (settings.index_bytes_max.saturating_sub(known.saturating_mul(SLOT_BYTES)) / CHANGES_SHARE).min(CHANGES_BYTES_MAX),
-    }
+/// How the last process stopped: by a close, a process crash or a host crash. A lost page cache
+/// counts as a host crash.
+fn classify_stop(manifest: &Manifest, disk: &dyn Disk) -> io::Result<Start> {
+    Ok(match manifest.clean {
+        true => Start::Clean,
+        false if page_cache_is_whole(manifest, disk)? => Start::Process,
+        false => Start::Host,
+    })
 }
 
 /// One attempt to recover. Ends early if it finds files that must be replaced first.
@@ -190,7 +183,7 @@ fn attempt(
     mut manifest: Manifest,
     manifest_damaged: bool,
 ) -> io::Result<Result<Recovered, Interrupted>> {
-    let kind = classify_stop(&manifest, disk);
+    let kind = classify_stop(&manifest, disk)?;
     if manifest.boot_id != disk.boot_id() {
         manifest.time.boot_ms = None;
     }
@@ -205,16 +198,15 @@ fn attempt(
     manifest.segments.resize(count, fresh);
     let geometry = geometry(&manifest, settings);
     let header = checkpoint_header(disk, &manifest);
-    let room = room_for_changes(settings, header.as_ref().map_or(0, |header| header.entries));
-    tracing::debug!(?kind, room, "recovering");
+    tracing::debug!(?kind, "recovering");
     let mut recovery = Recovery {
         disk,
         store: manifest.store,
         hash_seed: manifest.hash_seed,
         rows: table::rows_of(&manifest.segments),
         index: Index::new(geometry),
-        batch: new_batch(geometry, room, settings.batch_len_max),
-        batch_len_max: settings.batch_len_max,
+        batch: Batch::new(geometry, 0),
+        settings,
         catalog: manifest.catalog.clone(),
         report,
         floor: manifest.floor,
@@ -227,7 +219,8 @@ fn attempt(
         recovery.report.rebuilt = manifest.checkpoint.take().is_some();
     }
     let mut lap = stopwatch(clock);
-    recovery.load_sealed(manifest.checkpoint, header.as_ref(), room)?;
+    recovery.load_sealed(manifest.checkpoint, header.as_ref())?;
+    recovery.batch = recovery.new_batch(0, CHANGES_OF_REPLAY_SHARE_MIN);
     recovery.check_files()?;
     let report = &mut recovery.report;
     report.load_took = lap();
@@ -389,6 +382,19 @@ impl Recovery<'_> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => create(self.disk, &name, row.size),
         }
+    }
+
+    /// An empty batch of index changes, before `entries` more are loaded into the index. It may use
+    /// a part of what they leave of the index's share, or one byte in `share_min` of the budget if
+    /// that is more.
+    ///
+    /// The memory that those entries will take is left alone, although changes are freed as they
+    /// come: an allocator need not give freed memory to another thread.
+    fn new_batch(&self, entries: u64, share_min: u64) -> Batch {
+        let index = self.index.allocated().saturating_add(entries.saturating_mul(SLOT_BYTES));
+        let room = self.settings.index_bytes_max.saturating_sub(index) / CHANGES_SHARE;
+        let len = Batch::len_for(room.max(self.settings.memory / share_min));
+        Batch::new(self.index.geometry(), len.min(self.settings.batch_len_max))
     }
 
     /// Applies an entry to the index, in batches.

@@ -7,7 +7,9 @@
 
 use std::io;
 
-use super::{Recovery, SLOT_BYTES, change, new_batch, open_segment};
+use crossbeam::channel::{SendError, Sender};
+
+use super::{CHANGES_OF_FOOTERS_SHARE_MIN, Recovery, change, open_segment};
 use crate::engine::file_names;
 use crate::id::Position;
 use crate::index::batch::Batch;
@@ -16,18 +18,42 @@ use crate::index::{self, Index};
 use crate::io::is_shortage;
 use crate::manifest::Checkpoint;
 use crate::parallel::scope;
-use crate::segment::reader::{self, Contents};
+use crate::segment::footer::FooterEntry;
+use crate::segment::reader::Listing;
 use crate::segment::table::{Row, Stage};
+
+/// One result of reading a sealed segment.
+enum Piece {
+    /// Some of its records, in the order of their positions.
+    Entries(Vec<FooterEntry>),
+    /// There are no more. `lost` stretches of it are damaged, the last of which ends at `lost_to`.
+    End { lost: u64, lost_to: u32 },
+    /// Its file cannot be opened.
+    Unopened(io::Error),
+}
+
+/// Sends all records of a segment, in pieces that take up to about a quarter of `bytes`.
+fn send_listing(to: &Sender<(Row, Piece)>, row: Row, mut listing: Listing<'_>, bytes: usize) -> Result<(), SendError<(Row, Piece)>> {
+    let mut piece = Vec::new();
+    for mut entries in listing.by_ref() {
+        piece.append(&mut entries);
+        if piece.len() * size_of::<FooterEntry>() * 4 >= bytes {
+            to.send((row, Piece::Entries(std::mem::take(&mut piece))))?;
+        }
+    }
+    to.send((row, Piece::Entries(piece)))?;
+    to.send((row, Piece::End { lost: listing.lost(), lost_to: listing.lost_to() }))
+}
 
 impl Recovery<'_> {
     /// Loads the entries of sealed segments: those of the checkpoint, then those of later footers.
     /// Without a usable checkpoint all footers are applied. `header` is the header of the
-    /// checkpoint, and `room` is the number of bytes of DRAM that are free beside its entries.
-    pub(super) fn load_sealed(&mut self, named: Option<Checkpoint>, header: Option<&Header>, room: u64) -> io::Result<()> {
+    /// checkpoint.
+    pub(super) fn load_sealed(&mut self, named: Option<Checkpoint>, header: Option<&Header>) -> io::Result<()> {
         if let Some(checkpoint) = named {
             let is_other = header.is_some_and(|header| header.geometry != self.index.geometry());
             let entries = header.map_or(0, |header| header.entries);
-            if !is_other && self.with_footers(Some(checkpoint), entries, room)? {
+            if !is_other && self.with_footers(Some(checkpoint), entries)? {
                 return Ok(());
             }
             // A checkpoint of another geometry is as useless as a damaged one. The footers of all
@@ -36,69 +62,73 @@ impl Recovery<'_> {
             self.report.footer_entries = 0;
             self.index = Index::new(self.index.geometry());
         }
-        self.with_footers(None, 0, room).map(drop)
+        self.with_footers(None, 0).map(drop)
     }
 
     /// Applies the footers of segments that were sealed after the checkpoint began, oldest first.
     /// Without a checkpoint it applies all footers. A thread of its own reads them.
     ///
-    /// The first batch of footer changes is applied while the checkpoint loads. It may use the
-    /// memory that the checkpoint's `entries` will take, plus `room`, because the batch is freed as
-    /// partitions fill. Later batches hold at most `room` bytes and are merged into the loaded
-    /// index.
+    /// The first batch of footer changes is applied while the checkpoint loads its `entries`. Later
+    /// batches are merged into the loaded index.
     ///
     /// Returns false if the checkpoint is unusable. Then only the index and the report have
     /// changed.
-    fn with_footers(&mut self, mut named: Option<Checkpoint>, entries: u64, room: u64) -> io::Result<bool> {
+    fn with_footers(&mut self, mut named: Option<Checkpoint>, entries: u64) -> io::Result<bool> {
         let start = named.map_or(Position(0), |checkpoint| checkpoint.start);
         let after = |r: &&Row| r.stage == Stage::Sealed && r.life.base.plus(r.size) > start;
         let mut rows: Vec<Row> = self.rows.iter().filter(after).copied().collect();
         rows.sort_by_key(|r| r.life.base);
-        let (disk, store, hash_seed, geometry) = (self.disk, self.store, self.hash_seed, self.index.geometry());
-        let batch_len_max = self.batch_len_max;
+        let (disk, store, hash_seed) = (self.disk, self.store, self.hash_seed);
         let (to, from) = crossbeam::channel::bounded(0);
+        let at_once = self.settings.work_buffer;
         let read_all = move || {
             for row in rows {
-                let contents = open_segment(disk, &row).map(|file| reader::entries(store, &row, hash_seed, file.as_ref()));
+                let read = match open_segment(disk, &row) {
+                    Ok(file) => send_listing(&to, row, Listing::new(store, &row, hash_seed, file.as_ref(), at_once), at_once),
+                    Err(error) => to.send((row, Piece::Unopened(error))),
+                };
                 // The receiver is gone: the checkpoint is unusable.
-                if to.send((row, contents)).is_err() {
+                if read.is_err() {
                     return;
                 }
             }
         };
-        let mut merge = |recovery: &mut Self, batch: &mut Batch| {
-            let mut full = std::mem::replace(batch, new_batch(geometry, room, batch_len_max));
-            match named.take() {
-                Some(checkpoint) => recovery.load_checkpoint(checkpoint.sequence, full),
-                None => {
-                    full.merge(&recovery.index);
-                    Ok(true)
+        let mut merge = |recovery: &mut Self, batch: &mut Batch| -> io::Result<bool> {
+            let merged = match named.take() {
+                Some(checkpoint) => {
+                    let changes = std::mem::replace(batch, Batch::new(recovery.index.geometry(), 0));
+                    recovery.load_checkpoint(checkpoint.sequence, changes)?
                 }
-            }
+                None => {
+                    batch.merge(&recovery.index);
+                    true
+                }
+            };
+            *batch = recovery.new_batch(0, CHANGES_OF_FOOTERS_SHARE_MIN);
+            Ok(merged)
         };
         scope(|workers| {
             workers.spawn(read_all)?;
-            let mut batch = new_batch(geometry, entries.saturating_mul(SLOT_BYTES).saturating_add(room), batch_len_max);
-            for (row, contents) in from {
-                let is_damaged = match &contents {
-                    Ok(contents) => contents.lost > 0,
+            let mut batch = self.new_batch(entries, CHANGES_OF_FOOTERS_SHARE_MIN);
+            for (row, piece) in from {
+                match piece {
+                    Piece::Entries(entries) => {
+                        entries.iter().for_each(|entry| change(&mut batch, &row, entry, self.floor));
+                        self.report.footer_entries += entries.len() as u64;
+                    }
+                    Piece::End { lost: 0, .. } => {}
                     // A shortage is not damage. A later opening may have enough descriptors or
                     // memory.
-                    Err(error) if is_shortage(error) => return contents.map(|_| false),
-                    Err(_) => true,
-                };
-                // A lost stretch drops everything older, and nothing newer. So changes from older
-                // segments are merged before the floor rises.
-                if is_damaged && !merge(self, &mut batch)? {
-                    return Ok(false);
+                    Piece::Unopened(error) if is_shortage(&error) => return Err(error),
+                    // A lost stretch drops everything older, and nothing newer. So all changes so
+                    // far are merged before the floor rises.
+                    damage => {
+                        if !merge(self, &mut batch)? {
+                            return Ok(false);
+                        }
+                        self.lose_part(&row, &damage);
+                    }
                 }
-                let contents = contents.unwrap_or_else(|error| self.lose_segment(&row, &error));
-                if contents.lost > 0 {
-                    self.lose(&row, &format!("{} stretches are damaged", contents.lost), contents.lost_to);
-                }
-                contents.entries.iter().for_each(|entry| change(&mut batch, &row, entry, self.floor));
-                self.report.footer_entries += contents.entries.len() as u64;
-                drop(contents);
                 if batch.is_full() && !merge(self, &mut batch)? {
                     return Ok(false);
                 }
@@ -107,11 +137,16 @@ impl Recovery<'_> {
         })
     }
 
-    /// Drops a sealed segment whose file cannot be opened, and everything older.
-    fn lose_segment(&mut self, row: &Row, error: &io::Error) -> Contents {
-        self.rows[row.life.id.index()].stage = Stage::Free;
-        self.lose(row, &format!("its file cannot be opened ({error})"), row.size as u32);
-        Contents::default()
+    /// Drops what a damaged segment may have superseded, and the segment if it cannot be opened.
+    fn lose_part(&mut self, row: &Row, damage: &Piece) {
+        match damage {
+            Piece::Entries(_) => {}
+            Piece::End { lost, lost_to } => self.lose(row, &format!("{lost} stretches are damaged"), *lost_to),
+            Piece::Unopened(error) => {
+                self.rows[row.life.id.index()].stage = Stage::Free;
+                self.lose(row, &format!("its file cannot be opened ({error})"), row.size as u32);
+            }
+        }
     }
 
     /// Reports that a sealed segment lost the bytes before offset `to`. The lost records may have

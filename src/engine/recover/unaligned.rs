@@ -13,9 +13,6 @@ use crate::io::{BLOCK, File, SECTOR, read_twice};
 use crate::segment::format::UNREAD;
 
 const _: () = assert!(BLOCK.is_multiple_of(SECTOR), "a block can be read");
-/// Length of the buffer, in bytes.
-const LEN: usize = 1 << 20;
-
 /// A buffer of adjacent bytes that are not written yet.
 pub(super) struct UnalignedWriter {
     file: Arc<dyn File>,
@@ -29,8 +26,9 @@ pub(super) struct UnalignedWriter {
 }
 
 impl UnalignedWriter {
-    pub(super) fn new(file: Arc<dyn File>) -> Self {
-        let len = (LEN as u64).min(file.len()) as usize;
+    /// A writer to `file` that collects up to `at_once` bytes, a multiple of [`BLOCK`].
+    pub(super) fn new(file: Arc<dyn File>, at_once: usize) -> Self {
+        let len = (at_once as u64).min(file.len()) as usize;
         Self { file, buf: AlignedBuf::zeroed(len), start: 0, len: 0, unread: 0 }
     }
 

@@ -39,6 +39,7 @@ impl Engine {
             self.events.room.signal();
         }
         let made_room = self.health.disk_room().take_request() && self.give_back(&mut manifest)?;
+        self.shorten_wal(&mut manifest)?;
         let Rescued { changed, waits, found_shortage } = self.step_rescue(&mut manifest)?;
         let is_free = self.free_segments(1).next().is_some();
         let (ready, wanted) = (self.log.lock().ready_count(), ready_wanted(self.context.settings.segments));
@@ -211,6 +212,20 @@ impl Engine {
         self.health.disk_room().set_exhausted(!has_any);
         self.events.room.signal();
         self.events.durable.signal_all();
+    }
+
+    /// Seals the open segment if the WAL grows by marks alone, so that a recovery need not replay
+    /// them all.
+    fn shorten_wal(&self, manifest: &mut ManifestStore) -> Result<()> {
+        if self.log.lock().marks() <= self.context.settings.marks_max {
+            return Ok(());
+        }
+        let is_unsealed = |row: &Row| matches!(row.stage, Stage::Open | Stage::Full | Stage::Failed);
+        if self.seal_early()? || self.table.select(is_unsealed).is_empty() {
+            self.write_manifest(manifest)?;
+            self.log.lock().forget_marks();
+        }
+        Ok(())
     }
 
     /// Seals the open segment before it is full, so that it can be emptied. Returns false if no

@@ -24,10 +24,10 @@ use crate::config::{Activity, Cause, Evicted};
 use crate::engine::Engine;
 use crate::engine::refused::Helps;
 use crate::id::{Location, NamespaceGeneration, SegmentId};
-use crate::io::is_shortage;
+use crate::io::{is_loss, is_shortage};
 use crate::segment::footer::FooterEntry;
 use crate::segment::format::{self, Kind, Record};
-use crate::segment::reader::{self, SMALL_WINDOW, SegmentView, WINDOW};
+use crate::segment::reader::{Listing, SMALL_WINDOW, SegmentView, WINDOW};
 use crate::segment::table::{Row, Stage};
 
 /// When not all live entries are kept, one byte in this many of the records of a segment may be
@@ -82,6 +82,11 @@ impl Engine {
                 self.context.warn_of("a segment cannot be emptied now; it is tried again", Some(id), &error);
                 return false;
             }
+            if !is_loss(&error) {
+                // Its entries may be read again once the reason is gone, so they are not given up.
+                let _recorded = self.fail("emptying a segment", &error);
+                return false;
+            }
             self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
             self.context.warn_of("a segment cannot be read; its entries are lost", Some(id), &error);
             self.index.remove_segment(id);
@@ -116,12 +121,10 @@ impl Engine {
     /// segment fails before that is done.
     fn drain_entries(&self, row: &Row, keep: Keep) -> io::Result<bool> {
         let file = self.table.file(row.life.id)?;
-        let contents = reader::entries(self.context.store, row, self.context.hash_seed, file.as_ref());
-        self.counters.damaged.fetch_add(contents.lost, Ordering::Relaxed);
+        let at_once = self.context.settings.work_buffer;
+        let mut listing = Listing::new(self.context.store, row, self.context.hash_seed, file.as_ref(), at_once);
         let location = |entry: &FooterEntry| Location { segment: row.life.id, offset: entry.offset };
-        let is_live = |e: &&FooterEntry| !e.tombstone && self.index.names(e.hash, location(e));
-        let live: Vec<&FooterEntry> = contents.entries.iter().filter(is_live).collect();
-        let data_bytes: u64 = contents.entries.iter().map(|e| u64::from(e.len)).sum();
+        let data_bytes = listing.data_bytes();
         let keep_all = self.has_room_for_all(data_bytes, row.size) && !self.index_is_over_budget();
         let mut budget = match keep_all {
             // While a segment is failed no sync succeeds, so a move would gain no room.
@@ -132,15 +135,18 @@ impl Engine {
         // While enough other segments are ready, no writer waits for this one, and small reads
         // disturb gets less.
         let is_calm = self.log.lock().ready_count() >= ready_wanted(self.context.settings.segments);
-        let mut window = SegmentView::new(file.as_ref(), row.size, if is_calm { SMALL_WINDOW } else { WINDOW });
+        let window = if is_calm { SMALL_WINDOW } else { WINDOW };
+        let mut window = SegmentView::new(file.as_ref(), row.size, window.min(at_once));
         let generations = self.namespaces.generations();
-        for entry in live {
+        let is_live = |e: &FooterEntry| !e.tombstone && self.index.names(e.hash, location(e));
+        for entry in listing.by_ref().flatten().filter(is_live) {
+            let entry = &entry;
             let keep = u64::from(entry.len) <= budget && (keep_all || self.is_hot(entry, location(entry)));
             if !keep && self.context.listener.is_none() {
                 self.evict(entry, location(entry));
                 continue;
             }
-            let Some((record, bytes)) = self.record_in(&mut window, row, entry) else {
+            let Some((record, bytes)) = self.record_in(&mut window, row, entry)? else {
                 self.index.remove_if_at(entry.hash, location(entry));
                 continue;
             };
@@ -167,7 +173,11 @@ impl Engine {
                 }
             }
         }
-        if contents.lost > 0 {
+        if let Some(error) = listing.take_refusal() {
+            return Err(error);
+        }
+        self.counters.damaged.fetch_add(listing.lost(), Ordering::Relaxed);
+        if listing.lost() > 0 {
             self.index.remove_segment(row.life.id);
         }
         Ok(true)
@@ -175,20 +185,21 @@ impl Engine {
 
     /// The record of an entry, if it verifies. If its place cannot be read, only the entries there
     /// are lost.
-    fn record_in<'w>(&self, window: &'w mut SegmentView<'_>, row: &Row, entry: &FooterEntry) -> Option<(Record, &'w [u8])> {
+    fn record_in<'w>(&self, window: &'w mut SegmentView<'_>, row: &Row, entry: &FooterEntry) -> io::Result<Option<(Record, &'w [u8])>> {
         let bytes = match window.bytes(entry.offset, entry.len) {
             Ok(bytes) => bytes,
+            Err(error) if !is_loss(&error) => return Err(error),
             Err(error) => {
                 self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
                 self.context.warn_of("an entry cannot be read while its segment is emptied; it is lost", Some(row.life.id), &error);
-                return None;
+                return Ok(None);
             }
         };
         let record = format::decode_record(self.context.store, row.life.base.plus(entry.offset.into()), row.life.base_lsn, bytes);
         if record.is_none() {
             self.counters.damaged.fetch_add(1, Ordering::Relaxed);
         }
-        record.map(|record| (record, bytes))
+        Ok(record.map(|record| (record, bytes)))
     }
 
     /// Removes a live entry. Returns whether the index still had it.
@@ -224,7 +235,10 @@ impl Engine {
     /// Reinserts a record. While a ring is full, it writes the ring out and tries again. No other
     /// thread may be about to do so, and other writers may fill the ring first.
     fn try_reinsert(&self, row: &Row, entry: &FooterEntry, record: &Record, bytes: &[u8]) -> Fate {
-        let progress = || (self.log.segment_ring().written(), self.log.wal().written(), self.log.marks().synced_bytes());
+        let progress = || {
+            let (segment_ring, wal) = (self.log.segment_ring().written(), self.log.wal().written());
+            (segment_ring, wal, self.log.marks().synced_bytes(), self.log.lock().allocated())
+        };
         loop {
             let before = progress();
             match self.reinsert(row, entry, record, bytes) {
@@ -232,7 +246,7 @@ impl Engine {
                 Err(cause) if cause.helped_by() != Helps::WriteOut => return Fate::Unwanted,
                 Err(_) => {}
             }
-            let _recorded = self.step_flush().and_then(|_| self.step_sync());
+            let _recorded = self.step_flush().and_then(|_| self.step_seal()).and_then(|_| self.step_sync());
             if progress() == before {
                 return Fate::Unwanted;
             }

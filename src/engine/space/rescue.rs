@@ -72,7 +72,7 @@ impl Engine {
     /// Appends every record of a failed segment again, or a tombstone if it is lost.
     pub(in crate::engine) fn rescue(&self, failed: &Failed) -> Result<(), Refused> {
         for entry in failed.remaining() {
-            while !self.rescue_entry(failed, entry)? {}
+            while !self.rescue_entry(failed, &entry)? {}
             failed.advance();
         }
         Ok(())

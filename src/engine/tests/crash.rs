@@ -11,7 +11,7 @@ use super::seeds::{each_seed, seeds};
 use super::store::{Machine, Store, close, small};
 use crate::clock::SimClock;
 use crate::config::{Ack, OnHostCrash, Options, WalValues};
-use crate::engine::{Engine, PutOptions, Start, Stats, Wait};
+use crate::engine::{DeleteOptions, Engine, PutOptions, Start, Stats, Wait};
 use crate::error::Error;
 use crate::io::sim::{FaultOp, PowerCut, SimDisk};
 
@@ -367,6 +367,40 @@ fn moves_that_a_power_cut_takes_back_among_puts_leave_room_for_the_footer() {
         }
     }
     assert!(replayed > 10, "the frames were there in {replayed} images");
+}
+
+#[test]
+fn a_log_ends_at_a_frame_whose_record_no_power_cut_left() {
+    let store = Store::new(small().wal_values(WalValues::Never));
+    let engine = store.engine();
+    store.put(b"changed", b"old");
+    store.put(b"deleted", b"old");
+    engine.persist(Ack::Host).unwrap();
+    let durable = engine.stats().durable;
+    store.put(b"changed", b"new");
+    engine.delete(b"deleted".as_slice().into(), &DeleteOptions::new()).unwrap();
+    // The WAL holds this change itself.
+    engine.set_resume_token("stream", b"7", Some(Ack::Process)).unwrap();
+    // The kernel has written the ring of the WAL back by itself, and not the ring of the records.
+    let image = store.disk.after_power_cut(0, PowerCut::KeepAll);
+    let (ring, len) = image.files().into_iter().find(|(name, _)| name.starts_with("ring.segments.")).unwrap();
+    image.overwrite(&ring, 0, &vec![0; len as usize]);
+    for stop in (1..30).chain([u64::MAX]) {
+        let interrupted = image.after_kill();
+        interrupted.stop_at(stop);
+        drop(reopen(&store.options, &interrupted));
+        let again = reopen(&store.options, &interrupted.after_kill()).unwrap();
+        let report = again.recovery();
+        assert!(report.damaged.is_empty(), "stop {stop}: {report:?}");
+        for key in ["changed", "deleted"] {
+            let found = again.get(key.as_bytes().into(), true).unwrap();
+            assert_eq!(found.as_deref(), Some(&b"old"[..]), "stop {stop}: {key} is durable, and what came later is lost");
+        }
+        assert_eq!(again.namespaces().resume_token("stream"), None, "stop {stop}: nothing behind a lost mutation counts");
+        if stop == 1 {
+            assert_eq!((report.maybe_lost_after, report.torn_bytes), (Some(durable), 40));
+        }
+    }
 }
 
 #[test]

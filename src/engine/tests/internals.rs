@@ -14,8 +14,9 @@ use crate::engine::{Engine, PutOptions, open};
 use crate::error::Error;
 use crate::id::{Key, Location, Lsn, SegmentId};
 use crate::index::geometry::IndexEntry;
+use crate::io::BLOCK;
 use crate::io::sim::SimDisk;
-use crate::segment::reader;
+use crate::segment::reader::Listing;
 use crate::segment::table::Stage;
 
 /// Index changes that recovery merges at once here: so few that small stores need several merges.
@@ -116,6 +117,11 @@ pub(super) fn index_bytes(engine: &Engine) -> u64 {
     engine.index.allocated()
 }
 
+/// Bytes of memory of footers under construction, and of failed segments.
+pub(super) fn footer_bytes(engine: &Engine) -> u64 {
+    engine.log.lock().allocated()
+}
+
 pub(super) fn settings(engine: &Engine) -> &Settings {
     &engine.context.settings
 }
@@ -155,9 +161,10 @@ pub(super) fn move_entries(engine: &Engine, mut between: impl FnMut()) {
     let row = engine.table.select(|r| r.stage == Stage::Sealed)[0];
     engine.table.drain(row.life.id);
     let file = engine.table.file(row.life.id).unwrap();
-    let contents = reader::entries(engine.context.store, &row, engine.context.hash_seed, file.as_ref());
-    assert!(contents.entries.len() > 50);
-    for entry in &contents.entries {
+    let listing = Listing::new(engine.context.store, &row, engine.context.hash_seed, file.as_ref(), BLOCK);
+    let entries: Vec<_> = listing.flatten().collect();
+    assert!(entries.len() > 50);
+    for entry in &entries {
         let place = IndexEntry::new(Location { segment: row.life.id, offset: entry.offset }, entry.len as usize);
         let found = engine.read(&place, &row.life).unwrap().unwrap();
         if engine.reinsert(&row, entry, &found.record, found.bytes()).is_err() {

@@ -5,12 +5,16 @@
 //! - `second_copy` reads records from the segment stream in place of frames that are lost.
 //! - `restore` reports the damage. It writes records that only the segment ring holds into the
 //!   segment files, and then the footers.
+//! - `footers` keeps a footer that takes more DRAM than its share in the segment file.
 //! - This file runs those steps, and answers the questions of the replay as its `Visitor`.
 //!
 //! [`crate::wal::replay`] decides which kind of stop a gap in the WAL is. Recovery then acts:
 //!
 //! - **Torn** (only after a host crash): the log ends at the gap, and later frames are ignored.
 //!   Records past the end are read as below.
+//! - **Frame without a record** (only after a host crash, and above the durable LSN): the log ends
+//!   before this frame, and later frames are ignored. A sync makes records durable before their
+//!   frames, so none of these mutations was acknowledged as durable.
 //! - **Hole**: the records of the lost frames are read from the segment stream. If every lost
 //!   mutation is found, the hole is repaired. If not, every entry below the hole's floor is
 //!   dropped, and so is every resume token: the lost frames may have superseded them.
@@ -20,6 +24,7 @@
 //!   before it are lost, every entry and every resume token is dropped. After a host crash neither
 //!   is damage, because records may be written out before their frames.
 
+mod footers;
 mod restore;
 mod second_copy;
 mod tail;
@@ -35,30 +40,30 @@ use crate::io::Mapping;
 use crate::manifest::Manifest;
 use crate::segment::table::{Row, Stage};
 use crate::wal::format::Mutation;
-use crate::wal::replay::{Hole, PastEnd, Replay, Summary, Visitor};
+use crate::wal::replay::{Hole, IgnoreAll, PastEnd, Replay, Summary, Visitor};
 
 /// Replays the WAL, writes records that only the rings hold into the segment files, and seals the
 /// unsealed segments.
 pub(in crate::engine::recover) fn replay(
     recovery: &mut Recovery<'_>,
-    replay: &mut Replay,
+    replay: &mut Replay<'_>,
     manifest: &Manifest,
     kind: Start,
     (ring, ring_lost): &(Arc<dyn Mapping>, bool),
 ) -> io::Result<Summary> {
     let mut rows: Vec<Row> = recovery.rows.iter().filter(|r| matches!(r.stage, Stage::Full | Stage::Failed)).copied().collect();
     rows.sort_by_key(|r| r.life.base);
-    let unsealed = |row: Row| Unsealed {
-        row,
-        entries: Vec::new(),
-        error: None,
-        needs_replacement: row.stage == Stage::Failed,
-        replacement: None,
-        unread: 0,
+    let unsealed = rows.into_iter().map(Unsealed::new).collect();
+    let (start, stated, is_whole) = ((manifest.wal_start, manifest.wal_lsn), manifest.durable, kind == Start::Process);
+    // After a host crash the log may end at a frame above the durable LSN, so that LSN is needed
+    // first.
+    let durable = match kind {
+        Start::Host => Some(replay.run(start, stated, is_whole, &mut IgnoreAll)?.durable),
+        _ => None,
     };
-    let unsealed = rows.into_iter().map(unsealed).collect();
-    let mut tail = Tail { recovery, unsealed, ring: ring.as_ref(), kind, end: Position(0), unknown: Position(0), writer: None };
-    let summary = replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, kind == Start::Process, &mut tail)?;
+    let (end, unknown) = (Position(0), Position(0));
+    let mut tail = Tail { recovery, unsealed, ring: ring.as_ref(), kind, durable, end, unknown, writer: None };
+    let summary = replay.run(start, durable.unwrap_or(stated), is_whole, &mut tail)?;
     let durable = summary.durable.max(manifest.durable);
     tail.report(&summary, durable);
     // Records above this LSN may be lost. After a host crash that is every record that was not
@@ -77,7 +82,7 @@ pub(in crate::engine::recover) fn replay(
 }
 
 impl Visitor for Tail<'_, '_> {
-    fn visit(&mut self, mutation: &Mutation, moved: bool, bytes: &[u8]) -> io::Result<()> {
+    fn visit(&mut self, mutation: &Mutation, moved: bool, bytes: &[u8]) -> io::Result<bool> {
         self.apply(mutation, moved, bytes)
     }
 

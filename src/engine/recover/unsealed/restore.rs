@@ -8,13 +8,15 @@
 
 use std::io;
 
-use super::tail::{Listed, Tail, Unsealed, read};
+use super::footers;
+use super::tail::{Found, Tail, Unsealed};
 use crate::engine::recovery_report::Start;
 use crate::id::{Location, Lsn, Position, UNIT};
-use crate::io::{BLOCK, is_shortage, read_twice};
-use crate::segment::footer;
+use crate::io::aligned::AlignedBuf;
+use crate::io::{BLOCK, File, is_shortage};
+use crate::segment::footer::{self, CHUNK_BLOCKS, FooterEntry};
 use crate::segment::format;
-use crate::segment::table::{self, Stage};
+use crate::segment::table::{self, Row, Stage};
 use crate::segment::writer::{Full, write_footer};
 use crate::wal::replay::Summary;
 
@@ -52,7 +54,7 @@ impl Tail<'_, '_> {
     pub(super) fn restore(&mut self, verify_after: Option<Lsn>) -> io::Result<()> {
         for i in 0..self.unsealed.len() {
             if self.unsealed[i].needs_replacement
-                && !self.unsealed[i].entries.is_empty()
+                && self.unsealed[i].footer.entries() > 0
                 && let Err(error) = self.target(i)?
             {
                 self.record_failure(i, error)?;
@@ -67,70 +69,113 @@ impl Tail<'_, '_> {
     /// Restores or verifies each record of unsealed segment `i` that was not placed yet.
     fn restore_segment(&mut self, i: usize, verify_after: Option<Lsn>) -> io::Result<()> {
         let (row, store) = (self.unsealed[i].row, self.recovery.store);
-        let mut bytes = Vec::new();
-        for n in 0..self.unsealed[i].entries.len() {
-            let Listed { entry, placed } = self.unsealed[i].entries[n];
-            let at = row.life.base.plus(entry.offset.into());
-            if placed {
-                continue;
+        let (taken, blocks) = (self.unsealed[i].footer.taken(), self.unsealed[i].footer.blocks());
+        let mut number = 0;
+        // The first blocks are in the file, unless the segment gets no footer there: then its
+        // records are lost, or this attempt of a recovery is.
+        let in_file = if self.unsealed[i].is_writable() { taken } else { 0 };
+        for first in (0..in_file).step_by(CHUNK_BLOCKS) {
+            let file = self.target(i)??;
+            let mut chunk = footers::read(store, &row, first, CHUNK_BLOCKS, file.as_ref())?;
+            let mut changed = false;
+            for block in chunk.chunks_exact_mut(BLOCK) {
+                changed |= self.restore_block(i, block, &mut number, verify_after)?;
             }
-            bytes.resize(entry.len as usize, 0);
-            crate::io::ring::copy(self.ring.words(), at.0, &mut bytes);
-            if format::decode_record(store, at, row.life.base_lsn, &bytes).is_some() {
-                self.place(i, entry.offset, &bytes)?;
-                continue;
+            if changed {
+                self.write_blocks(i, first, chunk)?;
             }
-            let (is_expected, needs_replacement) =
-                (verify_after.is_none_or(|durable| entry.lsn <= durable), self.unsealed[i].needs_replacement);
-            if is_expected && !needs_replacement && !self.recovery.trusts_nothing {
-                continue;
-            }
-            // A replacement can mark each record as unreadable, so the failed file may be missing.
-            // Any other segment fails without its file.
-            let file = if needs_replacement { self.file_of(&row)? } else { Some(self.recovery.file(row.life.id)?) };
-            let mut read_record = || read(&row, at, entry.len as usize, file.as_deref().ok_or(io::ErrorKind::NotFound)?, &mut bytes);
-            let could_read = read_twice(&mut read_record).is_ok();
-            let verifies = could_read && format::decode_record(store, at, row.life.base_lsn, &bytes).is_some();
-            let could_read = could_read && (verifies || !format::was_unread(&bytes));
-            if verifies {
-                if needs_replacement {
-                    self.place(i, entry.offset, &bytes)?;
-                }
-                continue;
-            }
-            // The frame is there and the record is lost: a get of the key misses, and no older
-            // version of the key is served.
-            let was_named = self.recovery.index.remove_if_at(entry.hash, Location { segment: row.life.id, offset: entry.offset });
-            self.unsealed[i].unread += u64::from(was_named && (is_expected || !could_read));
-            self.unsealed[i].entries[n].entry.tombstone = true;
-            if needs_replacement && !could_read {
-                // A later recovery must see that the record could not be read. Otherwise it would
-                // take the record for one that was never written.
-                self.place(i, entry.offset, &format::UNREAD.repeat(entry.len as usize / UNIT))?;
+        }
+        if in_file < taken {
+            return Ok(());
+        }
+        for at in taken..blocks {
+            let mut block = self.unsealed[i].footer.block(at).to_vec();
+            if self.restore_block(i, &mut block, &mut number, verify_after)? {
+                self.unsealed[i].footer.block_mut(at).copy_from_slice(&block);
             }
         }
         Ok(())
     }
 
+    /// Restores or verifies the records in a block of the footer of unsealed segment `i`. The first
+    /// one has this `number` in the segment. Returns whether the block was changed: a lost record
+    /// becomes a tombstone.
+    fn restore_block(&mut self, i: usize, block: &mut [u8], number: &mut usize, verify_after: Option<Lsn>) -> io::Result<bool> {
+        let (mut changed, mut bytes) = (false, Vec::new());
+        for (n, entry) in footer::entries_of(block).unwrap_or_default().iter().enumerate() {
+            let placed = self.unsealed[i].placed.get(*number);
+            *number += 1;
+            if !placed && self.is_lost(i, entry, verify_after, &mut bytes)? {
+                footer::bury(block, n);
+                changed = true;
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Restores or verifies a record of unsealed segment `i`. Returns whether it is lost. `bytes`
+    /// is room for it.
+    fn is_lost(&mut self, i: usize, entry: &FooterEntry, verify_after: Option<Lsn>, bytes: &mut Vec<u8>) -> io::Result<bool> {
+        if self.is_in_ring(i, entry, bytes) {
+            return self.place(i, entry.offset, bytes).map(|()| false);
+        }
+        let (is_expected, needs_replacement) =
+            (verify_after.is_none_or(|durable| entry.lsn <= durable), self.unsealed[i].needs_replacement);
+        if is_expected && !needs_replacement && !self.recovery.trusts_nothing {
+            return Ok(false);
+        }
+        let row = self.unsealed[i].row;
+        // A replacement can mark each record as unreadable, so the failed file may be missing. Any
+        // other segment fails without its file.
+        let file = if needs_replacement { self.file_of(&row)? } else { Some(self.recovery.file(row.life.id)?) };
+        let found = file.map_or(Found::Unreadable, |file| self.find_in(file.as_ref(), &row, entry, bytes));
+        if found == Found::File {
+            if needs_replacement {
+                self.place(i, entry.offset, bytes)?;
+            }
+            return Ok(false);
+        }
+        // The frame is there and the record is lost: a get of the key misses, and no older version
+        // of the key is served.
+        let could_read = found == Found::Nowhere;
+        let was_named = self.recovery.index.remove_if_at(entry.hash, Location { segment: row.life.id, offset: entry.offset });
+        self.unsealed[i].unread += u64::from(was_named && (is_expected || !could_read));
+        if needs_replacement && !could_read {
+            // A later recovery must see that the record could not be read. Otherwise it would take
+            // the record for one that was never written.
+            self.place(i, entry.offset, &format::UNREAD.repeat(entry.len as usize / UNIT))?;
+        }
+        Ok(true)
+    }
+
+    /// Writes the footer of an unsealed segment. Its first blocks may be in the file already.
+    fn write_whole_footer(&self, row: &Row, full: &Full, file: &dyn File) -> io::Result<()> {
+        let (store, at_once) = (self.recovery.store, self.recovery.settings.work_buffer);
+        let (taken, blocks) = (full.footer.taken(), full.footer.blocks());
+        if taken == 0 {
+            return write_footer(store, full, file, at_once).map(drop);
+        }
+        let mut rest = AlignedBuf::zeroed((blocks - taken) * BLOCK);
+        (taken..).zip(rest.chunks_exact_mut(BLOCK)).for_each(|(number, block)| block.copy_from_slice(full.footer.block(number)));
+        footers::write(store, row, taken, rest, file)?;
+        footers::finish(store, row, full, file, at_once)
+    }
+
     /// Writes the footer of unsealed segment `i`, or frees the segment if it has no records. A
     /// segment file that cannot be written is not used again.
     pub(super) fn seal(&mut self, i: usize) -> io::Result<()> {
-        let Unsealed { row, needs_replacement, unread, .. } = self.unsealed[i];
-        let (entries, error) = (std::mem::take(&mut self.unsealed[i].entries), self.unsealed[i].error.take());
+        let Unsealed { row, needs_replacement, unread, last_lsn, .. } = self.unsealed[i];
+        let (footer, error) = (std::mem::take(&mut self.unsealed[i].footer), self.unsealed[i].error.take());
         let id = row.life.id;
         if unread > 0 {
             self.recovery.report.damaged.push(format!("segment {id}: {unread} places cannot be read; gets of the entries there miss"));
         }
-        let Some(Listed { entry: last, .. }) = entries.last() else {
+        if footer.entries() == 0 {
             self.recovery.rows[id.index()].stage = if needs_replacement { Stage::Quarantined } else { Stage::Free };
             return Ok(());
-        };
-        let mut builder = footer::Builder::default();
-        entries.iter().for_each(|listed| builder.push(&listed.entry));
-        let last_lsn = entries.iter().map(|listed| listed.entry.lsn).max().unwrap_or(Lsn::ZERO);
-        let data_end = last.offset + last.len;
-        let fits = u64::from(data_end) + u64::from(builder.blocks() + 1) * BLOCK as u64 <= row.size;
-        let full = Full { life: row.life, size: row.size, data_end, footer: builder, last_lsn };
+        }
+        let fits = footers::fits(&row, footer.data_end(), footer.blocks());
+        let full = Full { life: row.life, size: row.size, data_end: footer.data_end(), footer, last_lsn };
         let is_sound = error.is_none() && !needs_replacement;
         let sealed = match error {
             Some(error) => Err(error),
@@ -138,7 +183,7 @@ impl Tail<'_, '_> {
             // than the segment has room for.
             None if !fits => Err(io::Error::other("the footer does not fit into the segment")),
             None => self.target(i)?.and_then(|file| {
-                write_footer(self.recovery.store, &full, file.as_ref())?;
+                self.write_whole_footer(&row, &full, file.as_ref())?;
                 // Not a shortage, even if the error says so: the state that a failed sync left
                 // behind is unknown.
                 file.sync().map_err(io::Error::other)
