@@ -1,58 +1,12 @@
 //! Small real file systems that fill up.
-//!
-//! Mounting takes a privilege. Without it these tests print that they are skipped and pass; if
-//! `EVERWARM_MOUNTS` is set they fail instead.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+mod mounted;
+
+use std::path::Path;
 use std::time::Duration;
 
 use everwarm::{Ack, Cache, Error, Options, PutOptions, Wait};
-
-const AT: &str = "mounted";
-
-/// A mounted file system of 12 MiB; unmounted when this is dropped.
-struct Mounted {
-    root: tempfile::TempDir,
-}
-
-impl Mounted {
-    fn new(kind: &str) -> Option<Self> {
-        let root = tempfile::tempdir().unwrap();
-        let (image, at) = (root.path().join("image"), root.path().join(AT));
-        std::fs::create_dir(&at).unwrap();
-        let run = |program: &str, arguments: &[&dyn AsRef<std::ffi::OsStr>]| {
-            Command::new(program)
-                .args(arguments.iter().map(|argument| argument.as_ref()))
-                .output()
-                .is_ok_and(|output| output.status.success())
-        };
-        let is_mounted = match kind {
-            "tmpfs" => run("mount", &[&"-t", &"tmpfs", &"-o", &"size=12m", &"none", &at]),
-            _ => {
-                std::fs::File::create(&image).unwrap().set_len(12 << 20).unwrap();
-                run("mkfs.ext4", &[&"-q", &"-J", &"size=1", &image]) && run("mount", &[&"-o", &"loop", &image, &at])
-            }
-        };
-        if !is_mounted {
-            assert!(std::env::var_os("EVERWARM_MOUNTS").is_none(), "{kind} cannot be mounted");
-            println!("skipped: {kind} cannot be mounted here");
-            return None;
-        }
-        Some(Self { root })
-    }
-
-    fn at(&self) -> PathBuf {
-        self.root.path().join(AT)
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let umounted = Command::new("umount").arg(self.at()).status();
-        assert!(umounted.is_ok_and(|status| status.success()) || std::thread::panicking());
-    }
-}
+use mounted::Mounted;
 
 fn value(n: u64) -> Vec<u8> {
     format!("{n}:").into_bytes().into_iter().chain((0..3_000).map(|at| (at ^ n) as u8)).collect()
@@ -62,18 +16,12 @@ fn open(dir: &Path) -> Cache {
     Cache::open(Options::new(dir).memory(2 << 20).flash(64 << 20).segment_size(256 << 10)).unwrap()
 }
 
-/// Puts the values of `numbers` until one is refused. Returns the first refused number, or the end
-/// of the range.
-fn fill(cache: &Cache, numbers: std::ops::Range<u64>) -> u64 {
-    let patient = PutOptions::new().wait(Wait::UpTo(Duration::from_millis(500)));
-    numbers
-        .clone()
-        .find(|n| match cache.put_with(n.to_le_bytes(), value(*n), &patient) {
-            Ok(_) => false,
-            Err(Error::TimedOut) => true,
-            Err(error) => panic!("{n}: {error}"),
-        })
-        .unwrap_or(numbers.end)
+/// Puts the values of `numbers`.
+fn fill(cache: &Cache, numbers: std::ops::Range<u64>) {
+    let patient = PutOptions::new().wait(Wait::UpTo(Duration::from_secs(120)));
+    for n in numbers {
+        cache.put_with(n.to_le_bytes(), value(n), &patient).unwrap_or_else(|error| panic!("{n}: {error}"));
+    }
 }
 
 /// Asserts that the cache has the values of `numbers`.
@@ -83,56 +31,81 @@ fn check(cache: &Cache, numbers: std::ops::Range<u64>) {
     }
 }
 
-fn full_file_system_is_back_pressure(kind: &str) {
-    let Some(mounted) = Mounted::new(kind) else { return };
+/// A store whose `flash` is larger than the file system keeps the newest entries that fit, and takes
+/// more room as soon as there is some.
+fn small_file_system_evicts(kind: &str) {
+    let Some(mounted) = Mounted::new(kind, 12) else { return };
     let ballast = mounted.at().join("ballast");
     std::fs::write(&ballast, vec![1; 4 << 20]).unwrap();
     let dir = mounted.at().join("store");
-    let mut put = 0;
     let mut cache = open(&dir);
-    for round in 0..3 {
-        let end = fill(&cache, put..put + 10_000);
-        println!("{kind}, round {round}: {} puts, {} refusals by the file system", end - put, cache.stats().disk_full);
-        assert!(end < put + 10_000 && cache.stats().disk_full > 0, "the file system is full");
-        put = end;
-        check(&cache, 0..put);
-        if round == 1 {
-            // The close fails if the write buffer finds no segment; the next open recovers the
-            // buffer.
-            assert!(matches!(cache.close(), Ok(()) | Err(Error::Failed { .. })));
+    let mut put = 0;
+    for round in 0..4u64 {
+        fill(&cache, put..put + 3_000);
+        put += 3_000;
+        let stats = cache.stats();
+        assert!(stats.disk_limits_flash && stats.evicted > 0 && stats.damaged == 0, "{stats:?}");
+        check(&cache, put - 400..put);
+        cache.persist(Ack::Host).unwrap();
+        if round % 2 == 0 {
+            cache.close().unwrap();
         } else {
             drop(cache);
         }
         cache = open(&dir);
         assert!(cache.recovery().damaged.is_empty(), "{:?}", cache.recovery());
-        check(&cache, 0..put);
-        let left = (4 << 20) - (round + 1) * (1 << 20);
-        std::fs::File::options().write(true).open(&ballast).unwrap().set_len(left).unwrap();
-        let end = fill(&cache, put..put + 100);
-        assert_eq!(end, put + 100, "puts succeed again once there is room, without a restart");
-        put = end;
+        check(&cache, put - 400..put);
     }
-    put = fill(&cache, put..put + 10_000);
-    // `persist` waits for room if the write buffer finds no segment.
-    std::thread::scope(|scope| {
-        let refusals = cache.stats().disk_full;
-        let persist = scope.spawn(|| cache.persist(Ack::Host));
-        while cache.stats().disk_full < refusals + 2 && !persist.is_finished() {
-            std::thread::yield_now();
-        }
-        std::fs::remove_file(&ballast).unwrap();
-        persist.join().unwrap().unwrap();
-    });
+    let before = cache.stats().entries;
+    std::fs::remove_file(&ballast).unwrap();
+    fill(&cache, put..put + 3_000);
+    assert!(cache.stats().entries > before + 500, "{} after {before}", cache.stats().entries);
+    check(&cache, put + 2_000..put + 3_000);
     cache.close().unwrap();
-    check(&open(&dir), 0..put);
 }
 
 #[test]
-fn a_full_tmpfs_is_back_pressure_and_service_returns_with_room() {
-    full_file_system_is_back_pressure("tmpfs");
+fn a_tmpfs_smaller_than_flash_evicts() {
+    small_file_system_evicts("tmpfs");
 }
 
 #[test]
-fn a_full_ext4_is_back_pressure_and_service_returns_with_room() {
-    full_file_system_is_back_pressure("ext4");
+fn an_ext4_smaller_than_flash_evicts() {
+    small_file_system_evicts("ext4");
+}
+
+#[test]
+fn an_xfs_that_is_full_evicts() {
+    let Some(mounted) = Mounted::new("xfs", 320) else { return };
+    let ballast = std::fs::File::create(mounted.at().join("ballast")).unwrap();
+    let free = rustix::fs::statvfs(&mounted.at()).unwrap();
+    let len = (free.f_bavail * free.f_frsize).saturating_sub(12 << 20);
+    rustix::fs::fallocate(&ballast, rustix::fs::FallocateFlags::empty(), 0, len).unwrap();
+    let cache = open(&mounted.at().join("store"));
+    fill(&cache, 0..8_000);
+    assert!(cache.stats().disk_limits_flash && cache.stats().evicted > 0, "{:?}", cache.stats());
+    check(&cache, 7_600..8_000);
+    cache.close().unwrap();
+}
+
+#[test]
+fn a_file_system_without_room_for_a_segment_is_a_typed_error() {
+    let Some(mounted) = Mounted::new("ext4", 12) else { return };
+    let dir = mounted.at().join("store");
+    open(&dir).close().unwrap();
+    // No segment has a file.
+    for id in 0..256 {
+        let _absent = std::fs::remove_file(dir.join(format!("segment.{id}")));
+    }
+    let mut ballast = std::fs::File::create(mounted.at().join("ballast")).unwrap();
+    while std::io::Write::write(&mut ballast, &[1; 4096]).is_ok() {}
+    let cache = open(&dir);
+    let refused = (0..400u64).find_map(|n| cache.put(n.to_le_bytes(), value(n)).err());
+    assert!(matches!(refused, Some(Error::DiskFull)), "{refused:?}");
+    ballast.set_len(0).unwrap();
+    // The disk is asked again a few times a second.
+    while matches!(cache.put("key", "value"), Err(Error::DiskFull)) {}
+    fill(&cache, 0..100);
+    check(&cache, 0..100);
+    cache.close().unwrap();
 }

@@ -46,6 +46,11 @@ impl DiskRoom {
         self.set_exhausted(false);
     }
 
+    /// No segment can be given back. Then segments and the others take the room that comes.
+    pub(in crate::engine) fn refuse(&self) {
+        self.requests.store(0, Ordering::Release);
+    }
+
     /// Whether a segment is to be given back to the disk now. The next request then counts as
     /// repeated.
     pub(in crate::engine) fn take_request(&self) -> bool {

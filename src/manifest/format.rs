@@ -434,7 +434,8 @@ mod tests {
         bytes[12..16].copy_from_slice(&len.to_le_bytes());
         let store_ms = sample().time.store_ms;
         let time = Moment { store_ms, wall_ms: store_ms, boot_ms: None };
-        let expected = Manifest { time, durable_ms: store_ms, report: OpeningReport::default(), ..sample() };
+        let report = OpeningReport::default();
+        let expected = Manifest { time, durable_ms: store_ms, report, rings_marked: false, ..sample() };
         assert_eq!(Manifest::decode(&checked(bytes)), Ok(expected));
     }
 

@@ -122,6 +122,8 @@ impl Engine {
             match self.begin_life(&life, size) {
                 Ok(file) => begun.push((life, file)),
                 Err(e) if is_shortage(&e) => {
+                    // A file that shares its blocks with a copy is of no use on a full disk.
+                    let _left_if_it_must = self.table.give_back(life.id, self.context.store);
                     shortage = Some(e);
                     break;
                 }
@@ -192,6 +194,7 @@ impl Engine {
             if sealed {
                 self.health.disk_room().request();
             } else {
+                self.health.disk_room().refuse();
                 self.state_exhausted();
             }
             return Ok(sealed);

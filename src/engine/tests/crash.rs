@@ -109,8 +109,7 @@ fn stop_openings(options: &Options, image: &SimDisk, clock: &Arc<SimClock>, hist
         let opened = open_inline(options, &stopped, clock.clone());
         let is_over = opened.is_ok() && !stopped.has_stopped();
         drop(opened);
-        let images =
-            [stopped.after_kill(), stopped.after_power_cut(stop, PowerCut::LoseAll), stopped.after_power_cut(stop, PowerCut::Random)];
+        let images = [stopped.after_kill(), stopped.after_loss(stop, PowerCut::LoseAll), stopped.after_loss(stop, PowerCut::Random)];
         for (kind, left) in images.into_iter().enumerate() {
             clock.advance(Duration::from_millis(11));
             let engine = open_inline(options, &left.after_kill(), clock.clone()).unwrap();
@@ -250,7 +249,7 @@ fn explore(options: &Options, steps: &[Step]) -> (usize, Vec<Stats>) {
         }
         history.power_failed();
         for (seed, damage) in [(0, PowerCut::LoseAll), (0, PowerCut::KeepAll), (1, PowerCut::Random), (2, PowerCut::Random)] {
-            let cut = disk.after_power_cut(seed, damage);
+            let cut = disk.after_loss(seed, damage);
             if images.insert(cut.image_hash()) {
                 let what = format!("stop {stop}, power cut {damage:?} {seed}");
                 recover_and_check(&options, (images.len(), &cut), &history, history.durable, true, &what);
@@ -570,8 +569,8 @@ fn run_with_faults(options: &Options, steps: &[Step], seed: u64, stop: u64) -> u
 
     for (image, floor) in [
         (disk.after_kill(), history.returned),
-        (disk.after_power_cut(seed, PowerCut::LoseAll), floor),
-        (disk.after_power_cut(seed, PowerCut::Random), floor),
+        (disk.after_loss(seed, PowerCut::LoseAll), floor),
+        (disk.after_loss(seed, PowerCut::Random), floor),
     ] {
         let engine = reopen(options, &image).unwrap_or_else(|e| panic!("{what}: {e}"));
         history.check(&engine, floor, &what);

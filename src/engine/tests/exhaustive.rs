@@ -167,8 +167,8 @@ fn fail_one(begun: &Begun, (op, kind): (FaultOp, Failure), nth: u64, repeat: boo
     let durable = if is_silent(op) { history.witnessed } else { history.durable };
     let mut images = vec![
         (disk.after_kill(), history.returned),
-        (disk.after_power_cut(nth, PowerCut::LoseAll), durable),
-        (disk.after_power_cut(nth, PowerCut::Random), durable),
+        (disk.after_loss(nth, PowerCut::LoseAll), durable),
+        (disk.after_loss(nth, PowerCut::Random), durable),
     ];
     // Power cuts off the next opening: at one of its first 16 operations, or at each second one, in
     // turns, if the opening may rely on bytes that a failed sync left behind.
@@ -177,8 +177,8 @@ fn fail_one(begun: &Begun, (op, kind): (FaultOp, Failure), nth: u64, repeat: boo
         let interrupted = disk.after_kill();
         interrupted.stop_at(stop);
         drop(reopen(options, &interrupted));
-        images.push((interrupted.after_power_cut(nth, PowerCut::LoseAll), durable));
-        images.push((interrupted.after_power_cut(nth, PowerCut::Random), durable));
+        images.push((interrupted.after_loss(nth, PowerCut::LoseAll), durable));
+        images.push((interrupted.after_loss(nth, PowerCut::Random), durable));
     }
     for (number, (image, floor)) in images.into_iter().enumerate() {
         let engine = reopen(options, &image).unwrap_or_else(|e| panic!("{what}, then: {e}"));
