@@ -132,8 +132,8 @@ pub enum Error {
         reason: String,
     },
     /// The disk has no room for the mutation, and the store has no entries on it that could be
-    /// evicted to make room. A later call succeeds once the disk has room. A mutation that failed so
-    /// while it waited for [`crate::Ack::Host`] has taken effect, and is not durable.
+    /// evicted to make room. A later call succeeds once the disk has room. A mutation that failed
+    /// so while it waited for [`crate::Ack::Host`] has taken effect, and is not durable.
     #[error("the disk is full, and nothing can be evicted; free some space")]
     DiskFull,
     /// The cache was closed.

@@ -1,4 +1,5 @@
-//! What people do to the directory of an open store: rename it, replace it, remove it, link into it.
+//! What people do to the directory of an open store: rename it, replace it, remove it, link into
+//! it.
 
 use std::collections::BTreeMap;
 use std::fs;

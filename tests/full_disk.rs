@@ -31,8 +31,8 @@ fn check(cache: &Cache, numbers: std::ops::Range<u64>) {
     }
 }
 
-/// A store whose `flash` is larger than the file system keeps the newest entries that fit, and takes
-/// more room as soon as there is some.
+/// A store whose `flash` is larger than the file system keeps the newest entries that fit, and
+/// takes more room as soon as there is some.
 fn small_file_system_evicts(kind: &str) {
     let Some(mounted) = Mounted::new(kind, 12) else { return };
     let ballast = mounted.at().join("ballast");

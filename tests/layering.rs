@@ -21,7 +21,7 @@ const ROWS: [&[&str]; 9] = [
 /// Files and wings of the engine, from the bottom up. A wing calls and imports only itself and the
 /// rows above its own in this list; `recover` knows none of the other wings.
 const ENGINE_ROWS: [&[&str]; 8] = [
-    &["file_names", "log_limit", "recovery_report", "refused", "room", "sync_waiters", "timer", "model"],
+    &["disk_room", "file_names", "log_limit", "recovery_report", "refused", "room", "sync_waiters", "timer", "model"],
     &["context", "counters", "events", "health", "recover"],
     &["log"],
     &["meta"],

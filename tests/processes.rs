@@ -1,5 +1,5 @@
-//! A store belongs to the process that opened it: forks, closes while other handles live, limits and
-//! sandboxes of a process.
+//! A store belongs to the process that opened it: forks, closes while other handles live, limits
+//! and sandboxes of a process.
 #![allow(unsafe_code, reason = "forks, limits and sandboxes are calls of the operating system")]
 
 use std::os::fd::AsRawFd;
@@ -67,8 +67,8 @@ fn scenario_in_a_child() {
 
 /// Forks, runs `work` in the child, and returns its exit code.
 fn in_fork(work: impl FnOnce()) -> i32 {
-    // SAFETY: this process has one thread that runs tests, and the child only calls the cache, whose
-    // locks no other thread of the parent holds for long.
+    // SAFETY: this process has one thread that runs tests, and the child only calls the cache,
+    // whose locks no other thread of the parent holds for long.
     let child = unsafe { libc::fork() };
     assert!(child >= 0);
     if child == 0 {

@@ -48,8 +48,8 @@ stats! {
     /// entries of dropped namespaces until reclaim does.
     entries: u64 = |e: &Engine| e.index.entries(),
     /// Whether the disk had no room for a further segment at the last attempt. Entries are evicted
-    /// then although [`crate::Options::flash`] allows more. The store takes more as soon as the disk
-    /// gives it.
+    /// then although [`crate::Options::flash`] allows more. The store takes more as soon as the
+    /// disk gives it.
     disk_limits_flash: bool = |e: &Engine| e.health.disk_room().is_full(),
     /// Bytes of DRAM in the index.
     index_bytes: u64 = |e: &Engine| e.index.allocated(),
@@ -157,8 +157,8 @@ pub struct NotStored {
     /// A put or delete of the key, or another load, came during the load. Or the
     /// [`crate::Condition`] did not hold.
     pub overtaken: u64,
-    /// Another load of the key was under way, and the caller did not wait for it any longer, or
-    /// was called by its loader.
+    /// Another load of the key was under way, and the caller did not wait for it any longer, or was
+    /// called by its loader.
     pub alone: u64,
 }
 

@@ -96,7 +96,8 @@ pub(crate) struct Manifest {
     pub(crate) hash_seed: u64,
     pub(crate) boot_id: u64,
     pub(crate) clean: bool,
-    /// Whether the rings of this life have a mark in the page cache, which tells whether it was lost.
+    /// Whether the rings of this life have a mark in the page cache, which tells whether it was
+    /// lost.
     pub(crate) rings_marked: bool,
     pub(crate) next_lsn: Lsn,
     pub(crate) durable: Lsn,

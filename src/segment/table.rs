@@ -288,7 +288,8 @@ impl Table {
         Ok(file)
     }
 
-    /// Whether the segment has a file of `size` bytes, so that a new life takes no room on the disk.
+    /// Whether the segment has a file of `size` bytes, so that a new life takes no room on the
+    /// disk.
     pub(crate) fn has_file(&self, id: SegmentId, size: u64) -> bool {
         self.file(id).is_ok_and(|file| file.len() == size)
     }
@@ -317,8 +318,8 @@ impl Table {
         Ok(())
     }
 
-    /// Makes sure that the segment's file exists, belongs to `store`, and has `size` bytes of blocks
-    /// of its own. Only for a segment without a life, and by one caller at a time.
+    /// Makes sure that the segment's file exists, belongs to `store`, and has `size` bytes of
+    /// blocks of its own. Only for a segment without a life, and by one caller at a time.
     pub(crate) fn create(&self, id: SegmentId, size: u64, store: StoreId) -> io::Result<()> {
         match self.file(id) {
             Ok(_) => {}

@@ -246,9 +246,9 @@ impl Engine {
         Ok(retired && (self.step_flush()? | self.step_seal()?))
     }
 
-    /// Up to `max` segments that are free and that flash has room for. On a full disk those that have
-    /// a file come first, since they take no room. While others wait for room on the disk, there are
-    /// no others.
+    /// Up to `max` segments that are free and that flash has room for. On a full disk those that
+    /// have a file come first, since they take no room. While others wait for room on the disk,
+    /// there are no others.
     fn free_segments(&self, max: usize) -> impl Iterator<Item = SegmentId> {
         let settings = &self.context.settings;
         let used: u64 = self.table.select(|r| r.stage != Stage::Free).iter().map(|r| r.size).sum();

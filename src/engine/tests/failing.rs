@@ -199,8 +199,8 @@ fn writers_that_wait_for_room_do_not_make_the_background_spin() {
         }
         let before = engine.stats();
         pause(1_000);
-        // One try each 200 ms and for each segment that was emptied, and a few more for the manifest
-        // and the WAL. Thousands if each refusal woke the next try.
+        // One try each 200 ms and for each segment that was emptied, and a few more for the
+        // manifest and the WAL. Thousands if each refusal woke the next try.
         let after = engine.stats();
         let (tries, emptied) = (after.disk_full - before.disk_full, after.segments_reclaimed - before.segments_reclaimed);
         assert!(tries < 60 + 3 * emptied, "{tries} tries in a second, {emptied} segments emptied");
