@@ -18,7 +18,10 @@
 //! |---|---|---|
 //! | changed | any | overtaken: the lookup starts again at the index |
 //! | unchanged | no bytes, or bytes that do not verify | damaged: the entry leaves the index, and the key misses |
-//! | unchanged | the device refused it | [`ReadFailed`]: the entry stays, and the key misses for now |
+//! | unchanged | the device refused it | [`Unread::Device`]: the entry stays, and the key misses for now |
+//!
+//! A build without the feature `zstd` cannot return a value that was stored compressed. That is
+//! [`Unread::NeedsZstd`], an error for the caller: the entry is neither damaged nor absent.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -26,6 +29,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::value::{Tier, Value};
+use crate::compress;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::id::{Key, KeyHash, Lsn, Position};
@@ -40,9 +44,15 @@ use crate::tier::item::{Item, ItemMeta};
 /// the buffer. Other values are copied, so that a handle keeps little more than its value in DRAM.
 const SHARE_LEN_MIN: usize = 16 << 10;
 
-/// A device read failed, and was counted. The key misses now, and a later read may find it.
+/// Cause for which the value of an entry was not obtained, although it may be intact. The entry
+/// stays in the index.
 #[derive(Debug)]
-pub(in crate::engine) struct ReadFailed(io::Error);
+pub(in crate::engine) enum Unread {
+    /// A device read failed, and was counted. A later read may succeed.
+    Device(io::Error),
+    /// The value is compressed, and this build cannot decompress.
+    NeedsZstd,
+}
 
 /// A buffer with a verified record in it.
 pub(in crate::engine) struct Found {
@@ -58,6 +68,12 @@ impl Found {
     pub(in crate::engine) fn bytes(&self) -> &[u8] {
         &self.buf[self.start..self.start + self.record.len]
     }
+
+    /// Whether the record is a put of `key`.
+    fn is_of(&self, key: Key<'_>) -> bool {
+        let Kind::Put { namespace, key: at, .. } = &self.record.kind else { return false };
+        *namespace == key.namespace && self.bytes()[at.clone()] == *key.bytes
+    }
 }
 
 impl Engine {
@@ -69,7 +85,7 @@ impl Engine {
         let (key, value) = (&bytes[key.clone()], &bytes[value.clone()]);
         Some(match raw_len {
             None => Item::copied(meta, key, value, self.reads.values()),
-            Some(raw_len) => Item::copied(meta, key, &decompress(value, *raw_len)?, self.reads.values()),
+            Some(raw_len) => Item::copied(meta, key, &compress::decompress(value, *raw_len)?, self.reads.values()),
         })
     }
 
@@ -77,7 +93,11 @@ impl Engine {
     /// the statistics, and a hit may enter the memory tier.
     pub(crate) fn get(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>> {
         self.health.check_readable()?;
-        let value = self.look_up(key, promote).unwrap_or(None);
+        let value = match self.look_up(key, promote) {
+            Err(Unread::NeedsZstd) => return Err(Error::NeedsZstd),
+            Err(Unread::Device(_counted)) => None,
+            Ok(value) => value,
+        };
         if promote {
             let counter = match value.as_ref().map(Value::tier) {
                 Some(Tier::Memory) => &self.counters.hits_memory,
@@ -93,16 +113,19 @@ impl Engine {
     /// The current version of `key`, `None` without a value.
     ///
     /// # Errors
-    /// [`Error::Io`] if the record cannot be read now. A condition must not be decided on a miss
-    /// that may pass.
+    /// [`Error::Io`] if the record cannot be read now, and [`Error::NeedsZstd`]. A condition must
+    /// not be decided on a miss that may pass.
     pub(in crate::engine) fn version(&self, key: Key<'_>) -> Result<Option<Lsn>> {
         self.health.check_readable()?;
-        let found = self.look_up(key, false).map_err(|ReadFailed(error)| Error::io("read a segment in", &self.context.dir)(error))?;
+        let found = self.look_up(key, false).map_err(|unread| match unread {
+            Unread::Device(error) => Error::io("read a segment in", &self.context.dir)(error),
+            Unread::NeedsZstd => Error::NeedsZstd,
+        })?;
         Ok(found.map(|value| value.version()))
     }
 
     /// The value of `key`, from the memory tier, the segment ring or flash.
-    fn look_up(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>, ReadFailed> {
+    fn look_up(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>, Unread> {
         let hash = self.context.hash(key);
         let memory = self.reads.memory();
         let in_memory = if promote { memory.get(hash, key) } else { memory.peek(hash, key) };
@@ -114,6 +137,9 @@ impl Engine {
             memory.forget(&item);
         }
         let Some((entry, at, found)) = self.find(hash)? else { return Ok(None) };
+        if self.needs_zstd(&found) && found.is_of(key) {
+            return Err(Unread::NeedsZstd);
+        }
         let tier = found.tier;
         let Some(item) = self.item_from(hash, &entry, found) else { return Ok(None) };
         if !self.matches(key, &entry, &item) {
@@ -158,7 +184,7 @@ impl Engine {
 
     /// The verified record that the index names for `hash`, with its position. Starts again as
     /// often as the reader is overtaken.
-    fn find(&self, hash: KeyHash) -> Result<Option<(IndexEntry, Position, Found)>, ReadFailed> {
+    fn find(&self, hash: KeyHash) -> Result<Option<(IndexEntry, Position, Found)>, Unread> {
         while let Some(entry) = self.index.get(hash) {
             let life = self.table.life(entry.location.segment);
             let read = life.as_ref().map_or(Ok(None), |life| self.read(&entry, life));
@@ -191,7 +217,7 @@ impl Engine {
 
     /// Reads and verifies the record at `entry` in this life of its segment. `None` if the bytes
     /// there are not that record.
-    pub(in crate::engine) fn read(&self, entry: &IndexEntry, life: &Life) -> Result<Option<Found>, ReadFailed> {
+    pub(in crate::engine) fn read(&self, entry: &IndexEntry, life: &Life) -> Result<Option<Found>, Unread> {
         let offset = entry.location.offset;
         let at = life.base.plus(offset.into());
         if let Some(found) = self.read_ring(entry, life, at) {
@@ -211,7 +237,7 @@ impl Engine {
             self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
             let message = "a read of a segment failed; the key misses until a read succeeds";
             self.context.warn_of(message, Some(entry.location.segment), &error);
-            return Err(ReadFailed(error));
+            return Err(Unread::Device(error));
         }
         let start = extent.index_of(offset);
         let record = format::decode_record(self.context.store, at, life.base_lsn, &buf[start..]);
@@ -254,6 +280,12 @@ impl Engine {
         item.expires_ms().filter(|at| *at <= self.context.time.now_ms())
     }
 
+    /// Whether a record holds a live value that this build cannot decompress.
+    pub(in crate::engine) fn needs_zstd(&self, found: &Found) -> bool {
+        let Kind::Put { raw_len: Some(_), expires_ms, .. } = found.record.kind else { return false };
+        !compress::IS_SUPPORTED && expires_ms.is_none_or(|at| at > self.context.time.now_ms())
+    }
+
     /// The key and the decompressed value of a record that was read. A large value stays in the
     /// read buffer, as [`SHARE_LEN_MIN`] says. `None` for a tombstone, a catalog change, and a
     /// value that cannot be decompressed.
@@ -269,15 +301,10 @@ impl Engine {
             return Some(Item::sharing(meta, &key, value, held, self.reads.values()));
         }
         let item = self.item_of(hash, found.bytes(), &found.record);
-        if item.is_none() && matches!(found.record.kind, Kind::Put { .. }) {
+        if item.is_none() && compress::IS_SUPPORTED && matches!(found.record.kind, Kind::Put { .. }) {
             // The checksum matches, so the value was compressed wrongly. It counts as damage too.
             self.record_damage(hash, entry, None);
         }
         item
     }
-}
-
-/// Decompresses a value. `None` if it does not decompress to `raw_len` bytes.
-fn decompress(compressed: &[u8], raw_len: usize) -> Option<Vec<u8>> {
-    zstd::bulk::decompress(compressed, raw_len).ok().filter(|plain| plain.len() == raw_len)
 }

@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::{Key, Lsn, NamespaceGeneration};
 use crate::segment::format::{Kind, Life};
 
@@ -67,6 +67,7 @@ impl Engine {
             while let Some(slot) = scan.pending.pop() {
                 match self.read_slot(slot, scan) {
                     Visited::Live(entry) => return Ok(Some(entry)),
+                    Visited::NeedsZstd => return Err(Error::NeedsZstd),
                     Visited::Skipped => {}
                     Visited::Overtaken(life) => {
                         // The entry moved, was replaced or left since the copy.
@@ -120,6 +121,9 @@ impl Engine {
         let Some(namespace) = scan.namespaces.get(namespace).filter(|name| self.namespaces.generation_of(name) == Some(*namespace)) else {
             return Visited::Skipped;
         };
+        if self.needs_zstd(&found) {
+            return Visited::NeedsZstd;
+        }
         let Some(item) = self.item_of(hash, found.bytes(), &found.record) else { return Visited::Skipped };
         let now = self.context.time.now_ms();
         let (version, expires_ms) = (item.lsn(), item.expires_ms());
@@ -136,6 +140,8 @@ impl Engine {
 enum Visited {
     /// The entry is live.
     Live(Entry),
+    /// The entry is live, and this build cannot decompress its value.
+    NeedsZstd,
     /// The entry is of another namespace, expired, deleted or unreadable.
     Skipped,
     /// The record is not there, or the index does not name it any more. If no record verified, the
