@@ -18,10 +18,10 @@
 //! |---|---|---|
 //! | changed | any | overtaken: the lookup starts again at the index |
 //! | unchanged | no bytes, or bytes that do not verify | damaged: the entry leaves the index, and the key misses |
-//! | unchanged | the device refused it | [`Unread::Device`]: the entry stays, and the key misses for now |
+//! | unchanged | the device refused it | [`ReadFailed`]: the entry stays, and the key misses for now |
 //!
-//! A build without the feature `zstd` cannot return a value that was stored compressed. That is
-//! [`Unread::NeedsZstd`], an error for the caller: the entry is neither damaged nor absent.
+//! A build without the feature `zstd` cannot return a value that was stored compressed. The caller
+//! gets an error then, because the entry is neither absent nor damaged.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -44,15 +44,9 @@ use crate::tier::item::{Item, ItemMeta};
 /// the buffer. Other values are copied, so that a handle keeps little more than its value in DRAM.
 const SHARE_LEN_MIN: usize = 16 << 10;
 
-/// Cause for which the value of an entry was not obtained, although it may be intact. The entry
-/// stays in the index.
+/// A device read failed, and was counted. The key misses now, and a later read may find it.
 #[derive(Debug)]
-pub(in crate::engine) enum Unread {
-    /// A device read failed, and was counted. A later read may succeed.
-    Device(io::Error),
-    /// The value is compressed, and this build cannot decompress.
-    NeedsZstd,
-}
+pub(in crate::engine) struct ReadFailed(io::Error);
 
 /// A buffer with a verified record in it.
 pub(in crate::engine) struct Found {
@@ -93,11 +87,7 @@ impl Engine {
     /// the statistics, and a hit may enter the memory tier.
     pub(crate) fn get(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>> {
         self.health.check_readable()?;
-        let value = match self.look_up(key, promote) {
-            Err(Unread::NeedsZstd) => return Err(Error::NeedsZstd),
-            Err(Unread::Device(_counted)) => None,
-            Ok(value) => value,
-        };
+        let value = self.look_up(key, promote).unwrap_or(None);
         if promote {
             let counter = match value.as_ref().map(Value::tier) {
                 Some(Tier::Memory) => &self.counters.hits_memory,
@@ -106,6 +96,9 @@ impl Engine {
                 None => &self.counters.misses,
             };
             counter.add();
+        }
+        if value.is_none() {
+            self.check_compressed(key)?;
         }
         Ok(value)
     }
@@ -117,15 +110,35 @@ impl Engine {
     /// not be decided on a miss that may pass.
     pub(in crate::engine) fn version(&self, key: Key<'_>) -> Result<Option<Lsn>> {
         self.health.check_readable()?;
-        let found = self.look_up(key, false).map_err(|unread| match unread {
-            Unread::Device(error) => Error::io("read a segment in", &self.context.dir)(error),
-            Unread::NeedsZstd => Error::NeedsZstd,
-        })?;
+        let found = self.look_up(key, false).map_err(|ReadFailed(error)| Error::io("read a segment in", &self.context.dir)(error))?;
+        if found.is_none() {
+            self.check_compressed(key)?;
+        }
         Ok(found.map(|value| value.version()))
     }
 
+    /// Fails if a lookup found no value only because this build cannot decompress it.
+    ///
+    /// # Errors
+    /// [`Error::NeedsZstd`].
+    fn check_compressed(&self, key: Key<'_>) -> Result<()> {
+        if compress::IS_SUPPORTED {
+            return Ok(());
+        }
+        match self.find(self.context.hash(key)) {
+            Ok(Some((_, _, found))) if self.needs_zstd(&found) && found.is_of(key) => Err(Error::NeedsZstd),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a record holds a value that has not expired and that this build cannot decompress.
+    pub(in crate::engine) fn needs_zstd(&self, found: &Found) -> bool {
+        let Kind::Put { raw_len: Some(_), expires_ms, .. } = found.record.kind else { return false };
+        !compress::IS_SUPPORTED && expires_ms.is_none_or(|at| at > self.context.time.now_ms())
+    }
+
     /// The value of `key`, from the memory tier, the segment ring or flash.
-    fn look_up(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>, Unread> {
+    fn look_up(&self, key: Key<'_>, promote: bool) -> Result<Option<Value>, ReadFailed> {
         let hash = self.context.hash(key);
         let memory = self.reads.memory();
         let in_memory = if promote { memory.get(hash, key) } else { memory.peek(hash, key) };
@@ -137,9 +150,6 @@ impl Engine {
             memory.forget(&item);
         }
         let Some((entry, at, found)) = self.find(hash)? else { return Ok(None) };
-        if self.needs_zstd(&found) && found.is_of(key) {
-            return Err(Unread::NeedsZstd);
-        }
         let tier = found.tier;
         let Some(item) = self.item_from(hash, &entry, found) else { return Ok(None) };
         if !self.matches(key, &entry, &item) {
@@ -184,7 +194,7 @@ impl Engine {
 
     /// The verified record that the index names for `hash`, with its position. Starts again as
     /// often as the reader is overtaken.
-    fn find(&self, hash: KeyHash) -> Result<Option<(IndexEntry, Position, Found)>, Unread> {
+    fn find(&self, hash: KeyHash) -> Result<Option<(IndexEntry, Position, Found)>, ReadFailed> {
         while let Some(entry) = self.index.get(hash) {
             let life = self.table.life(entry.location.segment);
             let read = life.as_ref().map_or(Ok(None), |life| self.read(&entry, life));
@@ -217,7 +227,7 @@ impl Engine {
 
     /// Reads and verifies the record at `entry` in this life of its segment. `None` if the bytes
     /// there are not that record.
-    pub(in crate::engine) fn read(&self, entry: &IndexEntry, life: &Life) -> Result<Option<Found>, Unread> {
+    pub(in crate::engine) fn read(&self, entry: &IndexEntry, life: &Life) -> Result<Option<Found>, ReadFailed> {
         let offset = entry.location.offset;
         let at = life.base.plus(offset.into());
         if let Some(found) = self.read_ring(entry, life, at) {
@@ -237,7 +247,7 @@ impl Engine {
             self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
             let message = "a read of a segment failed; the key misses until a read succeeds";
             self.context.warn_of(message, Some(entry.location.segment), &error);
-            return Err(Unread::Device(error));
+            return Err(ReadFailed(error));
         }
         let start = extent.index_of(offset);
         let record = format::decode_record(self.context.store, at, life.base_lsn, &buf[start..]);
@@ -278,12 +288,6 @@ impl Engine {
     /// The store time in ms at which an item expired. `None` if it has not.
     fn expired_at(&self, item: &Item) -> Option<u64> {
         item.expires_ms().filter(|at| *at <= self.context.time.now_ms())
-    }
-
-    /// Whether a record holds a live value that this build cannot decompress.
-    pub(in crate::engine) fn needs_zstd(&self, found: &Found) -> bool {
-        let Kind::Put { raw_len: Some(_), expires_ms, .. } = found.record.kind else { return false };
-        !compress::IS_SUPPORTED && expires_ms.is_none_or(|at| at > self.context.time.now_ms())
     }
 
     /// The key and the decompressed value of a record that was read. A large value stays in the

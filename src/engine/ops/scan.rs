@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use crate::engine::Engine;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::id::{Key, Lsn, NamespaceGeneration};
 use crate::segment::format::{Kind, Life};
 
@@ -67,7 +67,7 @@ impl Engine {
             while let Some(slot) = scan.pending.pop() {
                 match self.read_slot(slot, scan) {
                     Visited::Live(entry) => return Ok(Some(entry)),
-                    Visited::NeedsZstd => return Err(Error::NeedsZstd),
+                    Visited::Compressed => return Err(crate::error::Error::NeedsZstd),
                     Visited::Skipped => {}
                     Visited::Overtaken(life) => {
                         // The entry moved, was replaced or left since the copy.
@@ -122,7 +122,7 @@ impl Engine {
             return Visited::Skipped;
         };
         if self.needs_zstd(&found) {
-            return Visited::NeedsZstd;
+            return Visited::Compressed;
         }
         let Some(item) = self.item_of(hash, found.bytes(), &found.record) else { return Visited::Skipped };
         let now = self.context.time.now_ms();
@@ -140,10 +140,10 @@ impl Engine {
 enum Visited {
     /// The entry is live.
     Live(Entry),
-    /// The entry is live, and this build cannot decompress its value.
-    NeedsZstd,
     /// The entry is of another namespace, expired, deleted or unreadable.
     Skipped,
+    /// The entry is live, and this build cannot decompress its value.
+    Compressed,
     /// The record is not there, or the index does not name it any more. If no record verified, the
     /// life of the segment at that time.
     Overtaken(Option<Life>),
