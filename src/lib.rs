@@ -95,8 +95,9 @@
 //! # Features
 //!
 //! - `cli` (default): the `everwarm` program. A library user disables it.
-//! - `io-uring` (default): reads that are in flight together go through `io_uring` where the process
-//!   may use it. Without the feature threads perform them, and [`Backend::IoUring`] is refused.
+//! - `io-uring` (default): reads that are in flight together go through `io_uring` where the
+//!   process may use it. Without the feature threads perform them, and [`Backend::IoUring`] is
+//!   refused.
 //! - `zstd` (default): [`Compression::Zstd`]. Needs a C compiler. Without the feature the option is
 //!   refused, and a read of a value that was stored compressed fails with [`Error::NeedsZstd`].
 //! - `toml`: [`Options::from_toml`](Options#method.from_toml) and `parse_size`.
@@ -106,7 +107,7 @@
 //!
 //! # Targets
 //!
-//! Linux on a 64-bit little-endian processor. x86-64 and AArch64 are meant, and x86-64 is tested.
+//! Linux on a 64-bit little-endian processor, such as x86-64 and AArch64. The tests run on x86-64.
 //! Any other system or processor is refused when the crate is compiled.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -517,14 +517,14 @@ impl Cache {
     /// Iterates over the live entries in the namespace of this handle, in no order. An entry that
     /// is put, replaced or deleted meanwhile may be seen or not. An entry that cannot be read is
     /// skipped.
-    /// [`Error::NeedsZstd`] stands in the place of an entry that needs it, and the iteration goes on.
+    /// [`Error::NeedsZstd`] stands in the place of an entry that needs it. The iteration goes on.
     pub fn entries(&self) -> Entries<'_> {
         Entries { cache: self, scan: Scan::new([(self.space.generation(), self.space.name().into())]) }
     }
 
     /// Iterates over the live entries of every namespace, in no order. An entry that is put,
     /// replaced or deleted meanwhile may be seen or not. An entry that cannot be read is skipped.
-    /// [`Error::NeedsZstd`] stands in the place of an entry that needs it, and the iteration goes on.
+    /// [`Error::NeedsZstd`] stands in the place of an entry that needs it. The iteration goes on.
     pub fn entries_of_all_namespaces(&self) -> Entries<'_> {
         let readable = self.engine().check_readable();
         // A cache that cannot be read says so at the first entry.

@@ -58,8 +58,8 @@ pub enum Backend {
     /// [`Stats::io_uring`](crate::Stats::io_uring) says which. The default.
     #[default]
     Auto,
-    /// `io_uring`. Opening fails with [`Error::InvalidOption`] if it cannot be used, or if the crate
-    /// was built without the feature `io-uring`.
+    /// `io_uring`. Opening fails with [`Error::InvalidOption`] if it cannot be used, or in a build
+    /// without the feature `io-uring`.
     #[cfg_attr(feature = "toml", serde(rename = "io_uring"))]
     IoUring,
     /// `pread`. A thread reads one record after the other; the reads of tasks are done by
