@@ -60,7 +60,9 @@ fn compressed_values_are_never_lost_by_a_build_without_zstd() {
             check_refused(&cache, &text, &keys);
         }
         let stats = cache.stats();
-        assert_eq!((stats.damaged, stats.entries), (0, before));
+        assert_eq!(stats.damaged, 0);
+        // Without zstd no get looks at an entry closely enough to find it expired and remove it.
+        assert!(HAS_ZSTD || stats.entries == before);
         cache.close().unwrap();
     }
 }
