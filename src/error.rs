@@ -118,6 +118,10 @@ pub enum Error {
         /// The limit in bytes for a value with this key.
         max: usize,
     },
+    /// The value was stored compressed, and this program was built without the feature `zstd`. The
+    /// entry stays, and a program with the feature reads it.
+    #[error("the value is compressed, and everwarm was built without the feature `zstd`; build it with the feature")]
+    NeedsZstd,
     /// The write buffer is full, and the caller chose not to wait.
     #[error("the write buffer is full; try again, or wait for room")]
     WouldBlock,

@@ -95,15 +95,34 @@
 //! # Features
 //!
 //! - `cli` (default): the `everwarm` program. A library user disables it.
+//! - `io-uring` (default): reads that are in flight together go through `io_uring` where the
+//!   process may use it. Without the feature threads perform them, and [`Backend::IoUring`] is
+//!   refused.
+//! - `zstd` (default): [`Compression::Zstd`]. Needs a C compiler. Without the feature the option is
+//!   refused, and a read of a value that was stored compressed fails with [`Error::NeedsZstd`].
 //! - `toml`: [`Options::from_toml`](Options#method.from_toml) and `parse_size`.
+//!
+//! No feature changes the bytes that are written for the same options, so builds with different
+//! features open the same store.
+//!
+//! # Targets
+//!
+//! Linux on a 64-bit little-endian processor, such as x86-64 and AArch64. The tests run on x86-64.
+//! Any other system or processor is refused when the crate is compiled.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64", target_endian = "little")))]
+compile_error!(
+    "everwarm runs on Linux with 64-bit little-endian processors only, such as x86_64-unknown-linux-gnu and aarch64-unknown-linux-gnu"
+);
 
 #[cfg(test)]
 extern crate self as everwarm;
 
 mod clock;
 mod codec;
+mod compress;
 mod concurrent;
 mod config;
 mod engine;

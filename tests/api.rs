@@ -299,6 +299,7 @@ fn mixed_value(n: u64, version: u64) -> Vec<u8> {
 }
 
 #[test]
+#[cfg_attr(not(feature = "zstd"), ignore = "needs the feature zstd")]
 fn compressed_values_come_back_unchanged_and_take_less_flash() {
     const KEYS: u64 = 4_000;
     let dir = tempfile::tempdir().expect("a temporary directory");

@@ -148,6 +148,7 @@ fn keys_of_workload(name: &str) -> Vec<(String, String)> {
 }
 
 #[test]
+#[cfg_attr(not(feature = "zstd"), ignore = "needs the feature zstd")]
 fn stores_of_every_format_give_their_answers() {
     for name in NAMES {
         let dir = tempfile::tempdir().expect("a temporary directory");

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// From the bottom up. Modules of one row do not import each other.
 const ROWS: [&[&str]; 9] = [
     &["error", "id"],
-    &["clock", "concurrent", "parallel"],
+    &["clock", "compress", "concurrent", "parallel"],
     &["config"],
     &["codec"],
     &["io"],

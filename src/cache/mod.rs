@@ -310,7 +310,8 @@ impl Cache {
     ///
     /// # Errors
     /// [`Error::Closed`]. A value that cannot be read or does not verify is a miss; [`Stats`]
-    /// counts it in `read_errors` or `damaged`.
+    /// counts it in `read_errors` or `damaged`. [`Error::NeedsZstd`] in a build without the feature
+    /// `zstd`, if the value was stored compressed by another build.
     pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Value>> {
         self.engine().get(self.key(&key), true)
     }
@@ -319,7 +320,7 @@ impl Cache {
     /// key, but reads from flash are in flight together, up to [`Options::depth`] at once.
     ///
     /// # Errors
-    /// [`Error::Closed`].
+    /// [`Error::Closed`], and [`Error::NeedsZstd`] as [`Cache::get`].
     ///
     /// # Examples
     /// ```
@@ -348,7 +349,7 @@ impl Cache {
     /// all of it in DRAM.
     ///
     /// # Errors
-    /// [`Error::Closed`].
+    /// [`Error::Closed`], and [`Error::NeedsZstd`] as [`Cache::get`].
     pub fn get_range(&self, key: impl AsRef<[u8]>, range: Range<usize>) -> Result<Option<Bytes>> {
         Ok(self.get(key)?.map(|value| value.into_range(range)))
     }
@@ -361,7 +362,7 @@ impl Cache {
     /// [`Condition`](crate::Condition).
     ///
     /// # Errors
-    /// [`Error::Closed`].
+    /// [`Error::Closed`], and [`Error::NeedsZstd`] as [`Cache::get`].
     pub fn peek(&self, key: impl AsRef<[u8]>) -> Result<Option<Value>> {
         self.engine().get(self.key(&key), false)
     }
@@ -369,7 +370,7 @@ impl Cache {
     /// Whether `key` has a value. Reads the value like [`Cache::peek`].
     ///
     /// # Errors
-    /// [`Error::Closed`].
+    /// [`Error::Closed`], and [`Error::NeedsZstd`] as [`Cache::get`].
     pub fn contains(&self, key: impl AsRef<[u8]>) -> Result<bool> {
         Ok(self.peek(key)?.is_some())
     }
@@ -516,12 +517,14 @@ impl Cache {
     /// Iterates over the live entries in the namespace of this handle, in no order. An entry that
     /// is put, replaced or deleted meanwhile may be seen or not. An entry that cannot be read is
     /// skipped.
+    /// [`Error::NeedsZstd`] stands in the place of an entry that needs it. The iteration goes on.
     pub fn entries(&self) -> Entries<'_> {
         Entries { cache: self, scan: Scan::new([(self.space.generation(), self.space.name().into())]) }
     }
 
     /// Iterates over the live entries of every namespace, in no order. An entry that is put,
     /// replaced or deleted meanwhile may be seen or not. An entry that cannot be read is skipped.
+    /// [`Error::NeedsZstd`] stands in the place of an entry that needs it. The iteration goes on.
     pub fn entries_of_all_namespaces(&self) -> Entries<'_> {
         let readable = self.engine().check_readable();
         // A cache that cannot be read says so at the first entry.

@@ -45,7 +45,8 @@ pub enum Compression {
     /// Values are stored uncompressed. The default.
     #[default]
     None,
-    /// zstd at this level, -7 to 22. Applies to values of at least 128 B that become smaller.
+    /// zstd at this level, -7 to 22. Applies to values of at least 128 B that become smaller. Needs
+    /// the feature `zstd`: without it, opening fails with [`Error::InvalidOption`].
     Zstd(i32),
 }
 
@@ -57,7 +58,8 @@ pub enum Backend {
     /// [`Stats::io_uring`](crate::Stats::io_uring) says which. The default.
     #[default]
     Auto,
-    /// `io_uring`. Opening fails with [`Error::InvalidOption`] if it cannot be used.
+    /// `io_uring`. Opening fails with [`Error::InvalidOption`] if it cannot be used, or in a build
+    /// without the feature `io-uring`.
     #[cfg_attr(feature = "toml", serde(rename = "io_uring"))]
     IoUring,
     /// `pread`. A thread reads one record after the other; the reads of tasks are done by

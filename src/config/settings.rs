@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Ack, Compression, OnHostCrash, Options, RecoveryMode, WalValues};
+use crate::compress;
 use crate::error::{Error, Result};
 
 /// Most segments of a store. Each may hold a file descriptor, and the memory for the bookkeeping of
@@ -263,6 +264,9 @@ impl Options {
             return invalid("sync_bytes", format!("{} B given, the range is 64 KiB to 256 MiB", self.sync_bytes));
         }
         match self.compression {
+            Compression::Zstd(_) if !compress::IS_SUPPORTED => {
+                invalid("compression", "everwarm was built without the feature `zstd`".to_owned())
+            }
             Compression::Zstd(level) if !(-7..=22).contains(&level) => {
                 invalid("compression", format!("zstd level {level} given, the range is -7 to 22"))
             }

@@ -38,6 +38,7 @@ impl Operation {
 
     /// Runs `with` on the read. `None` once the future has taken it, which is only after
     /// [`Operation::complete`].
+    #[cfg_attr(not(feature = "io-uring"), allow(dead_code, reason = "only rings use it"))]
     pub(super) fn with<R>(&self, with: impl FnOnce(&mut StreamRead) -> R) -> Option<R> {
         lock(&self.progress).read.as_mut().map(with)
     }

@@ -201,8 +201,10 @@ impl Directory {
     }
 }
 
-/// Why a file with this many names is refused, as the end of a sentence.
-fn shared(links: u64) -> String {
+/// Why a file with this many names is refused, as the end of a sentence. The number has another type
+/// on each processor.
+fn shared(links: impl Into<u64>) -> String {
+    let links = links.into();
     format!(
         "has {links} hard links, so another directory shares the file; remove the other links, or replace the file by a copy of itself \
          (cp -a)"

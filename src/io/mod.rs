@@ -14,8 +14,11 @@ mod async_read;
 mod conformance;
 pub(crate) mod directory;
 pub(crate) mod host;
+#[cfg(not(feature = "io-uring"))]
+mod no_uring;
 pub(crate) mod posix;
 pub(crate) mod process;
+#[cfg(feature = "io-uring")]
 mod reactor;
 mod read_threads;
 mod registry;
@@ -24,6 +27,7 @@ mod signals;
 #[cfg(any(test, fuzzing))]
 #[cfg_attr(not(test), allow(dead_code, unused_imports, reason = "the tests use more of it"))]
 pub(crate) mod sim;
+#[cfg(feature = "io-uring")]
 mod uring;
 pub(crate) mod watched;
 
@@ -271,6 +275,7 @@ pub(crate) trait File: Send + Sync + Debug {
     fn len(&self) -> u64;
 
     /// The operating system's descriptor, if the file has one.
+    #[cfg_attr(not(feature = "io-uring"), allow(dead_code, reason = "only rings use it"))]
     fn descriptor(&self) -> Option<RawFd> {
         None
     }

@@ -17,9 +17,13 @@ use rustix::process::{Resource, getrlimit};
 use super::aligned::AlignedBuf;
 use super::async_read::{Operation, Reading};
 use super::directory::Directory;
+#[cfg(not(feature = "io-uring"))]
+use super::no_uring::{Reactor, Rings};
+#[cfg(feature = "io-uring")]
 use super::reactor::Reactor;
 use super::read_threads::ReadThreads;
 use super::signals::{FaultGuard, without_size_signal};
+#[cfg(feature = "io-uring")]
 use super::uring::Rings;
 use super::{BLOCK, Disk, DiskLock, File, InMemory, LockError, Mapping, ReadStream, StreamRead, is_loss, read_one_by_one};
 use crate::codec::{round_down, round_up};

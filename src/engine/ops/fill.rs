@@ -72,7 +72,8 @@ impl Engine {
         loop {
             match self.get(key, true) {
                 Ok(Some(value)) => return Ok(value.into_bytes()),
-                Ok(None) => {}
+                // Another value may take the place of one that this build cannot decompress.
+                Ok(None) | Err(Error::NeedsZstd) => {}
                 Err(error) => return run().inspect(|_| self.count_not_stored(&error)),
             }
             match self.board(hash, give_up)? {

@@ -19,6 +19,9 @@
 //! | changed | any | overtaken: the lookup starts again at the index |
 //! | unchanged | no bytes, or bytes that do not verify | damaged: the entry leaves the index, and the key misses |
 //! | unchanged | the device refused it | [`ReadFailed`]: the entry stays, and the key misses for now |
+//!
+//! A build without the feature `zstd` cannot return a value that was stored compressed. The caller
+//! gets an error then, because the entry is neither absent nor damaged.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -26,6 +29,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::value::{Tier, Value};
+use crate::compress;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::id::{Key, KeyHash, Lsn, Position};
@@ -59,6 +63,12 @@ impl Found {
     pub(in crate::engine) fn bytes(&self) -> &[u8] {
         &self.buf[self.start..self.start + self.record.len]
     }
+
+    /// Whether the record is a put of `key`.
+    fn is_of(&self, key: Key<'_>) -> bool {
+        let Kind::Put { namespace, key: at, .. } = &self.record.kind else { return false };
+        *namespace == key.namespace && self.bytes()[at.clone()] == *key.bytes
+    }
 }
 
 impl Engine {
@@ -70,7 +80,7 @@ impl Engine {
         let (key, value) = (&bytes[key.clone()], &bytes[value.clone()]);
         Some(match raw_len {
             None => Item::copied(meta, key, value, self.reads.values()),
-            Some(raw_len) => Item::copied(meta, key, &decompress(value, *raw_len)?, self.reads.values()),
+            Some(raw_len) => Item::copied(meta, key, &compress::decompress(value, *raw_len)?, self.reads.values()),
         })
     }
 
@@ -100,18 +110,44 @@ impl Engine {
             };
             counter.add();
         }
+        if value.is_none() {
+            self.check_compressed(key)?;
+        }
         Ok(value)
     }
 
     /// The current version of `key`, `None` without a value.
     ///
     /// # Errors
-    /// [`Error::Io`] if the record cannot be read now. A condition must not be decided on a miss
-    /// that may pass.
+    /// [`Error::Io`] if the record cannot be read now, and [`Error::NeedsZstd`]. A condition must
+    /// not be decided on a miss that may pass.
     pub(in crate::engine) fn version(&self, key: Key<'_>) -> Result<Option<Lsn>> {
         self.health.check_readable()?;
         let found = self.look_up(key, false).map_err(|ReadFailed(error)| Error::io("read a segment in", &self.context.dir)(error))?;
+        if found.is_none() {
+            self.check_compressed(key)?;
+        }
         Ok(found.map(|value| value.version()))
+    }
+
+    /// Fails if a lookup found no value only because this build cannot decompress it.
+    ///
+    /// # Errors
+    /// [`Error::NeedsZstd`].
+    fn check_compressed(&self, key: Key<'_>) -> Result<()> {
+        if compress::IS_SUPPORTED {
+            return Ok(());
+        }
+        match self.find(self.context.hash(key)) {
+            Ok(Some((_, _, found))) if self.needs_zstd(&found) && found.is_of(key) => Err(Error::NeedsZstd),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a record holds a value that has not expired and that this build cannot decompress.
+    pub(in crate::engine) fn needs_zstd(&self, found: &Found) -> bool {
+        let Kind::Put { raw_len: Some(_), expires_ms, .. } = found.record.kind else { return false };
+        !compress::IS_SUPPORTED && expires_ms.is_none_or(|at| at > self.context.time.now_ms())
     }
 
     /// The value of `key`, from the memory tier, the segment ring or flash.
@@ -285,15 +321,10 @@ impl Engine {
             return Some(Item::sharing(meta, &key, value, held, self.reads.values()));
         }
         let item = self.item_of(hash, found.bytes(), &found.record);
-        if item.is_none() && matches!(found.record.kind, Kind::Put { .. }) {
+        if item.is_none() && compress::IS_SUPPORTED && matches!(found.record.kind, Kind::Put { .. }) {
             // The checksum matches, so the value was compressed wrongly. It counts as damage too.
             self.record_damage(hash, entry, None);
         }
         item
     }
-}
-
-/// Decompresses a value. `None` if it does not decompress to `raw_len` bytes.
-fn decompress(compressed: &[u8], raw_len: usize) -> Option<Vec<u8>> {
-    zstd::bulk::decompress(compressed, raw_len).ok().filter(|plain| plain.len() == raw_len)
 }

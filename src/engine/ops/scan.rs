@@ -70,6 +70,7 @@ impl Engine {
             while let Some(slot) = scan.pending.pop() {
                 match self.read_slot(slot, scan) {
                     Visited::Live(entry) => return Ok(Some(entry)),
+                    Visited::Compressed => return Err(crate::error::Error::NeedsZstd),
                     Visited::Skipped => {}
                     Visited::Refused(error) => {
                         self.health.check_readable()?;
@@ -128,6 +129,9 @@ impl Engine {
         let Some(namespace) = scan.namespaces.get(namespace).filter(|name| self.namespaces.generation_of(name) == Some(*namespace)) else {
             return Visited::Skipped;
         };
+        if self.needs_zstd(&found) {
+            return Visited::Compressed;
+        }
         let Some(item) = self.item_of(hash, found.bytes(), &found.record) else { return Visited::Skipped };
         let now = self.context.time.now_ms();
         let (version, expires_ms) = (item.lsn(), item.expires_ms());
@@ -148,6 +152,8 @@ enum Visited {
     Refused(io::Error),
     /// The entry is of another namespace, expired, deleted or unreadable.
     Skipped,
+    /// The entry is live, and this build cannot decompress its value.
+    Compressed,
     /// The record is not there, or the index does not name it any more. If no record verified, the
     /// life of the segment at that time.
     Overtaken(Option<Life>),

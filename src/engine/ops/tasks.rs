@@ -247,7 +247,7 @@ impl Engine {
         loop {
             match self.get_in_task(key, true).await {
                 Ok(Some(value)) => return Ok(value.into_bytes()),
-                Ok(None) => {}
+                Ok(None) | Err(Error::NeedsZstd) => {}
                 Err(error) => return run().await.inspect(|_| self.count_not_stored(&error)),
             }
             match self.board(hash, give_up)? {

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use super::options::{Condition, DeleteOptions, Hint, PutOptions, Wait};
 use crate::clock::whole_ms;
+use crate::compress;
 use crate::config::{Ack, Compression, INLINE_LEN_MAX, KEY_LEN_MAX, WalValues};
 use crate::engine::Engine;
 use crate::engine::log::append::{Append, Appending, Placed};
@@ -364,7 +365,7 @@ impl Engine {
             return Ok(None);
         }
         self.counters.compressions.fetch_add(1, Ordering::Relaxed);
-        let compressed = zstd::bulk::compress(value, level).map_err(Error::io("compress a value for", &self.context.dir))?;
+        let compressed = compress::compress(value, level).map_err(Error::io("compress a value for", &self.context.dir))?;
         Ok((compressed.len() < value.len()).then_some(compressed))
     }
 }

@@ -82,6 +82,7 @@ fn a_rescue_hides_the_older_version_of_a_key_that_lost_its_slot() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "zstd"), ignore = "needs the feature zstd")]
 fn a_put_that_is_refused_compresses_nothing() {
     let store = Store::new(small().compression(Compression::Zstd(19)));
     let engine = store.engine();

@@ -59,6 +59,7 @@ fn a_manifest_that_verifies_and_states_nonsense_is_refused_by_name() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "zstd"), ignore = "needs the feature zstd")]
 fn killed_stores_of_every_format_give_their_answers() {
     for name in answers::NAMES.into_iter().filter(|name| answers::is_killed(name)) {
         for stop in ["process", "host"] {

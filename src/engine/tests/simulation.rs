@@ -9,6 +9,7 @@ use super::model::{Evictions, History, Keys, Step, has_lost};
 use super::seeds::{each_seed, seeds};
 use super::store::{close, small};
 use crate::clock::SimClock;
+use crate::compress;
 use crate::config::{Ack, Compression, Options, WalValues};
 use crate::engine::Engine;
 use crate::error::Error;
@@ -73,7 +74,7 @@ impl Simulation {
         let wal_values = draw.of(&[WalValues::Never, WalValues::Host, WalValues::Always]);
         let flash = draw.of(&[512 << 10, 768 << 10, 1 << 20, 4 << 20]);
         // Compressed values of these tests are much smaller, so not every run has compression.
-        let compression = if seed % 8 == 5 { Compression::Zstd(1) } else { Compression::None };
+        let compression = if compress::IS_SUPPORTED && seed % 8 == 5 { Compression::Zstd(1) } else { Compression::None };
         let options = small().flash(flash).wal_values(wal_values).compression(compression);
         let history = History::new(KEYS, 1, Evictions::Counted(Lsn::ZERO));
         Self { seed, draw, clock: Arc::new(SimClock::new(seed)), options, history, totals: Totals::default() }
