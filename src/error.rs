@@ -140,6 +140,10 @@ pub enum Error {
     /// so while it waited for [`crate::Ack::Host`] has taken effect, and is not durable.
     #[error("the disk is full, and nothing can be evicted; free some space")]
     DiskFull,
+    /// This process has had no free file descriptor for some seconds, and the store needs one to go
+    /// on. A later call succeeds once there is one.
+    #[error("no file descriptor is free; close some, or raise the limit of this process")]
+    NoDescriptors,
     /// The cache was closed.
     #[error("the cache is closed")]
     Closed,

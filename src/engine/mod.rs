@@ -43,8 +43,6 @@ pub(crate) mod tests;
 
 use std::sync::Mutex;
 
-use bytes::Bytes;
-
 use crate::id::Lsn;
 use crate::index::Index;
 use crate::segment::table::Table;
@@ -60,6 +58,7 @@ pub(crate) use meta::namespaces::Namespace;
 use meta::namespaces::Namespaces;
 pub(crate) use open::open;
 pub use ops::fill::FillError;
+use ops::fill::Loaded;
 pub use ops::options::{Condition, DeleteOptions, Hint, PutOptions, Wait};
 use ops::read_path::ReadPath;
 pub use ops::scan::Entry;
@@ -88,7 +87,7 @@ pub(crate) struct Engine {
     namespaces: Namespaces,
     occupancy: Occupancy,
     reads: ReadPath,
-    fills: Fills<Bytes>,
+    fills: Fills<Loaded>,
     /// Guarded by a lock of its own, under which only shards of the memory tier are taken.
     warmth: Mutex<WarmthState>,
     /// Dropped last: fields are dropped in their order.

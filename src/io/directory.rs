@@ -155,11 +155,12 @@ impl Directory {
         let handle = self.handle().map_err(LockError::Io)?;
         // A lock belongs to a descriptor, so it gets one of its own.
         let dir = rustix::fs::openat(&*handle, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(io)?;
-        self.try_lock(&dir)?;
         let mut file = self.lock_file().map_err(LockError::Io)?;
-        self.try_lock(&file)?;
         let own = file.try_clone().map_err(LockError::Io)?.into();
+        // A child of `fork` closes these descriptors from here on, so it inherits no lock.
         let lock = DirectoryLock { dir: LockDescriptor::new(dir), file: LockDescriptor::new(own) };
+        self.try_lock(&lock.dir)?;
+        self.try_lock(&lock.file)?;
         if !lock.names_file().map_err(LockError::Io)? {
             return Err(LockError::Held { holder: "another program, which removes the file LOCK".to_owned() });
         }
@@ -184,7 +185,8 @@ impl Directory {
         }
     }
 
-    fn try_lock(&self, file: impl std::os::fd::AsFd) -> Result<(), LockError> {
+    fn try_lock(&self, file: &LockDescriptor) -> Result<(), LockError> {
+        let Some(file) = file.get() else { return Err(LockError::Io(io::ErrorKind::InvalidInput.into())) };
         match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(()),
             Err(Errno::WOULDBLOCK) => Err(LockError::Held { holder: self.holder() }),

@@ -206,6 +206,11 @@ pub(crate) fn is_shortage(error: &io::Error) -> bool {
         || error.raw_os_error().is_some_and(|code| TOO_MANY_OPEN.contains(&code))
 }
 
+/// Whether an error means a full disk or a used-up quota.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// The number in a file name that consists of `prefix` and a number, in exactly the form that the
 /// engine writes.
 pub(crate) fn numbered(name: &str, prefix: &str) -> Option<u32> {

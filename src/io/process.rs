@@ -83,15 +83,14 @@ impl LockDescriptor {
 impl Drop for LockDescriptor {
     fn drop(&mut self) {
         let Some(fd) = self.fd.take() else { return };
+        if !self.process.is_this() {
+            // The handler of the child closed it. Its number may belong to another file by now.
+            return std::mem::forget(fd);
+        }
         let raw = fd.as_raw_fd();
-        if self.process.is_this() {
-            // A child that is made between the next two steps inherits the descriptor, but no lock.
-            let _closed_anyway = rustix::fs::flock(&fd, rustix::fs::FlockOperation::Unlock);
-        }
+        // A child that is made between the next two steps inherits the descriptor, but no lock.
+        let _closed_anyway = rustix::fs::flock(&fd, rustix::fs::FlockOperation::Unlock);
         let is_listed = LOCKS.iter().any(|entry| entry.compare_exchange(raw, -1, Ordering::AcqRel, Ordering::Relaxed).is_ok());
-        if !is_listed {
-            // A child closed it. Its number may belong to another file by now.
-            std::mem::forget(fd);
-        }
+        debug_assert!(is_listed, "the descriptor was listed when it was made");
     }
 }

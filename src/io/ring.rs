@@ -239,8 +239,9 @@ impl Ring {
             // positions from `written + size` on. Every other position that shares these words is
             // among those. `written` moves only under the lock `write_out`, which is held here.
             let piece = unsafe { self.lend(from, len) };
-            self.check_whole()?;
             sink(from, piece)?;
+            // A load of another thread may have faulted meanwhile, so that the kernel read zeros.
+            self.check_whole()?;
             from += len;
             self.written.store(from, Ordering::Release);
         }
@@ -248,8 +249,9 @@ impl Ring {
             let bounce = &mut bounce[..copied(from)];
             let (bytes, rest) = bounce.split_at_mut((to - from) as usize);
             self.copy(from, bytes);
-            self.check_whole()?;
             rest.fill(0);
+            // A copy that faulted is zeros.
+            self.check_whole()?;
             sink(from, bounce)?;
             self.written.store(from.max(whole), Ordering::Release);
         }

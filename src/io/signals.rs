@@ -27,6 +27,8 @@ struct Range {
 }
 
 static RANGES: Registry<Range> = Registry::new();
+/// The length of a page. The handler must not ask for it.
+static PAGE: AtomicUsize = AtomicUsize::new(0);
 /// The handler that was installed before.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 
@@ -70,6 +72,7 @@ impl Drop for FaultGuard {
 }
 
 fn install() {
+    PAGE.store(rustix::param::page_size(), Ordering::Relaxed);
     let mut previous = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: the call only writes the present action into `previous`.
     let known = unsafe { libc::sigaction(libc::SIGBUS, ptr::null(), previous.as_mut_ptr()) } == 0;
@@ -94,7 +97,7 @@ extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context:
     let holds = |range: &Range| (range.start.load(Ordering::Acquire)..range.end.load(Ordering::Relaxed)).contains(&address);
     if let Some(range) = RANGES.iter().find(|range| range.start.load(Ordering::Relaxed) != 0 && holds(range)) {
         range.is_damaged.store(true, Ordering::Release);
-        let page = rustix::param::page_size();
+        let page = PAGE.load(Ordering::Relaxed);
         if replace_pages(address / page * page, page) {
             return;
         }

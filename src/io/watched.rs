@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::{Arc, OnceLock};
 
-use super::{Disk, DiskLock, File, LockError, Mapping, is_loss};
+use super::{Disk, DiskLock, File, LockError, Mapping, is_full, is_loss};
 
 /// The first refusal: its kind, and its text with the name of the file.
 type Refusal = Arc<OnceLock<(io::ErrorKind, String)>>;
@@ -47,12 +47,8 @@ fn check(refusal: &Refusal) -> io::Result<()> {
     refusal.get().map_or(Ok(()), |(kind, text)| Err(io::Error::new(*kind, text.clone())))
 }
 
-/// Whether a disk or a quota is full. A caller may make room and go on.
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
 /// Records an error that is neither a loss nor a full disk, and puts the name of its file into it.
+/// On a full disk a caller may make room and go on.
 fn note<T>(refusal: &Refusal, name: &str, done: io::Result<T>) -> io::Result<T> {
     done.map_err(|error| {
         if is_loss(&error) || is_full(&error) || error.kind() == io::ErrorKind::AlreadyExists {

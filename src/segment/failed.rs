@@ -9,8 +9,8 @@ use super::footer::{Builder, FooterEntry};
 use super::format::{self, Record};
 use super::table::Row;
 use crate::id::{KeyHash, Location, StoreId};
-use crate::io::File;
 use crate::io::aligned::AlignedBuf;
+use crate::io::{File, is_loss, read_twice};
 
 /// The records that must be rescued, and the bytes that the file does not hold.
 #[derive(Debug)]
@@ -69,27 +69,33 @@ impl Failed {
         self.footer.iter().find(|entry| entry.offset == offset).map(|entry| entry.hash)
     }
 
-    /// The record of an entry and its bytes, from the file and from memory, if they verify.
+    /// The record of an entry and its bytes, from the file and from memory, if they verify. Fails if
+    /// the file cannot be read for a reason that says nothing of its bytes.
     pub(crate) fn record(
         &self,
         store: StoreId,
         entry: &FooterEntry,
-        file: impl FnOnce() -> io::Result<Arc<dyn File>>,
-    ) -> Option<(Record, Vec<u8>)> {
+        file: impl Fn() -> io::Result<Arc<dyn File>>,
+    ) -> io::Result<Option<(Record, Vec<u8>)>> {
         let (life, offset, len) = (&self.row.life, entry.offset, entry.len as usize);
         let mut bytes = vec![0; len];
         let in_file = (self.unwritten_from as usize).saturating_sub(offset as usize).min(len);
         if in_file > 0 {
             let extent = Extent::of(offset, in_file, self.row.size);
             let mut buf = AlignedBuf::zeroed(extent.len());
-            file().and_then(|file| file.read_at(extent.start(), &mut buf)).ok()?;
+            match read_twice(|| file().and_then(|file| file.read_at(extent.start(), &mut buf))) {
+                Ok(()) => {}
+                Err(error) if is_loss(&error) => return Ok(None),
+                Err(error) => return Err(error),
+            }
             bytes[..in_file].copy_from_slice(&buf[extent.range_of(offset, in_file)]);
         }
         if in_file < len {
             let start = (offset as usize + in_file) - self.unwritten_from as usize;
-            bytes[in_file..].copy_from_slice(self.unwritten.get(start..start + len - in_file)?);
+            let Some(unwritten) = self.unwritten.get(start..start + len - in_file) else { return Ok(None) };
+            bytes[in_file..].copy_from_slice(unwritten);
         }
-        let record = format::decode_record(store, life.base.plus(offset.into()), life.base_lsn, &bytes)?;
-        Some((record, bytes))
+        let record = format::decode_record(store, life.base.plus(offset.into()), life.base_lsn, &bytes);
+        Ok(record.map(|record| (record, bytes)))
     }
 }

@@ -90,6 +90,7 @@ pub(crate) struct Table {
     rows: Mutex<Vec<Row>>,
     /// A file was created since the directory was last synced.
     names_unsynced: AtomicBool,
+    is_closed: AtomicBool,
 }
 
 /// Rows as a manifest states them.
@@ -127,6 +128,7 @@ impl Table {
             published: segments.iter().map(|_| PublishedLife::default()).collect(),
             rows: Mutex::default(),
             names_unsynced: AtomicBool::default(),
+            is_closed: AtomicBool::default(),
         };
         for row in &rows {
             if matches!(row.stage, Stage::Full | Stage::Sealed) {
@@ -284,7 +286,12 @@ impl Table {
             return Ok(Arc::clone(file));
         }
         let file = self.disk.open(&file_name(id))?;
-        *published.file.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&file));
+        let mut slot = published.file.write().unwrap_or_else(PoisonError::into_inner);
+        // Looked at under the lock, which `close` takes after it has set the flag.
+        if self.is_closed.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        *slot = Some(Arc::clone(&file));
         Ok(file)
     }
 
@@ -303,6 +310,7 @@ impl Table {
 
     /// Closes the files.
     pub(crate) fn close(&self) {
+        self.is_closed.store(true, Ordering::SeqCst);
         for published in &self.published {
             *published.file.write().unwrap_or_else(PoisonError::into_inner) = None;
         }

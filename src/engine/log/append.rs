@@ -151,6 +151,10 @@ impl Engine {
             // appended before it, and no record is appended after.
             return Err(Refused::Closing);
         }
+        if !self.log.rings_are_whole() {
+            let _recorded = self.fail("a load from a ring", &Errno::IO.into());
+            return Err(Refused::Closing);
+        }
         if log.is_rescuing() && !kind.is_urgent() {
             return Err(Refused::RescueFirst);
         }

@@ -13,9 +13,12 @@ use std::time::Duration;
 use super::state::SyncPoint;
 use crate::config::{Ack, Activity, INLINE_LEN_MAX};
 use crate::engine::Engine;
-use crate::error::{Error, Result};
+use crate::engine::disk_room::Asker;
+#[cfg(doc)]
+use crate::error::Error;
+use crate::error::Result;
 use crate::id::Lsn;
-use crate::io::is_shortage;
+use crate::io::{is_full, is_shortage};
 use crate::wal::writer::Wal;
 
 /// A postponed sync is tried again after this time, or after a sync interval if that is shorter.
@@ -103,9 +106,13 @@ impl Engine {
             Err(e) if is_shortage(&e) => {
                 self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
                 self.context.warn_of("no room for the WAL; the sync is tried again", None, &e);
-                // The oldest segment makes room.
-                self.health.disk_room().request();
-                self.events.prepare.signal();
+                if is_full(&e) {
+                    // The oldest segment makes room.
+                    self.health.disk_room().request(Asker::Wal);
+                    self.events.prepare.signal();
+                } else {
+                    self.health.disk_room().miss_descriptor();
+                }
                 self.postpone_sync();
                 return Ok(Synced::NoRoom);
             }
@@ -117,6 +124,9 @@ impl Engine {
         wal.sync().map_err(|e| self.fail("syncing the WAL", &e))?;
         // Files of a removed directory are as good as lost, however durable their bytes are.
         self.check_directory()?;
+        if !self.log.rings_are_whole() {
+            return Err(self.fail("a load from a ring", &rustix::io::Errno::IO.into()));
+        }
         if is_unrescued() {
             // Some records of a failed segment would not survive a host crash yet, or were appended
             // again after this sync began.
@@ -126,7 +136,7 @@ impl Engine {
         marks.raise_durable(appended, began_ms);
         marks.set_synced_bytes(bytes);
         self.durability.end_sync();
-        self.health.disk_room().grant();
+        self.health.disk_room().grant(Asker::Wal);
         self.append_mark();
         self.events.durable.end();
         self.events.room.signal();
@@ -161,11 +171,10 @@ impl Engine {
     pub(in crate::engine) fn is_durable(&self, lsn: Lsn) -> Result<bool> {
         // Read first: a failure after the sync that made `lsn` durable does not count.
         let sound = self.health.check_sound();
-        match self.log.marks().durable() >= lsn {
-            true => Ok(true),
-            false if self.health.disk_room().is_exhausted() => Err(Error::DiskFull),
-            false => sound.map(|()| false),
+        if self.log.marks().durable() >= lsn {
+            return Ok(true);
         }
+        sound.and(self.health.disk_room().check()).map(|()| false)
     }
 
     /// The number of the event that the sync for `lsn` signals. Requests that sync if it has not

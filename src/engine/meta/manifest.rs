@@ -6,9 +6,10 @@ use std::sync::{Mutex, MutexGuard};
 
 use crate::concurrent::lock;
 use crate::engine::Engine;
+use crate::engine::disk_room::Asker;
 use crate::error::Result;
 use crate::id::Position;
-use crate::io::is_shortage;
+use crate::io::{is_full, is_shortage};
 use crate::manifest::{Checkpoint, ManifestStore, SegmentState};
 use crate::segment::table::Row;
 
@@ -125,13 +126,17 @@ impl Engine {
         }
         let len = manifest.len_with(self.namespaces.wanted()) as u64;
         match manifest.grow(len) {
-            Ok(()) => self.health.disk_room().grant(),
+            Ok(()) => self.health.disk_room().grant(Asker::Manifest),
             Err(e) if is_shortage(&e) => {
                 self.namespaces.forget_wanted();
                 self.manifest.is_space_denied.store(true, Ordering::Release);
                 self.record_shortage("no room for a longer manifest; it is tried again", &e);
-                self.health.disk_room().request();
-                self.events.prepare.signal();
+                if is_full(&e) {
+                    self.health.disk_room().request(Asker::Manifest);
+                    self.events.prepare.signal();
+                } else {
+                    self.health.disk_room().miss_descriptor();
+                }
                 return Ok(false);
             }
             Err(e) => return Err(self.fail("growing the manifest", &e)),

@@ -22,7 +22,7 @@ use crate::config::Ack;
 use crate::engine::Engine;
 use crate::engine::counters::NotStored;
 use crate::error::{Error, Result};
-use crate::id::{Key, KeyHash, Lsn};
+use crate::id::{Key, KeyHash, Lsn, NamespaceGeneration};
 
 /// A load that takes longer than this is no longer waited for. One of its waiters loads in its
 /// place.
@@ -55,7 +55,26 @@ pub(in crate::engine) enum Boarded {
     LoadsAlone,
 }
 
-type Landed = std::sync::Arc<Flight<Bytes>>;
+type Landed = std::sync::Arc<Flight<Loaded>>;
+
+/// A loaded value and its key. Flights are found by the hash of a key, which two keys may share.
+#[derive(Clone, Debug)]
+pub(in crate::engine) struct Loaded {
+    namespace: NamespaceGeneration,
+    key: Box<[u8]>,
+    value: Bytes,
+}
+
+impl Loaded {
+    pub(in crate::engine) fn of(key: Key<'_>, value: &Bytes) -> Self {
+        Self { namespace: key.namespace, key: key.bytes.into(), value: value.clone() }
+    }
+
+    /// The value, if it is that of `key`.
+    pub(in crate::engine) fn value_of(self, key: Key<'_>) -> Option<Bytes> {
+        (self.namespace == key.namespace && *self.key == *key.bytes).then_some(self.value)
+    }
+}
 
 impl Engine {
     /// The cached value of `key`, or the value that `load` returns. Stores a loaded value, unless
@@ -85,7 +104,7 @@ impl Engine {
                     }
                     let loaded = run()?;
                     self.store(key, options, &loaded, &flight);
-                    flight.leave(loaded.clone());
+                    flight.leave(Loaded::of(key, &loaded));
                     return Ok(loaded);
                 }
                 Boarded::LoadsAlone => return run().inspect(|_| self.counters.not_stored.add(NotStored::Alone)),
@@ -94,8 +113,8 @@ impl Engine {
                     if !flight.landed.load(Ordering::SeqCst) {
                         self.wait(&flight.over, seen, Some(self.time_left(until)));
                     }
-                    if let Some(loaded) = flight.left() {
-                        return Ok(loaded);
+                    if let Some(value) = flight.left().and_then(|loaded| loaded.value_of(key)) {
+                        return Ok(value);
                     }
                 }
             }
@@ -142,7 +161,7 @@ impl Engine {
 
     /// Stores a loaded value, unless the flight was superseded. Counts it if the value is not
     /// stored.
-    fn store(&self, key: Key<'_>, options: &PutOptions, loaded: &[u8], flight: &Flight<Bytes>) {
+    fn store(&self, key: Key<'_>, options: &PutOptions, loaded: &[u8], flight: &Flight<Loaded>) {
         let options = self.options_of_fill(options);
         let is_current = || !flight.superseded.load(Ordering::SeqCst);
         let stored = self.put_if(key, loaded, &options, Some(&is_current));

@@ -201,6 +201,10 @@ impl Engine {
     /// False only if `key` certainly has no value. True also if another key has the fingerprint, or
     /// the entry is expired or unreadable. Reads DRAM only.
     pub(crate) fn may_contain(&self, key: Key<'_>) -> bool {
+        if self.health.check_process().is_err() {
+            // A lock may be held by a thread that this process does not have.
+            return true;
+        }
         let hash = self.context.hash(key);
         self.reads.memory().holds(hash) || self.index.get(hash).is_some()
     }

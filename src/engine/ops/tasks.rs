@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::fill::{Boarded, FillError};
+use super::fill::{Boarded, FillError, Loaded};
 use super::nesting;
 use super::options::{DeleteOptions, PutOptions};
 use super::single_flight::{Flight, Landing};
@@ -260,7 +260,7 @@ impl Engine {
                     }
                     let loaded = run().await?;
                     self.store_in_task(key, options, &loaded, &flight).await;
-                    flight.leave(loaded.clone());
+                    flight.leave(Loaded::of(key, &loaded));
                     return Ok(loaded);
                 }
                 Boarded::LoadsAlone => return run().await.inspect(|_| self.counters.not_stored.add(NotStored::Alone)),
@@ -269,8 +269,8 @@ impl Engine {
                     if !flight.landed.load(Ordering::SeqCst) {
                         self.events.timer.limit(flight.over.after(seen), Some(until)).await;
                     }
-                    if let Some(loaded) = flight.left() {
-                        return Ok(loaded);
+                    if let Some(value) = flight.left().and_then(|loaded| loaded.value_of(key)) {
+                        return Ok(value);
                     }
                 }
             }
@@ -278,7 +278,7 @@ impl Engine {
     }
 
     /// Stores a loaded value as [`Engine::get_or_fill`] does. Counts it if the value is not stored.
-    async fn store_in_task(&self, key: Key<'_>, options: &PutOptions, loaded: &[u8], flight: &Flight<Bytes>) {
+    async fn store_in_task(&self, key: Key<'_>, options: &PutOptions, loaded: &[u8], flight: &Flight<Loaded>) {
         let options = self.options_of_fill(options);
         let is_current = || !flight.superseded.load(Ordering::SeqCst);
         let acknowledged = match self.put_unsynced_in_task(key, loaded, &options, Some(&is_current)).await {

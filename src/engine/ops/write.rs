@@ -242,16 +242,14 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::WouldBlock`] if it must not wait, [`Error::TimedOut`] if its deadline has passed,
-    /// [`Error::DiskFull`] if no room can be made.
+    /// [`Error::DiskFull`] and [`Error::NoDescriptors`] if no room can be made.
     pub(in crate::engine) fn time_to_wait(
         &self,
         request: &Request<'_>,
         deadline: Option<Duration>,
         cause: Refused,
     ) -> Result<Option<Duration>> {
-        if self.health.disk_room().is_exhausted() {
-            return Err(Error::DiskFull);
-        }
+        self.health.disk_room().check()?;
         let left = deadline.map(|at| at.saturating_sub(self.context.time.monotonic()));
         let error = match (request.wait, left) {
             (Wait::No, _) => Error::WouldBlock,
@@ -327,7 +325,10 @@ impl Engine {
         let kind = Appending::Mutation { tombstone, supersedes, inline };
         let placed = match self.append(&Append { hash, draft: &request.draft, kind }) {
             Ok(placed) => placed,
-            // If the cache closes, `check_mutable` refuses the next attempt.
+            Err(Refused::Closing) => {
+                self.health.check_mutable()?;
+                return Err(Error::Closed);
+            }
             Err(cause) => return Ok(Tried::NoRoom(NoRoom { cause, seen })),
         };
         self.update_index(request, &placed);

@@ -249,9 +249,9 @@ fn is_host_crash_unheard(disk: &dyn Disk, manifest: &Manifest, kind: Start) -> i
         return Ok(kind == Start::Host || manifest.report.pending == Some(Stop::Host));
     }
     let (ring, _) = disk.view(&file_names::wal_ring(manifest.wal_ring), manifest.wal_ring)?;
-    let mut replay = Replay::open(disk, manifest.store, ring, manifest.wal_payload)?;
+    let mut replay = Replay::open(disk, manifest.store, Arc::clone(&ring), manifest.wal_payload)?;
     let summary = replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, true, &mut IgnoreAll)?;
-    Ok(!summary.heard)
+    Ok(!summary.heard || !ring.is_whole())
 }
 
 /// Completes the report of this opening with the stop, the losses and the time of the last sign of
@@ -345,7 +345,7 @@ impl Recovery<'_> {
     fn replay_unsealed(&mut self, manifest: &mut Manifest, kind: Start, is_cold: bool) -> io::Result<u64> {
         let (wal_ring, is_wal_ring_lost) = self.disk.view(&file_names::wal_ring(manifest.wal_ring), manifest.wal_ring)?;
         let segment_ring = self.disk.view(&file_names::segment_ring(manifest.segment_ring), manifest.segment_ring)?;
-        let mut replay = Replay::open(self.disk, manifest.store, wal_ring, manifest.wal_payload)?;
+        let mut replay = Replay::open(self.disk, manifest.store, Arc::clone(&wal_ring), manifest.wal_payload)?;
         if kind == Start::Process && is_wal_ring_lost {
             // The lost ring held frames that no WAL file holds.
             replay.mark_end_unknown();
@@ -355,6 +355,11 @@ impl Recovery<'_> {
             true => replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, kind == Start::Process, &mut IgnoreAll)?,
             false => unsealed::replay(self, &mut replay, manifest, kind, &segment_ring)?,
         };
+        if !wal_ring.is_whole() || !segment_ring.0.is_whole() {
+            // A page could not be read any more, and read as zeros. The next opening finds out
+            // which bytes are lost.
+            return Err(io::Error::other("a ring became unreadable while it was replayed; open the store again"));
+        }
         if !self.failed.is_empty() {
             return Ok(unused);
         }

@@ -13,14 +13,18 @@ use super::reclaim::Keep;
 use super::rescue::Rescued;
 use crate::codec::round_up;
 use crate::engine::Engine;
+use crate::engine::disk_room::Asker;
 use crate::engine::refused::Helps;
 use crate::error::Result;
 use crate::id::{Position, SegmentId};
 use crate::io::aligned::AlignedBuf;
-use crate::io::{BLOCK, File, is_shortage};
+use crate::io::{BLOCK, File, is_full, is_shortage};
 use crate::manifest::ManifestStore;
 use crate::segment::format::{self, Life};
 use crate::segment::table::{Row, Stage};
+
+/// A segment that found no room or no descriptor, and the error that says so.
+type Shortage = (SegmentId, io::Error);
 
 /// A disk that gives fewer segments than these gets no moves: the oldest segment is evicted whole.
 const MOVES_SEGMENTS_MIN: u64 = 8;
@@ -87,22 +91,19 @@ impl Engine {
         }
         let grows = lives.iter().any(|life| !self.table.has_file(life.id, size));
         let (ready, shortage) = self.begin_lives(lives, size)?;
-        if let Some(e) = &shortage {
-            self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
-            let was_full = self.health.disk_room().set_full(true);
-            if !was_full {
-                tracing::warn!(dir = %self.context.dir.display(), error = %e, "no room for another segment; the oldest entries make room");
+        match &shortage {
+            Some(shortage) => {
+                if let Some(busy) = self.meet_shortage(shortage, ready.is_empty(), manifest)? {
+                    return Ok(busy);
+                }
             }
-            if ready.is_empty() {
-                self.state_failed(manifest)?;
-                return self.make_room(was_full);
+            None if grows => {
+                self.health.disk_room().set_small(false);
+                self.health.disk_room().set_full(false);
             }
+            None => {}
         }
-        if shortage.is_none() && grows {
-            self.health.disk_room().set_small(false);
-            self.health.disk_room().set_full(false);
-        }
-        self.health.disk_room().set_exhausted(false);
+        self.health.disk_room().set_found();
         for life in &ready {
             self.table.begin(life, size);
             manifest.next_base = life.base.plus(size);
@@ -114,17 +115,52 @@ impl Engine {
         Ok(true)
     }
 
+    /// Acts on a shortage that a new life met. If `none_is_ready`, returns whether room was made.
+    fn meet_shortage(&self, (id, error): &Shortage, none_is_ready: bool, manifest: &mut ManifestStore) -> Result<Option<bool>> {
+        self.counters.disk_full.fetch_add(1, Ordering::Relaxed);
+        if !is_full(error) {
+            // An eviction would win no descriptor.
+            self.context.warn_of("no descriptor for another segment; it is tried again", None, error);
+            if none_is_ready {
+                self.health.disk_room().miss_descriptor();
+                self.occupancy.deny_space();
+                self.state_failed(manifest)?;
+            }
+            return Ok(none_is_ready.then_some(false));
+        }
+        let was_full = self.health.disk_room().set_full(true);
+        if !was_full {
+            self.context.warn_of("no room for another segment; the oldest entries make room", None, error);
+        }
+        if self.table.has_file(*id, self.context.settings.segment_size) {
+            // The file shares its blocks with a copy, so it is of no use on a full disk. Recovery
+            // must not miss the file of a segment that a manifest states as sealed.
+            self.write_manifest(manifest)?;
+            if let Err(error) = self.table.give_back(*id, self.context.store) {
+                self.context.warn_of("the file of an empty segment cannot be removed", Some(*id), &error);
+            }
+            if none_is_ready {
+                // The next segment may be of no use either, so they do not go all at once.
+                self.occupancy.deny_space();
+                return Ok(Some(false));
+            }
+        }
+        if none_is_ready {
+            self.state_failed(manifest)?;
+            return self.make_room(was_full).map(Some);
+        }
+        Ok(None)
+    }
+
     /// Makes the files and headers of new lives durable. Returns the lives that are ready, and the
     /// shortage that stopped the others.
-    fn begin_lives(&self, lives: Vec<Life>, size: u64) -> Result<(Vec<Life>, Option<io::Error>)> {
+    fn begin_lives(&self, lives: Vec<Life>, size: u64) -> Result<(Vec<Life>, Option<Shortage>)> {
         let (mut begun, mut shortage) = (Vec::new(), None);
         for life in lives {
             match self.begin_life(&life, size) {
                 Ok(file) => begun.push((life, file)),
                 Err(e) if is_shortage(&e) => {
-                    // A file that shares its blocks with a copy is of no use on a full disk.
-                    let _left_if_it_must = self.table.give_back(life.id, self.context.store);
-                    shortage = Some(e);
+                    shortage = Some((life.id, e));
                     break;
                 }
                 Err(e) => self.quarantine_free(life.id, &e)?,
@@ -132,6 +168,7 @@ impl Engine {
         }
         // All files are written before the first is synced: the file system then commits its
         // journal once.
+        let last = begun.last().map(|(life, _)| life.id);
         let mut ready = Vec::new();
         for (life, file) in begun {
             match file.sync() {
@@ -144,7 +181,7 @@ impl Engine {
         match self.table.sync_names() {
             Ok(()) => {}
             Err(e) if is_shortage(&e) => {
-                shortage = Some(e);
+                shortage = shortage.or(last.map(|id| (id, e)));
                 ready.clear();
             }
             Err(e) => ready.drain(..).try_for_each(|life| self.quarantine_free(life.id, &e))?,
@@ -192,7 +229,7 @@ impl Engine {
         let Some(id) = self.drain_oldest(Keep::Nothing) else {
             let sealed = self.seal_last()?;
             if sealed {
-                self.health.disk_room().request();
+                self.health.disk_room().request(Asker::Wal);
             } else {
                 self.health.disk_room().refuse();
                 self.state_exhausted();
@@ -211,8 +248,9 @@ impl Engine {
 
     /// States that no segment can make room. Waiters then fail.
     fn state_exhausted(&self) {
-        let has_any = !self.table.select(|row| !matches!(row.stage, Stage::Free | Stage::Quarantined)).is_empty();
-        self.health.disk_room().set_exhausted(!has_any);
+        if self.table.select(|row| !matches!(row.stage, Stage::Free | Stage::Quarantined)).is_empty() {
+            self.health.disk_room().set_exhausted();
+        }
         self.events.room.signal();
         self.events.durable.signal_all();
     }

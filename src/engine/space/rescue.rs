@@ -14,14 +14,17 @@
 //! Until all of that is durable, the WAL keeps the frames of the segment, and no sync succeeds.
 //! Then the segment is quarantined.
 
+use std::io;
 use std::sync::Arc;
 
 use crate::engine::Engine;
 use crate::engine::log::sync::Synced;
+use crate::engine::ops::read::ReadFailed;
 use crate::engine::refused::Refused;
 use crate::error::Result;
 use crate::id::KeyHash;
 use crate::index::geometry::IndexEntry;
+use crate::io::is_loss;
 use crate::manifest::ManifestStore;
 use crate::segment::failed::Failed;
 use crate::segment::footer::FooterEntry;
@@ -83,14 +86,19 @@ impl Engine {
     fn rescue_entry(&self, failed: &Failed, entry: &FooterEntry) -> Result<bool, Refused> {
         let place = failed.location(entry);
         let named = self.index.get(entry.hash);
+        let refuse = |error: io::Error| {
+            // The record may be read again once the reason is gone, so nothing is buried.
+            let _recorded = self.fail("rescuing a segment", &error);
+            Refused::Closing
+        };
         if named.as_ref().is_some_and(|named| named.location == place)
-            && let Some((record, bytes)) = failed.record(self.context.store, entry, || self.table.file(place.segment))
+            && let Some((record, bytes)) = failed.record(self.context.store, entry, || self.table.file(place.segment)).map_err(refuse)?
             && self.reinsert(failed.row(), entry, &record, &bytes)?
         {
             return Ok(true);
         }
         if let Some(named) = named.as_ref().filter(|named| named.location != place)
-            && self.hash_at(named) == Some(entry.hash)
+            && self.hash_at(named).map_err(refuse)? == Some(entry.hash)
         {
             return Ok(true);
         }
@@ -103,16 +111,19 @@ impl Engine {
         self.bury(entry, || self.index.get(entry.hash).map(|now| now.location) == location)
     }
 
-    /// The hash of the record at an index entry. `None` if that cannot be told: the record cannot
-    /// be read now, or does not verify.
-    fn hash_at(&self, named: &IndexEntry) -> Option<KeyHash> {
+    /// The hash of the record at an index entry. `None` if the record is lost or gone. Fails if it
+    /// cannot be read for a reason that says nothing of its bytes.
+    fn hash_at(&self, named: &IndexEntry) -> io::Result<Option<KeyHash>> {
         let segment = named.location.segment;
         if let Some(failed) = self.log.lock().failed().iter().find(|failed| failed.row().life.id == segment) {
             // Its record is appended again too, or buried.
-            return failed.hash_at(named.location.offset);
+            return Ok(failed.hash_at(named.location.offset));
         }
-        let life = self.table.life(segment)?;
-        let found = self.read(named, &life).ok()??;
-        Some(found.record.effect(self.context.hash_seed, found.bytes()).0)
+        let Some(life) = self.table.life(segment) else { return Ok(None) };
+        match self.read(named, &life) {
+            Ok(found) => Ok(found.map(|found| found.record.effect(self.context.hash_seed, found.bytes()).0)),
+            Err(ReadFailed(error)) if is_loss(&error) => Ok(None),
+            Err(ReadFailed(error)) => Err(error),
+        }
     }
 }

@@ -171,6 +171,57 @@ fn no_frame_is_written_for_a_record_that_is_in_no_file() {
     assert!((0..5u64).all(|n| store.get(&n.to_le_bytes()).is_some()), "the durable versions are there");
 }
 
+/// The kernel writes the ring of the WAL back while a segment is being rescued, and power fails. A
+/// record that is nowhere then takes no durable version away.
+#[test]
+fn a_rescue_that_a_power_cut_interrupts_buries_no_durable_version() {
+    for stop in 1.. {
+        let mut store = Store::new(small().wal_values(WalValues::Never));
+        put_all(store.engine(), 0..5).unwrap();
+        store.engine().persist(Ack::Host).unwrap();
+        (0..5u64).for_each(|n| store.put(&n.to_le_bytes(), &value(n, 1, 2_000)));
+        store.engine().step_flush().unwrap();
+        store.disk.fail(FaultOp::SyncDroppingPages, 1, std::io::ErrorKind::Other, false);
+        assert!(!store.engine().step_sync().unwrap());
+        store.disk.stop_at(store.disk.operations() + stop);
+        let _stopped_or_not = store.engine().step_all();
+        let has_stopped = store.disk.has_stopped();
+        let image = store.disk.after_power_cut(stop, PowerCut::KeepAll);
+        for (name, len) in image.files().into_iter().filter(|(name, _)| name.starts_with("ring.segments")) {
+            image.overwrite(&name, 0, &vec![0; len as usize]);
+        }
+        store.engine = None;
+        store.disk = image;
+        store.open();
+        assert!(store.engine().recovery().damaged.is_empty(), "stop {stop}: {:?}", store.engine().recovery());
+        for n in 0..5u64 {
+            let found = store.get(&n.to_le_bytes());
+            assert!([0, 1].into_iter().any(|version| found == Some(value(n, version, 2_000))), "stop {stop}: {n} is gone");
+        }
+        if !has_stopped {
+            break;
+        }
+    }
+}
+
+/// Catalog changes and syncs ask for room each for itself: a sync that succeeds takes nothing from a
+/// change that waits.
+#[test]
+fn a_manifest_without_room_gets_it_while_syncs_succeed() {
+    let store = Store::new(small());
+    put_all(store.engine(), 0..200).unwrap();
+    store.engine().persist(Ack::Host).unwrap();
+    let used: u64 = store.disk.files().iter().map(|(_, len)| len).sum();
+    store.disk.capacity(used);
+    let value = [7; 1000];
+    for n in 0..60u64 {
+        store.engine().set_resume_token(&format!("token {n}"), &value, None).unwrap();
+        store.put(&n.to_le_bytes(), b"value");
+        store.engine().persist(Ack::Host).unwrap();
+    }
+    assert_eq!(store.engine().namespaces().resume_tokens().len(), 60);
+}
+
 #[test]
 fn writers_that_wait_for_room_do_not_make_the_background_spin() {
     let disk = SimDisk::new(1);

@@ -29,6 +29,7 @@ mod restore;
 mod second_copy;
 mod tail;
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
@@ -53,16 +54,17 @@ pub(in crate::engine::recover) fn replay(
 ) -> io::Result<Summary> {
     let mut rows: Vec<Row> = recovery.rows.iter().filter(|r| matches!(r.stage, Stage::Full | Stage::Failed)).copied().collect();
     rows.sort_by_key(|r| r.life.base);
-    let unsealed = rows.into_iter().map(Unsealed::new).collect();
+    let unsealed = rows.iter().copied().map(Unsealed::new).collect();
     let (start, stated, is_whole) = ((manifest.wal_start, manifest.wal_lsn), manifest.durable, kind == Start::Process);
     // After a host crash the log may end at a frame above the durable LSN, so that LSN is needed
     // first.
+    let mut moves = Moves { of_failed: rows.iter().any(|row| row.stage == Stage::Failed), last: HashMap::new() };
     let durable = match kind {
-        Start::Host => Some(replay.run(start, stated, is_whole, &mut IgnoreAll)?.durable),
+        Start::Host => Some(replay.run(start, stated, is_whole, &mut moves)?.durable),
         _ => None,
     };
-    let (end, unknown) = (Position(0), Position(0));
-    let mut tail = Tail { recovery, unsealed, ring: ring.as_ref(), kind, durable, end, unknown, writer: None };
+    let (end, unknown, moves) = (Position(0), Position(0), moves.last);
+    let mut tail = Tail { recovery, unsealed, ring: ring.as_ref(), kind, durable, moves, end, unknown, writer: None };
     let summary = replay.run(start, durable.unwrap_or(stated), is_whole, &mut tail)?;
     let durable = summary.durable.max(manifest.durable);
     tail.report(&summary, durable);
@@ -79,6 +81,29 @@ pub(in crate::engine::recover) fn replay(
     tail.restore(verify_after)?;
     (0..tail.unsealed.len()).try_for_each(|i| tail.seal(i))?;
     Ok(summary)
+}
+
+/// The last move of each record, if a segment failed: only then are records of the log's end moved.
+struct Moves {
+    of_failed: bool,
+    last: HashMap<Lsn, Mutation>,
+}
+
+impl Visitor for Moves {
+    fn visit(&mut self, mutation: &Mutation, moved: bool, _bytes: &[u8]) -> io::Result<bool> {
+        if moved && self.of_failed {
+            self.last.insert(mutation.lsn, *mutation);
+        }
+        Ok(true)
+    }
+
+    fn repair(&mut self, hole: &Hole) -> io::Result<bool> {
+        IgnoreAll.repair(hole)
+    }
+
+    fn resume_past_end(&mut self, last: Lsn) -> io::Result<PastEnd> {
+        IgnoreAll.resume_past_end(last)
+    }
 }
 
 impl Visitor for Tail<'_, '_> {

@@ -4,6 +4,7 @@
 //! to the segment's footer, and writes the record into the segment file if the WAL holds its bytes.
 //! Records that the WAL does not hold follow in `restore`, once the whole WAL is replayed.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
@@ -81,6 +82,8 @@ pub(super) struct Tail<'r, 'a> {
     pub(super) kind: Start,
     /// The highest LSN that the log states to be durable. Only after a host crash.
     pub(super) durable: Option<Lsn>,
+    /// The last move of each record, if a segment failed.
+    pub(super) moves: HashMap<Lsn, Mutation>,
     /// Position at which the last known record ends.
     pub(super) end: Position,
     /// Position of the newest record in a segment that the manifest does not know.
@@ -122,6 +125,8 @@ impl Tail<'_, '_> {
                     entry.tombstone = true;
                     return self.list(i, &entry, true).map(|()| true);
                 }
+                // The record was in a segment that failed, and was appended again.
+                Found::Nowhere if self.was_moved(mutation.lsn)? => {}
                 // Records are synced before their frames, so no later mutation was acknowledged as
                 // durable. The frame is here because the kernel wrote the ring back by itself.
                 Found::Nowhere => return Ok(false),
@@ -149,14 +154,22 @@ impl Tail<'_, '_> {
     }
 
     /// Whether the record of a frame may be missing although the segment's file is sound.
-    ///
-    /// The records of a failed segment were appended again, and those copies may be durable while
-    /// the first ones are not. So the log does not end at such a record.
     fn is_in_doubt(&self, i: usize, mutation: &Mutation, moved: bool) -> bool {
-        match (moved, self.unsealed[i].needs_replacement) {
-            (true, needs_replacement) => needs_replacement || self.kind == Start::Host,
-            (false, needs_replacement) => !needs_replacement && self.durable.is_some_and(|durable| mutation.lsn > durable),
+        match moved {
+            true => self.unsealed[i].needs_replacement || self.kind == Start::Host,
+            false => self.durable.is_some_and(|durable| mutation.lsn > durable),
         }
+    }
+
+    /// Whether a record was appended again, and its new place has it.
+    fn was_moved(&mut self, lsn: Lsn) -> io::Result<bool> {
+        let Some(Mutation { hash, tombstone, record, record_len, .. }) = self.moves.get(&lsn).copied() else { return Ok(false) };
+        let Some(i) = self.unsealed.iter().position(|u| contains(&u.row, record)) else {
+            return Ok(self.recovery.rows.iter().any(|row| row.stage == Stage::Sealed && contains(row, record)));
+        };
+        let offset = (record.0 - self.unsealed[i].row.life.base.0) as u32;
+        let found = self.find(i, &FooterEntry { hash, offset, len: record_len, lsn, tombstone }, &mut Vec::new())?;
+        Ok(!matches!(found, Found::Nowhere))
     }
 
     /// Applies a mutation whose record is in no unsealed segment.
