@@ -198,7 +198,7 @@ impl Cache {
     /// let tenant = cache.namespace("tenant-17")?;
     /// tenant.put("plan", "small")?;
     /// assert!(cache.drop_namespace("tenant-17")?.is_some());
-    /// assert!(cache.namespaces().is_empty() && tenant.get("plan")?.is_none());
+    /// assert!(cache.namespaces()?.is_empty() && tenant.get("plan")?.is_none());
     /// assert!(matches!(tenant.put("plan", "large"), Err(Error::NamespaceRemoved)));
     /// # Ok(())
     /// # }
