@@ -136,6 +136,9 @@ pub enum Error {
     /// while it waited for [`crate::Ack::Host`] has taken effect, and is not durable.
     #[error("the disk is full, and nothing can be evicted; free some space")]
     DiskFull,
+    /// The cache was opened with [`crate::Options::read_only`], and the call would change the store.
+    #[error("the cache is open for reading only; open it without read_only to change it")]
+    ReadOnly,
     /// The cache was closed.
     #[error("the cache is closed")]
     Closed,
