@@ -169,7 +169,7 @@ fn an_overlay_conforms_but_takes_no_lock() {
         reads(disk);
         assert!(disk.lock().is_ok() && disk.lock().is_ok());
     };
-    unlocked(&Overlay::new(Arc::new(ReadOnly(SimDisk::new(1)))));
+    unlocked(&Overlay::new(Arc::new(ReadOnly::new(SimDisk::new(1)))));
     for backend in [Backend::Auto, Backend::Portable] {
         let dir = tempfile::tempdir().unwrap();
         let below = PosixDisk::new(Directory::open(dir.path(), false).unwrap(), backend, 4, 2).unwrap();
@@ -186,7 +186,7 @@ fn an_overlay_shows_the_disk_below_with_its_own_changes() {
         (0..8).for_each(|n| file.write_at(n * BLOCK as u64, &filled(byte)).unwrap());
     };
     (made("kept", 1), made("removed", 2), made("moved", 3), made("ring", 4));
-    let disk = Overlay::new(Arc::new(ReadOnly(sim.clone())));
+    let disk = Overlay::new(Arc::new(ReadOnly::new(sim.clone())));
     let kept = disk.open("kept").unwrap();
     kept.write_at(BLOCK as u64, &filled(9)).unwrap();
     let is_right = |file: &dyn File| {

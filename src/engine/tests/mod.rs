@@ -28,6 +28,8 @@ mod golden;
 #[cfg(test)]
 mod pressure;
 #[cfg(test)]
+mod read_only;
+#[cfg(test)]
 mod renewed;
 #[cfg(test)]
 mod seeds;

@@ -1,5 +1,6 @@
 //! A simulated disk that must not be changed.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
@@ -8,12 +9,38 @@ use crate::io::{Disk, DiskLock, File, LockError, Mapping};
 
 /// The disk of a process that may only read. A change, a sync or the lock is a bug of ours and
 /// panics.
-#[derive(Debug)]
-pub(crate) struct ReadOnly(pub(crate) SimDisk);
+pub(crate) struct ReadOnly {
+    disk: SimDisk,
+    /// Called before each operation, for what another process does meanwhile.
+    before: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl ReadOnly {
+    pub(crate) fn new(disk: SimDisk) -> Self {
+        Self::beside(disk, || ())
+    }
+
+    /// A disk that another process changes: by `before`, which is called before each operation.
+    pub(crate) fn beside(disk: SimDisk, before: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { disk, before: Arc::new(before) }
+    }
+
+    fn disk(&self) -> &SimDisk {
+        (self.before)();
+        &self.disk
+    }
+}
+
+impl fmt::Debug for ReadOnly {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ReadOnly({:?})", self.disk)
+    }
+}
 
 impl Disk for ReadOnly {
     fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        Ok(Arc::new(ReadOnlyFile(self.0.open(name)?)))
+        let file = self.disk().open(name)?;
+        Ok(Arc::new(ReadOnlyFile { file, before: Arc::clone(&self.before) }))
     }
 
     fn create_raw(&self, name: &str, _len: u64) -> io::Result<Arc<dyn File>> {
@@ -29,11 +56,11 @@ impl Disk for ReadOnly {
     }
 
     fn view(&self, name: &str, len: u64) -> io::Result<(Arc<dyn Mapping>, bool)> {
-        self.0.view(name, len)
+        self.disk().view(name, len)
     }
 
     fn list(&self) -> io::Result<Vec<(String, u64)>> {
-        self.0.list()
+        self.disk().list()
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
@@ -53,11 +80,11 @@ impl Disk for ReadOnly {
     }
 
     fn boot_id(&self) -> u64 {
-        self.0.boot_id()
+        self.disk.boot_id()
     }
 
     fn is_cached(&self, name: &str) -> io::Result<bool> {
-        self.0.is_cached(name)
+        self.disk().is_cached(name)
     }
 
     fn mark_cached(&self, name: &str) -> io::Result<bool> {
@@ -65,12 +92,21 @@ impl Disk for ReadOnly {
     }
 }
 
-#[derive(Debug)]
-struct ReadOnlyFile(Arc<dyn File>);
+struct ReadOnlyFile {
+    file: Arc<dyn File>,
+    before: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl fmt::Debug for ReadOnlyFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ReadOnlyFile({:?})", self.file)
+    }
+}
 
 impl File for ReadOnlyFile {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.0.read_at(offset, buf)
+        (self.before)();
+        self.file.read_at(offset, buf)
     }
 
     fn write_at(&self, offset: u64, _buf: &[u8]) -> io::Result<()> {
@@ -82,6 +118,6 @@ impl File for ReadOnlyFile {
     }
 
     fn len(&self) -> u64 {
-        self.0.len()
+        self.file.len()
     }
 }
