@@ -27,6 +27,7 @@ use super::{Opened, directory, recover_store};
 use crate::clock::Clock;
 use crate::config::Options;
 use crate::engine::file_names;
+use crate::engine::recover::Recovered;
 use crate::error::{Error, Result};
 use crate::id::{Lsn, Position};
 use crate::io::aligned::AlignedBuf;
@@ -58,9 +59,9 @@ pub(super) fn open(below: &Arc<dyn Disk>, clock: &dyn Clock, options: &Options, 
         let layered: Arc<dyn Disk> = Arc::clone(&disk) as Arc<dyn Disk>;
         let cut = attempt.cut.map(|(position, _)| position);
         let opened = recover_store(&layered, clock, options, is_real, loaded, cut);
-        let is_damaged = opened.as_ref().map_or(true, |opened| !opened.recovered.report.damaged.is_empty());
+        let found = opened.as_ref().ok().map(|opened| &opened.recovered);
         let now = load_manifest(below.as_ref(), options)?.0;
-        match attempt.counts(&now, is_damaged) {
+        match attempt.counts(&now, found) {
             Ok(true) => return Ok((layered, opened?)),
             Ok(false) => {}
             Err(error) => failure = error,
@@ -161,16 +162,15 @@ impl Attempt<'_> {
         Ok(())
     }
 
-    /// Whether recovery has read the store as it was at one moment. `now` is the manifest that was
+    /// Whether recovery has `found` the store as it was at one moment. `now` is the manifest that was
     /// read afterwards.
-    fn counts(&self, now: &Manifest, is_damaged: bool) -> io::Result<bool> {
+    fn counts(&self, now: &Manifest, found: Option<&Recovered>) -> io::Result<bool> {
         let is_same = now.sequence == self.manifest.sequence && now.store == self.manifest.store;
         let Some((cut, last)) = self.cut else { return Ok(is_same && !self.has_moved()?) };
+        let is_whole = found.is_some_and(|found| found.report.damaged.is_empty() && found.manifest.next_lsn > last);
         // With the same manifest nothing was reused, so the damage is not the writer's doing.
-        if is_damaged && !is_same {
-            return Ok(false);
-        }
-        Ok(self.walk(self.ring_now()?, (cut, last.next()), |_| true)?.0 > cut)
+        let is_right = is_whole || is_same;
+        Ok(is_right && self.walk(self.ring_now()?, (cut, last.next()), |_| true)?.0 > cut)
     }
 }
 

@@ -161,8 +161,6 @@ fn what_recovery_would_write_takes_little_memory() {
 struct Writer {
     store: Store,
     numbers: Numbers,
-    /// Puts that are left.
-    left: u64,
     /// Most puts at a time.
     burst: u64,
     next: u64,
@@ -189,8 +187,6 @@ impl Writer {
             1..5 => 1,
             _ => 0,
         };
-        let count = count.min(self.left);
-        self.left -= count;
         self.put(count);
         let engine = self.store.engine();
         match self.numbers.below(30) {
@@ -205,10 +201,10 @@ impl Writer {
 
 /// Opens a reader beside a writer with such bursts, and checks what it shows. Returns whether the
 /// opening succeeded.
-fn read_beside_a_writer(seed: u64, burst: u64, left: u64) -> bool {
+fn read_beside_a_writer(seed: u64, burst: u64) -> bool {
     let values = [WalValues::Never, WalValues::Host, WalValues::Always][seed as usize % 3];
     let store = Store::new(small().wal_values(values));
-    let mut writer = Writer { store, numbers: Numbers(seed), left, burst, next: 0 };
+    let mut writer = Writer { store, numbers: Numbers(seed), burst, next: 0 };
     let first = writer.numbers.below(3_000);
     writer.put(first);
     let disk = writer.store.disk.clone();
@@ -234,7 +230,8 @@ fn read_beside_a_writer(seed: u64, burst: u64, left: u64) -> bool {
         let expected = (0..appended).rev().find(|number| number % Writer::KEYS == key);
         let found = reader.get(key.to_le_bytes()[..].into(), true).unwrap();
         let found = found.map(|value| u64::from_le_bytes(value[..8].try_into().unwrap()));
-        let is_reused = found.is_none() && lock(&writer).next > appended;
+        // The space of the newest entries is reused only after much more was written.
+        let is_reused = found.is_none() && lock(&writer).next > appended + 300;
         assert!(found == expected || is_reused, "seed {seed}: key {key} is {found:?} instead of {expected:?}");
     }
     close(&reader).unwrap();
@@ -244,8 +241,9 @@ fn read_beside_a_writer(seed: u64, burst: u64, left: u64) -> bool {
 #[test]
 fn a_reader_beside_a_writer_shows_a_whole_prefix_of_its_mutations() {
     let opened = each_seed(seeds("EVERWARM_READ_ONLY", 1, 150), "EVERWARM_READ_ONLY", "a_reader_beside_a_writer", |seed| {
-        (read_beside_a_writer(seed, 20, 400), read_beside_a_writer(seed, 300, 4_000))
+        (read_beside_a_writer(seed, 5), read_beside_a_writer(seed, 300))
     });
     let (calm, busy) = (opened.iter().filter(|(calm, _)| *calm).count(), opened.iter().filter(|(_, busy)| *busy).count());
+    println!("{calm} and {busy} of {} openings", opened.len());
     assert!(calm == opened.len() && busy * 10 >= opened.len() * 9, "{calm} and {busy} of {} openings", opened.len());
 }
