@@ -163,6 +163,8 @@ struct Writer {
     numbers: Numbers,
     /// Most puts at a time.
     burst: u64,
+    /// Does no background work before it must.
+    is_lazy: bool,
     next: u64,
 }
 
@@ -189,7 +191,7 @@ impl Writer {
         };
         self.put(count);
         let engine = self.store.engine();
-        match self.numbers.below(30) {
+        match self.numbers.below(if self.is_lazy { u64::MAX >> 40 } else { 30 }) {
             0 => engine.step_all().unwrap(),
             1 => drop(engine.step_checkpoint(true).unwrap()),
             2..6 => drop(engine.step_flush().unwrap()),
@@ -204,7 +206,7 @@ impl Writer {
 fn read_beside_a_writer(seed: u64, burst: u64) -> bool {
     let values = [WalValues::Never, WalValues::Host, WalValues::Always][seed as usize % 3];
     let store = Store::new(small().wal_values(values));
-    let mut writer = Writer { store, numbers: Numbers(seed), burst, next: 0 };
+    let mut writer = Writer { store, numbers: Numbers(seed), burst, is_lazy: seed.is_multiple_of(2), next: 0 };
     let first = writer.numbers.below(3_000);
     writer.put(first);
     let disk = writer.store.disk.clone();
@@ -241,9 +243,9 @@ fn read_beside_a_writer(seed: u64, burst: u64) -> bool {
 #[test]
 fn a_reader_beside_a_writer_shows_a_whole_prefix_of_its_mutations() {
     let opened = each_seed(seeds("EVERWARM_READ_ONLY", 1, 150), "EVERWARM_READ_ONLY", "a_reader_beside_a_writer", |seed| {
-        (read_beside_a_writer(seed, 5), read_beside_a_writer(seed, 300))
+        (read_beside_a_writer(seed, 5), read_beside_a_writer(seed, 100))
     });
     let (calm, busy) = (opened.iter().filter(|(calm, _)| *calm).count(), opened.iter().filter(|(_, busy)| *busy).count());
     println!("{calm} and {busy} of {} openings", opened.len());
-    assert!(calm == opened.len() && busy * 10 >= opened.len() * 9, "{calm} and {busy} of {} openings", opened.len());
+    assert!(calm == opened.len() && 2 * busy >= opened.len(), "{calm} and {busy} of {} openings", opened.len());
 }
