@@ -299,7 +299,8 @@ fn a_second_opener_is_refused_with_the_pid_of_the_owner() {
 /// Names, contents and times of the files of a store.
 fn image(store: &str) -> Vec<(std::path::PathBuf, Vec<u8>, std::time::SystemTime)> {
     let paths = std::fs::read_dir(store).unwrap().map(|entry| entry.unwrap().path());
-    let mut files: Vec<_> = paths.map(|path| (path.clone(), std::fs::read(&path).unwrap(), path.metadata().unwrap().modified().unwrap())).collect();
+    let mut files: Vec<_> =
+        paths.map(|path| (path.clone(), std::fs::read(&path).unwrap(), path.metadata().unwrap().modified().unwrap())).collect();
     files.sort();
     files
 }

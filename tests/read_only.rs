@@ -19,8 +19,12 @@ const KEYS: u64 = 64;
 
 /// Bytes of flash and of values, puts between two pauses of 1 ms, and what the WAL holds. 0 puts are
 /// without a pause.
-const SHAPES: [(u64, usize, u64, WalValues); 4] =
-    [(16 << 20, 100, 0, WalValues::Host), (64 << 20, 2_000, 0, WalValues::Never), (16 << 20, 1_000, 20, WalValues::Always), (1 << 20, 300, 1, WalValues::Host)];
+const SHAPES: [(u64, usize, u64, WalValues); 4] = [
+    (16 << 20, 100, 0, WalValues::Host),
+    (64 << 20, 2_000, 0, WalValues::Never),
+    (16 << 20, 1_000, 20, WalValues::Always),
+    (1 << 20, 300, 1, WalValues::Host),
+];
 
 fn options(dir: &Path, shape: usize) -> Options {
     let (flash, _, _, values) = SHAPES[shape];
@@ -140,7 +144,8 @@ fn readers_beside_a_writer_under_load_see_what_was_acknowledged() {
         // The killed writer left what a kill leaves. Readers and the next writer agree on it.
         let cache = reader(dir.path()).unwrap();
         check(&cache, newest);
-        let found = |cache: &Cache| cache.entries().map(|e| e.map(|e| (e.key.to_vec(), e.version))).collect::<Result<HashMap<_, _>, _>>().unwrap();
+        let found =
+            |cache: &Cache| cache.entries().map(|e| e.map(|e| (e.key.to_vec(), e.version))).collect::<Result<HashMap<_, _>, _>>().unwrap();
         assert_eq!(found(&cache), found(&Cache::open(options(dir.path(), shape)).unwrap()));
     }
 }

@@ -312,7 +312,9 @@ impl Layered {
 
     /// The file below, if it was not changed here.
     fn unchanged(&self, state: &State) -> Option<&Arc<dyn File>> {
-        self.below.as_ref().filter(|file| state.mapping.is_none() && state.blocks.is_empty() && state.shown == state.len && state.len == file.len())
+        self.below
+            .as_ref()
+            .filter(|file| state.mapping.is_none() && state.blocks.is_empty() && state.shown == state.len && state.len == file.len())
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {

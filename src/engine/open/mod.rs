@@ -38,8 +38,8 @@ use crate::concurrent::lock;
 use crate::config::{Activity, Observer, Options, RecoveryMode, Settings, Stored};
 use crate::error::{Error, Result};
 use crate::io::host::Descriptors;
-use crate::io::posix::file_size_max;
 use crate::io::overlay::NotLocked;
+use crate::io::posix::file_size_max;
 use crate::io::{BLOCK, Disk, DiskLock};
 use crate::manifest::Manifest;
 
