@@ -1,5 +1,5 @@
-//! Readers of a store (`Options::read_only`): beside a live writer in another process, on a read-only
-//! mount, and without a trace in the directory.
+//! Readers of a store (`Options::read_only`): beside a live writer in another process, on a
+//! read-only mount, and without a trace in the directory.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -17,8 +17,8 @@ const WRITER: &str = "EVERWARM_LIVE_WRITER";
 const SHAPE: &str = "EVERWARM_LIVE_SHAPE";
 const KEYS: u64 = 64;
 
-/// Bytes of flash and of values, puts between two pauses of 1 ms, and what the WAL holds. 0 puts are
-/// without a pause.
+/// Bytes of flash and of values, puts between two pauses of 1 ms, and what the WAL holds. 0 puts
+/// are without a pause.
 const SHAPES: [(u64, usize, u64, WalValues); 4] = [
     (16 << 20, 100, 0, WalValues::Host),
     (64 << 20, 2_000, 0, WalValues::Never),

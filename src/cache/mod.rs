@@ -595,9 +595,9 @@ impl Cache {
     /// Closes the cache: syncs and seals everything, and writes a checkpoint, so that the next open
     /// reads little. A cache that was opened for reading writes nothing.
     ///
-    /// Then releases the lock of the directory, every descriptor, mapping and thread, whatever other
-    /// clones live. Operations of other clones return [`Error::Closed`] from then on. A cache that
-    /// is closed already stays so, without an error.
+    /// Then releases the lock of the directory, every descriptor, mapping and thread, whatever
+    /// other clones live. Operations of other clones return [`Error::Closed`] from then on. A cache
+    /// that is closed already stays so, without an error.
     ///
     /// # Errors
     /// - [`Error::Failed`] if a write or a sync failed, now or earlier, if the disk is full, or if

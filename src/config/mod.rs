@@ -225,7 +225,8 @@ impl Options {
     /// - The cache is a snapshot: it shows every mutation that was acknowledged at [`Ack::Process`]
     ///   or higher before the opening began, and none after the opening.
     /// - If a writer reuses the space of an entry after the opening, a get of the entry misses. The
-    ///   miss counts in [`Stats::damaged`](crate::Stats::damaged). A get never returns another value.
+    ///   miss counts in [`Stats::damaged`](crate::Stats::damaged). A get never returns another
+    ///   value.
     /// - Every mutation, and `persist` and `checkpoint`, return [`Error::ReadOnly`].
     ///   [`Cache::get_or_fill`](crate::Cache::get_or_fill) loads a value and does not store it.
     /// - A missing store is [`Error::NotFound`]. The store keeps its sizes. `create`, `resize`,
@@ -234,11 +235,11 @@ impl Options {
     /// - A writer may change the store faster than it can be read. After 20 attempts the opening
     ///   fails with [`Error::Io`] of the kind `ResourceBusy`.
     ///
-    /// Beyond `memory`, the cache takes DRAM for records that are in no segment file yet, at most the
-    /// length of the segment ring (32 MiB or less), and for the footers of segments that have none.
-    /// [`Stats::memory_bytes`](crate::Stats::memory_bytes) counts both. During the opening it takes
-    /// the length of both rings too, and the WAL if a writer is at work. A segment whose file failed
-    /// is copied into DRAM.
+    /// Beyond `memory`, the cache takes DRAM for records that are in no segment file yet, at most
+    /// the length of the segment ring (32 MiB or less), and for the footers of segments that have
+    /// none. [`Stats::memory_bytes`](crate::Stats::memory_bytes) counts both. During the opening it
+    /// takes the length of both rings too, and the WAL if a writer is at work. A segment whose file
+    /// failed is copied into DRAM.
     ///
     /// # Examples
     /// ```

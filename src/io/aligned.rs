@@ -131,8 +131,8 @@ unsafe impl Send for Raw {}
 // SAFETY: `&Raw` only gives `&[u8]`, which any number of threads may read.
 unsafe impl Sync for Raw {}
 
-/// Words that start at a multiple of [`BLOCK`] and are zero at first. A page that is never stored to
-/// takes no memory, if there are enough words for a mapping.
+/// Words that start at a multiple of [`BLOCK`] and are zero at first. A page that is never stored
+/// to takes no memory, if there are enough words for a mapping.
 pub(crate) struct ZeroedWords {
     words: NonNull<AtomicU64>,
     len: usize,
@@ -152,8 +152,8 @@ impl ZeroedWords {
 impl Deref for ZeroedWords {
     type Target = [AtomicU64];
     fn deref(&self) -> &[AtomicU64] {
-        // SAFETY: `words` points to `len` initialised words, aligned to a page, which `_memory` owns
-        // as long as `self` lives. They are accessed through these atomics alone.
+        // SAFETY: `words` points to `len` initialised words, aligned to a page, which `_memory`
+        // owns as long as `self` lives. They are accessed through these atomics alone.
         unsafe { std::slice::from_raw_parts(self.words.as_ptr(), self.len) }
     }
 }

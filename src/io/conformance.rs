@@ -209,7 +209,8 @@ fn an_overlay_shows_the_disk_below_with_its_own_changes() {
     disk.resize_raw("other", BLOCK as u64).unwrap();
     let longer = disk.resize_raw("other", 3 * BLOCK as u64).unwrap();
     assert!(is(&*longer, 0, BLOCK, 3) && is(&*longer, BLOCK as u64, 2 * BLOCK, 0));
-    // The ring below may change after it was first looked at, and so may a file after it was copied.
+    // The ring below may change after it was first looked at, and so may a file after it was
+    // copied.
     let word = |mapping: &dyn Mapping| mapping.words()[7].load(Relaxed);
     let before = disk.view("ring", LEN).unwrap().0;
     disk.pin("kept", 0, 3 * BLOCK as u64).unwrap();

@@ -224,8 +224,8 @@ impl Replay {
     }
 
     /// The end of the frames that follow each other without a gap from `start` on, or the first
-    /// frame of a record that is not in a segment which the caller knows. The first mutation has LSN
-    /// `first` or a higher one. Also returns the LSN of the last mutation.
+    /// frame of a record that is not in a segment which the caller knows. The first mutation has
+    /// LSN `first` or a higher one. Also returns the LSN of the last mutation.
     pub(crate) fn end_of_run(&mut self, (start, first): (u64, Lsn), is_known: impl Fn(Position) -> bool) -> io::Result<(u64, Lsn)> {
         let (mut end, mut last, mut bytes) = (start, Lsn(first.0.saturating_sub(1)), Vec::new());
         self.bound = u64::MAX;

@@ -17,8 +17,8 @@
 //! recovers the same store again.
 //!
 //! `directory` holds steps 2 to 4, `budget` the checks of memory and descriptors, `start` step 7,
-//! and `close` the orderly end. An opening for reading only has no step 3, and performs the others on
-//! a disk whose changes stay in DRAM, as `snapshot` describes.
+//! and `close` the orderly end. An opening for reading only has no step 3, and performs the others
+//! on a disk whose changes stay in DRAM, as `snapshot` describes.
 
 pub(in crate::engine) mod budget;
 mod close;

@@ -9,16 +9,16 @@
 //! 1. The manifest is read first.
 //! 2. The WAL ring is copied. Then the frames that follow each other without a gap are walked, from
 //!    the WAL files and the copy. Bytes leave the ring only after they are in a file. So the walk
-//!    reaches every frame that was in the ring when the copy began. The log is cut where it ends, or
-//!    at the first record in a segment that the manifest does not know.
-//! 3. The part of the WAL before the cut is copied, and then the segment ring. A record is in its ring
-//!    before its frame is. So each record of the log is in the copy, or already in its file.
+//!    reaches every frame that was in the ring when the copy began. The log is cut where it ends,
+//!    or at the first record in a segment that the manifest does not know.
+//! 3. The part of the WAL before the cut is copied, and then the segment ring. A record is in its
+//!    ring before its frame is. So each record of the log is in the copy, or already in its file.
 //! 4. Recovery replays the log as far as the cut.
 //! 5. The attempt counts if the cut was no hole: there is a frame at the cut by now.
 //!
-//! Meanwhile the writer may give up a WAL file, reuse a segment or replace the checkpoint. It writes
-//! a manifest first. So the WAL is whole if the manifest still names its files after step 3. The rest
-//! is found as damage. If anything does not hold, the opening begins again.
+//! Meanwhile the writer may give up a WAL file, reuse a segment or replace the checkpoint. It
+//! writes a manifest first. So the WAL is whole if the manifest still names its files after step 3.
+//! The rest is found as damage. If anything does not hold, the opening begins again.
 
 use std::io;
 use std::sync::Arc;
@@ -162,8 +162,8 @@ impl Attempt<'_> {
         Ok(())
     }
 
-    /// Whether recovery has `found` the store as it was at one moment. `now` is the manifest that was
-    /// read afterwards.
+    /// Whether recovery has `found` the store as it was at one moment. `now` is the manifest that
+    /// was read afterwards.
     fn counts(&self, now: &Manifest, found: Option<&Recovered>) -> io::Result<bool> {
         let is_same = now.sequence == self.manifest.sequence && now.store == self.manifest.store;
         let Some((cut, last)) = self.cut else { return Ok(is_same && !self.has_moved()?) };
