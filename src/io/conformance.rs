@@ -185,7 +185,7 @@ fn an_overlay_shows_the_disk_below_with_its_own_changes() {
         let file = create(&sim, name, LEN).unwrap();
         (0..8).for_each(|n| file.write_at(n * BLOCK as u64, &filled(byte)).unwrap());
     };
-    (made("kept", 1), made("removed", 2), made("moved", 3), made("ring", 4));
+    [("kept", 1), ("removed", 2), ("moved", 3), ("ring", 4)].into_iter().for_each(|(name, byte)| made(name, byte));
     let disk = Overlay::new(Arc::new(ReadOnly::new(sim.clone())));
     let kept = disk.open("kept").unwrap();
     kept.write_at(BLOCK as u64, &filled(9)).unwrap();
