@@ -360,7 +360,8 @@ fn another_user_reads_the_store_and_files_that_root_makes_are_the_owners() {
     let (store, program) = (store(&dir), dir.path().join("everwarm"));
     std::fs::copy(env!("CARGO_BIN_EXE_everwarm"), &program).unwrap();
     let may_read = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
-    (may_read(dir.path(), 0o755), may_read(&program, 0o755));
+    may_read(dir.path(), 0o755);
+    may_read(&program, 0o755);
     assert!(everwarm(&["put", &store, "key", "value", "--flash", "1MiB"]).status.success());
     let all = || std::fs::read_dir(&store).unwrap().map(|entry| entry.unwrap().path());
     may_read(Path::new(&store), 0o755);

@@ -166,8 +166,12 @@ impl Attempt<'_> {
     /// was read afterwards.
     fn counts(&self, now: &Manifest, found: Option<&Recovered>) -> io::Result<bool> {
         let is_same = now.sequence == self.manifest.sequence && now.store == self.manifest.store;
-        let Some((cut, last)) = self.cut else { return Ok(is_same && !self.has_moved()?) };
-        let is_whole = found.is_some_and(|found| found.report.damaged.is_empty() && found.manifest.next_lsn > last);
+        let is_undamaged = found.is_some_and(|found| found.report.damaged.is_empty());
+        let Some((cut, last)) = self.cut else {
+            // After a close everything is in the files that the manifest names.
+            return Ok((is_same && !self.has_moved()?) || (self.manifest.clean && is_undamaged));
+        };
+        let is_whole = is_undamaged && found.is_some_and(|found| found.manifest.next_lsn > last);
         // With the same manifest nothing was reused, so the damage is not the writer's doing.
         let is_right = is_whole || is_same;
         Ok(is_right && self.walk(self.ring_now()?, (cut, last.next()), |_| true)?.0 > cut)
