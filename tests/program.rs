@@ -71,7 +71,9 @@ fn a_damaged_file_is_reported_by_inspect_and_survived_by_get() {
     }
     assert_eq!(everwarm(&["inspect", &store]).status.code(), Some(1));
     assert_eq!(text(&everwarm(&["get", &store, "key"]).stdout).trim_end(), "value");
-    assert_eq!(everwarm(&["inspect", &store]).status.code(), Some(0), "the close by get wrote a valid checkpoint");
+    assert_eq!(everwarm(&["inspect", &store]).status.code(), Some(1), "get repairs nothing");
+    assert!(everwarm(&["delete", &store, "other"]).status.success());
+    assert_eq!(everwarm(&["inspect", &store]).status.code(), Some(0), "the close by delete wrote a valid checkpoint");
 }
 
 #[test]
@@ -164,7 +166,8 @@ fn a_store_keeps_its_size_entries_and_namespaces_unless_told_otherwise() {
     }
     cache.put("key", "value").unwrap();
     cache.close().unwrap();
-    refused(&everwarm(&["get", &store, "key", "--flash", "1MiB"]), "--resize");
+    refused(&everwarm(&["delete", &store, "other", "--flash", "1MiB"]), "--resize");
+    refused(&everwarm(&["get", &store, "key", "--flash", "1MiB"]), "--flash");
     refused(&everwarm(&["get", &store, "key", "--memory", "16000000G"]), "this machine has");
     refused(&everwarm(&["get", &store, "key", "-n", "typo"]), "no namespace `typo`");
     assert!(everwarm::inspect(&store).unwrap().clean, "a refusal leaves the store unchanged");
@@ -173,7 +176,7 @@ fn a_store_keeps_its_size_entries_and_namespaces_unless_told_otherwise() {
     let copy = dir.path().join("copy");
     refused(&everwarm(&["compact", &store, "-o", &copy.to_string_lossy(), "--flash", "512KiB"]), "do not fit");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no partial copy is left");
-    assert!(everwarm(&["get", &store, "key", "--flash", "128MiB", "--resize"]).status.success());
+    assert!(everwarm(&["delete", &store, "other", "--flash", "128MiB", "--resize"]).status.success());
     assert!(everwarm(&["compact", &store, "-o", &copy.to_string_lossy()]).status.success());
     let copied = everwarm::inspect(&copy).unwrap();
     assert_eq!((copied.flash, text(&everwarm(&["get", &copy.to_string_lossy(), "key"]).stdout)), (128 << 20, "value".to_owned()));
@@ -229,9 +232,12 @@ fn compact_takes_defaults_from_the_store_and_refuses_unusable_outputs() {
     assert!(everwarm::inspect(&store).unwrap().clean, "a refusal leaves the store unchanged");
     // A resize needs a permission: `--resize`, or `resize` in the file.
     std::fs::write(&config, "flash = '64MiB'").unwrap();
-    refused(&everwarm(&["get", &store, "key", "--config", &config]), "--resize");
+    refused(&everwarm(&["delete", &store, "other", "--config", &config]), "--resize");
     std::fs::write(&config, "flash = '64MiB'\nresize = true").unwrap();
     assert!(everwarm(&["get", &store, "key", "--config", &config]).status.success());
+    assert_eq!(everwarm::inspect(&store).unwrap().flash, 48 << 20, "get changes no size");
+    assert!(everwarm(&["delete", &store, "other", "--config", &config]).status.success());
+    assert_eq!(everwarm::inspect(&store).unwrap().flash, 64 << 20);
     let hinted = text(&everwarm(&["get", &store, "key", "--memory", "1KiB"]).stderr);
     assert!(hinted.contains("memory") && !hinted.contains("--resize"), "{hinted}");
 }
@@ -282,12 +288,100 @@ fn a_second_opener_is_refused_with_the_pid_of_the_owner() {
     let store = store(&dir);
     let cache = Cache::open(Options::new(&store).flash(1 << 20).memory(1 << 20)).unwrap();
     cache.put("key", "value").unwrap();
-    refused(&everwarm(&["get", &store, "key"]), &format!("open in process {}", std::process::id()));
+    refused(&everwarm(&["delete", &store, "key"]), &format!("open in process {}", std::process::id()));
     let refused_at_once = Cache::open(Options::new(&store).lock_timeout(std::time::Duration::ZERO));
     assert!(matches!(refused_at_once, Err(Error::Locked { holder, .. }) if holder == format!("process {}", std::process::id())));
     assert!(everwarm(&["inspect", &store]).status.code().is_some_and(|code| code < 2), "inspect reads beside the owner");
     cache.close().unwrap();
     assert!(text(&everwarm(&["get", &store, "key"]).stdout).contains("value"));
+}
+
+/// Names, contents and times of the files of a store.
+fn image(store: &str) -> Vec<(std::path::PathBuf, Vec<u8>, std::time::SystemTime)> {
+    let paths = std::fs::read_dir(store).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> =
+        paths.map(|path| (path.clone(), std::fs::read(&path).unwrap(), path.metadata().unwrap().modified().unwrap())).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn commands_that_only_read_work_beside_the_owner_and_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, copy) = (store(&dir), dir.path().join("copy").to_string_lossy().into_owned());
+    let cache = Cache::open(Options::new(&store).flash(1 << 20).memory(1 << 20)).unwrap();
+    cache.put("key", "value").unwrap();
+    cache.namespace("tenant").unwrap().put("key", "of a tenant").unwrap();
+    cache.persist(everwarm::Ack::Host).unwrap();
+    let read = || {
+        assert_eq!(text(&everwarm(&["get", &store, "key"]).stdout), "value");
+        assert_eq!(text(&everwarm(&["get", &store, "key", "-n", "tenant"]).stdout), "of a tenant");
+        assert_eq!(everwarm(&["get", &store, "absent"]).status.code(), Some(1));
+        let stats = text(&everwarm(&["stats", &store, "--json"]).stdout);
+        assert!(stats.contains("\"entries\":2,") && stats.contains("\"appended\":3"), "{stats}");
+        assert!(everwarm(&["compact", &store, "-o", &copy]).status.success());
+        assert_eq!(text(&everwarm(&["get", &copy, "key", "-n", "tenant"]).stdout), "of a tenant");
+        std::fs::remove_dir_all(&copy).unwrap();
+    };
+    read();
+    // As a kill leaves it.
+    drop(cache);
+    let before = image(&store);
+    read();
+    assert!(before == image(&store), "nothing is written");
+    Cache::open(Options::new(&store)).unwrap().close().unwrap();
+    let before = image(&store);
+    read();
+    assert!(before == image(&store), "nothing is written");
+    refused(&everwarm(&["get", &copy, "key"]), "holds no everwarm store");
+    assert!(!Path::new(&copy).exists());
+}
+
+/// Runs the program as the user `nobody`. `None` unless this process may do that.
+fn everwarm_as_nobody(program: &Path, args: &[&str]) -> Option<Output> {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root can become another user");
+        return None;
+    }
+    let user = ["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"];
+    match Command::new("setpriv").args(user).arg(program).args(args).current_dir("/").output() {
+        Ok(output) => Some(output),
+        Err(error) => {
+            println!("skipped: setpriv cannot be run: {error}");
+            None
+        }
+    }
+}
+
+#[test]
+fn another_user_reads_the_store_and_files_that_root_makes_are_the_owners() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    let dir = tempfile::tempdir_in("/tmp").unwrap();
+    let (store, program) = (store(&dir), dir.path().join("everwarm"));
+    std::fs::copy(env!("CARGO_BIN_EXE_everwarm"), &program).unwrap();
+    let may_read = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    may_read(dir.path(), 0o755);
+    may_read(&program, 0o755);
+    assert!(everwarm(&["put", &store, "key", "value", "--flash", "1MiB"]).status.success());
+    let all = || std::fs::read_dir(&store).unwrap().map(|entry| entry.unwrap().path());
+    may_read(Path::new(&store), 0o755);
+    all().for_each(|path| may_read(&path, 0o644));
+    let before = image(&store);
+    let Some(got) = everwarm_as_nobody(&program, &["get", &store, "key"]) else { return };
+    assert_eq!(text(&got.stdout), "value", "{}", text(&got.stderr));
+    let stats = everwarm_as_nobody(&program, &["stats", &store, "--json"]).unwrap();
+    assert!(text(&stats.stdout).contains("\"entries\":1,"), "{}", text(&stats.stderr));
+    refused(&everwarm_as_nobody(&program, &["put", &store, "key", "other"]).unwrap(), "cannot");
+    assert!(before == image(&store));
+    // The owner of the directory still opens a store to which root has put.
+    std::fs::remove_dir_all(&store).unwrap();
+    std::fs::create_dir(&store).unwrap();
+    chown(&store, Some(65534), Some(65534)).unwrap();
+    assert!(everwarm(&["put", &store, "key", "of root", "--flash", "1MiB"]).status.success());
+    assert!(all().count() > 5 && all().all(|path| (path.metadata().unwrap().uid(), path.metadata().unwrap().gid()) == (65534, 65534)));
+    let put = everwarm_as_nobody(&program, &["put", &store, "key", "of the owner"]).unwrap();
+    assert!(put.status.success(), "{}", text(&put.stderr));
+    assert_eq!(text(&everwarm(&["get", &store, "key"]).stdout), "of the owner");
 }
 
 #[test]

@@ -129,6 +129,7 @@ impl Cache {
     /// # Errors
     /// - [`Error::InvalidName`]: the name is too long, or there are 1024 namespaces already.
     /// - [`Error::Failed`], [`Error::Closed`]: a namespace cannot be created any more.
+    /// - [`Error::ReadOnly`]: there is no such namespace, and none can be created.
     ///
     /// # Examples
     /// ```
@@ -537,7 +538,8 @@ impl Cache {
     /// it returns at once.
     ///
     /// # Errors
-    /// [`Error::Failed`] if a write or a sync failed.
+    /// - [`Error::Failed`]: a write or a sync failed.
+    /// - [`Error::ReadOnly`]: the cache was opened for reading, and promises nothing.
     pub fn persist(&self, level: Ack) -> Result<()> {
         self.engine().persist(level)
     }
@@ -551,7 +553,7 @@ impl Cache {
     /// - Records of a failed segment are still being moved, so nothing can be synced now.
     ///
     /// # Errors
-    /// [`Error::Failed`], [`Error::Closed`].
+    /// [`Error::Failed`], [`Error::Closed`], [`Error::ReadOnly`].
     pub fn checkpoint(&self) -> Result<bool> {
         self.engine().check_mutable()?;
         self.engine().step_checkpoint(true)
@@ -594,9 +596,11 @@ impl Cache {
     }
 
     /// Closes the cache: syncs and seals everything, and writes a checkpoint, so that the next open
-    /// reads little. Then releases the lock of the directory, every descriptor, mapping and thread,
-    /// whatever other clones live. Operations of other clones return [`Error::Closed`] from then
-    /// on. A cache that is closed already stays so, without an error.
+    /// reads little. A cache that was opened for reading writes nothing.
+    ///
+    /// Then releases the lock of the directory, every descriptor, mapping and thread, whatever
+    /// other clones live. Operations of other clones return [`Error::Closed`] from then on. A cache
+    /// that is closed already stays so, without an error.
     ///
     /// # Errors
     /// - [`Error::Failed`] if a write or a sync failed, now or earlier, if the disk is full, or if

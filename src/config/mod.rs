@@ -40,6 +40,7 @@ pub const KEY_LEN_MAX: usize = 65_535;
 /// | [`wal_values`](Options::wal_values) | [`WalValues::Host`] | |
 /// | [`compression`](Options::compression) | [`Compression::None`] | zstd levels -7 to 22 |
 /// | [`on_host_crash`](Options::on_host_crash) | [`OnHostCrash::Serve`] | |
+/// | [`read_only`](Options::read_only) | false | |
 /// | [`create`](Options::create) | true | |
 /// | [`resize`](Options::resize) | true | |
 /// | [`lock_timeout`](Options::lock_timeout) | 5 s | |
@@ -80,6 +81,7 @@ pub struct Options {
     pub(crate) wal_values: WalValues,
     pub(crate) compression: Compression,
     pub(crate) on_host_crash: OnHostCrash,
+    pub(crate) read_only: bool,
     pub(crate) create: bool,
     pub(crate) resize: bool,
     pub(crate) lock_timeout: Duration,
@@ -110,6 +112,7 @@ impl Options {
             wal_values: WalValues::Host,
             compression: Compression::None,
             on_host_crash: OnHostCrash::Serve,
+            read_only: false,
             create: true,
             resize: true,
             lock_timeout: Duration::from_secs(5),
@@ -218,6 +221,55 @@ impl Options {
     #[must_use]
     pub fn on_host_crash(mut self, what: OnHostCrash) -> Self {
         self.on_host_crash = what;
+        self
+    }
+
+    /// Whether the store is opened for reading only. Default false.
+    ///
+    /// Such an opening changes nothing in the directory and takes no lock. So it works without the
+    /// permission to write, on a read-only mount, beside other readers, and beside a live writer.
+    /// What recovery would write is kept in DRAM.
+    ///
+    /// - The cache is a snapshot: it shows every mutation that was acknowledged at [`Ack::Process`]
+    ///   or higher before the opening began, and none after the opening.
+    /// - If a writer reuses the space of an entry after the opening, a get of the entry misses. The
+    ///   miss counts in [`Stats::damaged`](crate::Stats::damaged). A get never returns another
+    ///   value.
+    /// - Every mutation, and `persist` and `checkpoint`, return [`Error::ReadOnly`].
+    ///   [`Cache::get_or_fill`](crate::Cache::get_or_fill) loads a value and does not store it.
+    /// - A missing store is [`Error::NotFound`]. The store keeps its sizes. `create`, `resize`,
+    ///   `flash`, `segment_size`, `lock_timeout` and the options of writes have no effect.
+    /// - A `memory` that is too small for the index is [`Error::NeedsResize`].
+    /// - A writer may change the store faster than it can be read. After 20 attempts the opening
+    ///   fails with [`Error::Io`] of the kind `ResourceBusy`.
+    ///
+    /// Beyond `memory`, the cache takes DRAM for records that are in no segment file yet, at most
+    /// the length of the segment ring (32 MiB or less), and for the footers of segments that have
+    /// none. [`Stats::memory_bytes`](crate::Stats::memory_bytes) counts both. During the opening it
+    /// takes the length of both rings too, and the WAL if a writer is at work. A segment whose file
+    /// failed is copied into DRAM.
+    ///
+    /// # Examples
+    /// ```
+    /// use everwarm::{Cache, Error, Options};
+    ///
+    /// # fn main() -> everwarm::Result<()> {
+    /// # let temporary = tempfile::tempdir().unwrap();
+    /// # let dir = temporary.path().join("store");
+    /// let writer = Cache::open(Options::new(&dir).memory(1 << 20).flash(1 << 20))?;
+    /// writer.put("key", "before")?;
+    ///
+    /// let reader = Cache::open(Options::new(&dir).read_only(true))?;
+    /// writer.put("key", "after")?;
+    /// assert_eq!(reader.get("key")?.as_deref(), Some(&b"before"[..]));
+    /// assert!(matches!(reader.put("key", "refused"), Err(Error::ReadOnly)));
+    /// # reader.close()?;
+    /// # writer.close()
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn read_only(mut self, read_only: bool) -> Self {
+        self.read_only = read_only;
         self
     }
 

@@ -277,6 +277,10 @@ impl Options {
     /// Chooses the sizes of the rings. A ring of another size is another file, so a store keeps its
     /// rings unless `memory` is given.
     fn derive_rings(&self, memory: u64, flash: u64, stored: Option<Stored>) -> Rings {
+        if self.read_only {
+            // Nothing is appended.
+            return Rings { segment: 2 * SEGMENT_SIZE_MIN, wal: SEGMENT_SIZE_MIN / 2 };
+        }
         let power_below = |n: u64| 1u64 << n.max(1).ilog2();
         let kept = stored.filter(|_| self.memory.is_none());
         // A record fits into half of this ring. `flash` holds eight segments or more, so half of a

@@ -73,6 +73,7 @@ struct File {
     #[serde(default, deserialize_with = "compression")]
     compression: Option<Compression>,
     on_host_crash: Option<OnHostCrash>,
+    read_only: Option<bool>,
     create: Option<bool>,
     resize: Option<bool>,
     lock_timeout_ms: Option<u64>,
@@ -93,7 +94,7 @@ impl Options {
     /// | `sync_interval_ms`, `lock_timeout_ms` | milliseconds, a number |
     /// | `ack`, `wal_values`, `on_host_crash`, `backend`, `recovery` | name of the choice in lower case, `_` between words: `"io_uring"` |
     /// | `compression` | `"none"`, `"zstd"` (level 3) or `"zstd:LEVEL"` |
-    /// | `create`, `resize` | `true` or `false` |
+    /// | `read_only`, `create`, `resize` | `true` or `false` |
     /// | `depth`, `read_threads` | number |
     ///
     /// # Examples
@@ -135,6 +136,7 @@ impl Options {
         self.wal_values = file.wal_values.unwrap_or(self.wal_values);
         self.compression = file.compression.unwrap_or(self.compression);
         self.on_host_crash = file.on_host_crash.unwrap_or(self.on_host_crash);
+        self.read_only = file.read_only.unwrap_or(self.read_only);
         self.create = file.create.unwrap_or(self.create);
         self.resize = file.resize.unwrap_or(self.resize);
         self.lock_timeout = or(file.lock_timeout_ms, self.lock_timeout);
@@ -154,7 +156,7 @@ mod tests {
     fn every_option_has_a_key() {
         let options = Options::from_toml(
             "dir = 'x'\nmemory = 2097152\nflash = '1GiB'\nsegment_size = '1 MiB'\nack = 'host'\nsync_interval_ms = 7\nsync_bytes = '1M'\nwal_values = 'always'\n\
-             compression = 'zstd:5'\non_host_crash = 'cold'\ncreate = false\nresize = false\nlock_timeout_ms = 9\nbackend = 'io_uring'\ndepth = 3\nread_threads = 2\nrecovery = 'refuse'\n",
+             compression = 'zstd:5'\non_host_crash = 'cold'\nread_only = true\ncreate = false\nresize = false\nlock_timeout_ms = 9\nbackend = 'io_uring'\ndepth = 3\nread_threads = 2\nrecovery = 'refuse'\n",
         )
         .unwrap();
         assert_eq!(
@@ -165,8 +167,8 @@ mod tests {
         assert_eq!((options.depth, options.read_threads), (3, 2));
         assert_eq!((options.on_host_crash, options.backend, options.recovery), (OnHostCrash::Cold, Backend::IoUring, RecoveryMode::Refuse));
         assert_eq!(
-            (options.sync_interval.as_millis(), options.lock_timeout.as_millis(), options.create, options.resize),
-            (7, 9, false, false)
+            (options.sync_interval.as_millis(), options.lock_timeout.as_millis(), options.read_only, options.create, options.resize),
+            (7, 9, true, false, false)
         );
     }
 

@@ -48,7 +48,8 @@ enum Idle {
 pub(crate) struct Threads(Vec<JoinHandle<()>>);
 
 impl Threads {
-    /// Starts all threads, or none if one cannot be started.
+    /// Starts all threads, or none if one cannot be started. A store that was opened for reading
+    /// only has the timer alone.
     pub(crate) fn start(engine: &Arc<Engine>) -> std::io::Result<Self> {
         let mut threads = Self(Vec::new());
         let flush: fn(&Engine) = |e| e.run(&e.events.flush, Engine::step_flush, |_| Idle::UntilEvent);
@@ -69,6 +70,9 @@ impl Threads {
             ("warmth", warmth),
             ("timer", Engine::run_timer),
         ];
+        // Without mutations there is nothing to do but to wake tasks.
+        let reader = ("timer", Engine::run_timer as fn(&Engine));
+        let bodies = if engine.health.is_read_only() { vec![reader] } else { bodies.to_vec() };
         for (name, body) in bodies {
             let shared = Arc::clone(engine);
             match thread::Builder::new().name(format!("everwarm-{name}")).spawn(move || body(&shared)) {

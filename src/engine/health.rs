@@ -19,12 +19,24 @@ pub(in crate::engine) struct Health {
     /// Mutations are refused from then on.
     failure: OnceLock<String>,
     closing: AtomicBool,
+    /// Every mutation is refused.
+    read_only: bool,
     /// The files were released after the close. Set while every lock of a step is held.
     released: AtomicBool,
     disk_room: DiskRoom,
 }
 
 impl Health {
+    /// The health of a store that was just opened.
+    pub(in crate::engine) fn new(read_only: bool) -> Self {
+        Self { read_only, ..Self::default() }
+    }
+
+    /// Whether the store was opened for reading only.
+    pub(in crate::engine) fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
     /// Whether a failure was recorded. Mutations are refused, and the background does no more.
     pub(in crate::engine) fn has_failed(&self) -> bool {
         self.failure.get().is_some()
@@ -80,14 +92,25 @@ impl Health {
         if self.is_closing() { Err(Error::Closed) } else { Ok(()) }
     }
 
-    /// Refuses mutations once the engine failed or the cache closes.
+    /// Refuses mutations once the engine failed or the cache closes, and in a store that was opened
+    /// for reading only.
     ///
     /// # Errors
-    /// [`Error::Forked`] before [`Error::Failed`] before [`Error::Closed`].
+    /// [`Error::Forked`] before [`Error::Failed`] before [`Error::Closed`] before
+    /// [`Error::ReadOnly`].
     pub(in crate::engine) fn check_mutable(&self) -> Result<()> {
         self.check_process()?;
         self.check_sound()?;
-        self.check_readable()
+        self.check_readable()?;
+        self.check_writable()
+    }
+
+    /// Refuses what writes or promises durability, in a store that was opened for reading only.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`].
+    pub(in crate::engine) fn check_writable(&self) -> Result<()> {
+        if self.read_only { Err(Error::ReadOnly) } else { Ok(()) }
     }
 }
 

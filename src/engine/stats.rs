@@ -54,7 +54,8 @@ stats! {
     /// Bytes of DRAM in the index.
     index_bytes: u64 = |e: &Engine| e.index.allocated(),
     /// Bytes of DRAM that count against [`crate::Options::memory`]: index, rings, footers under
-    /// construction, records of failed segments, read buffers, memory tier.
+    /// construction, records of failed segments, read buffers, memory tier. With
+    /// [`crate::Options::read_only`] also the bytes that recovery would have written.
     memory_bytes: u64 = |e: &Engine| e.memory_bytes(),
     /// Bytes of DRAM in values that users hold and the memory tier does not. They do not count
     /// against [`crate::Options::memory`].
@@ -147,7 +148,7 @@ pub struct NotStored {
     /// There was no room within the [`crate::Wait`] of the call. Or the value was stored, and its
     /// sync took longer.
     pub no_room: u64,
-    /// The cache has failed or is closed.
+    /// The cache has failed, is closed, or was opened for reading only.
     pub stopped: u64,
     /// The key is empty, or the key or the value is too long.
     pub length: u64,

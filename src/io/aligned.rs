@@ -131,6 +131,44 @@ unsafe impl Send for Raw {}
 // SAFETY: `&Raw` only gives `&[u8]`, which any number of threads may read.
 unsafe impl Sync for Raw {}
 
+/// Words that start at a multiple of [`BLOCK`] and are zero at first. A page that is never stored
+/// to takes no memory, if there are enough words for a mapping.
+pub(crate) struct ZeroedWords {
+    words: NonNull<AtomicU64>,
+    len: usize,
+    /// The memory of `words`, which is not used but through them.
+    _memory: Raw,
+}
+
+impl ZeroedWords {
+    /// `len` words.
+    pub(crate) fn new(len: usize) -> Self {
+        let mut memory = Raw::zeroed((len * size_of::<AtomicU64>()).max(BLOCK));
+        let words = NonNull::from(memory.bytes_mut()).cast();
+        Self { words, len, _memory: memory }
+    }
+}
+
+impl Deref for ZeroedWords {
+    type Target = [AtomicU64];
+    fn deref(&self) -> &[AtomicU64] {
+        // SAFETY: `words` points to `len` initialised words, aligned to a page, which `_memory`
+        // owns as long as `self` lives. They are accessed through these atomics alone.
+        unsafe { std::slice::from_raw_parts(self.words.as_ptr(), self.len) }
+    }
+}
+
+impl fmt::Debug for ZeroedWords {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ZeroedWords({})", self.len)
+    }
+}
+
+// SAFETY: the memory is owned and has no thread affinity.
+unsafe impl Send for ZeroedWords {}
+// SAFETY: `&ZeroedWords` only gives atomics, which any number of threads may use.
+unsafe impl Sync for ZeroedWords {}
+
 /// Buffers of ended reads, kept for later reads.
 #[derive(Clone)]
 pub(crate) struct BufferPool(Arc<[ArrayQueue<Raw>; 3]>);

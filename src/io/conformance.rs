@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::aligned::AlignedBuf;
 use super::directory::Directory;
+use super::overlay::Overlay;
 use super::posix::PosixDisk;
-use super::sim::SimDisk;
+use super::sim::{ReadOnly, SimDisk};
 use super::*;
 use crate::config::Backend;
 
@@ -158,4 +159,65 @@ fn real_disks_conform() {
         let dir = tempfile::tempdir().unwrap();
         conforms(&PosixDisk::new(Directory::open(dir.path(), true).unwrap(), backend, 4, 2).unwrap());
     }
+}
+
+#[test]
+fn an_overlay_conforms_but_takes_no_lock() {
+    let unlocked = |disk: &dyn Disk| {
+        files(disk);
+        mappings(disk);
+        reads(disk);
+        assert!(disk.lock().is_ok() && disk.lock().is_ok());
+    };
+    unlocked(&Overlay::new(Arc::new(ReadOnly::new(SimDisk::new(1)))));
+    for backend in [Backend::Auto, Backend::Portable] {
+        let dir = tempfile::tempdir().unwrap();
+        let below = PosixDisk::new(Directory::open(dir.path(), false).unwrap(), backend, 4, 2).unwrap();
+        unlocked(&Overlay::new(Arc::new(below)));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is written below");
+    }
+}
+
+#[test]
+fn an_overlay_shows_the_disk_below_with_its_own_changes() {
+    let sim = SimDisk::new(1);
+    let made = |name: &str, byte: u8| {
+        let file = create(&sim, name, LEN).unwrap();
+        (0..8).for_each(|n| file.write_at(n * BLOCK as u64, &filled(byte)).unwrap());
+    };
+    [("kept", 1), ("removed", 2), ("moved", 3), ("ring", 4)].into_iter().for_each(|(name, byte)| made(name, byte));
+    let disk = Overlay::new(Arc::new(ReadOnly::new(sim.clone())));
+    let kept = disk.open("kept").unwrap();
+    kept.write_at(BLOCK as u64, &filled(9)).unwrap();
+    let is_right = |file: &dyn File| {
+        is(file, 0, BLOCK, 1)
+            && is(file, BLOCK as u64, BLOCK, 9)
+            && is(file, 2 * BLOCK as u64, 6 * BLOCK, 1)
+            && bytes(file, BLOCK as u64 - SECTOR as u64, 2 * SECTOR).unwrap()[..] == [[1; SECTOR], [9; SECTOR]].concat()
+    };
+    assert!(is_right(&*kept) && is_right(&*disk.open("kept").unwrap()));
+    // Bytes that the file below holds already take no memory, also if they replace others.
+    assert_eq!(disk.bytes_in_memory(), BLOCK as u64);
+    disk.open("moved").unwrap().write_at(0, &filled(3)).unwrap();
+    assert_eq!(disk.bytes_in_memory(), BLOCK as u64);
+    disk.remove("removed").unwrap();
+    disk.rename("moved", "other").unwrap();
+    assert_eq!(disk.open("removed").unwrap_err().kind(), io::ErrorKind::NotFound);
+    assert!(is(&*disk.open("other").unwrap(), 0, LEN as usize, 3));
+    assert_eq!(disk.list().unwrap(), [("kept", LEN), ("other", LEN), ("ring", LEN)].map(|(name, len)| (name.to_owned(), len)));
+    // A shorter file that becomes longer again has lost its end.
+    disk.resize_raw("other", BLOCK as u64).unwrap();
+    let longer = disk.resize_raw("other", 3 * BLOCK as u64).unwrap();
+    assert!(is(&*longer, 0, BLOCK, 3) && is(&*longer, BLOCK as u64, 2 * BLOCK, 0));
+    // The ring below may change after it was first looked at, and so may a file after it was
+    // copied.
+    let word = |mapping: &dyn Mapping| mapping.words()[7].load(Relaxed);
+    let before = disk.view("ring", LEN).unwrap().0;
+    disk.pin("kept", 0, 3 * BLOCK as u64).unwrap();
+    sim.map("ring", LEN).unwrap().0.words()[7].store(1, Relaxed);
+    sim.open("kept").unwrap().write_at(0, &filled(8)).unwrap();
+    assert_eq!((word(&*before), word(&*disk.view("ring", LEN).unwrap().0)), (0x0404_0404_0404_0404, 0x0404_0404_0404_0404));
+    assert!(is_right(&*kept));
+    disk.map("ring", LEN).unwrap().0.words()[7].store(2, Relaxed);
+    assert_eq!((word(&*disk.view("ring", LEN).unwrap().0), word(&*sim.view("ring", LEN).unwrap().0)), (2, 1));
 }

@@ -1,8 +1,9 @@
 //! The only interface to the kernel: a directory of aligned files, mappings and a lock.
 //!
-//! The layers above work on [`Disk`]. Two backends exist:
+//! The layers above work on [`Disk`]. Three backends exist:
 //!
 //! - [`posix`]: the operating system.
+//! - [`overlay`]: another disk that is only read. What is written stays in DRAM.
 //! - [`sim`]: a disk in memory. It can stop at any operation, and gives the image that a crash
 //!   leaves.
 //!
@@ -16,6 +17,7 @@ pub(crate) mod directory;
 pub(crate) mod host;
 #[cfg(not(feature = "io-uring"))]
 mod no_uring;
+pub(crate) mod overlay;
 pub(crate) mod posix;
 pub(crate) mod process;
 #[cfg(feature = "io-uring")]
@@ -136,6 +138,11 @@ pub(crate) trait Disk: Send + Sync + Debug {
     /// copy. Also false if the operating system dropped the file from the cache after writing it
     /// back.
     fn is_cached(&self, name: &str) -> io::Result<bool>;
+
+    /// Bytes of DRAM that stand in for bytes of files.
+    fn bytes_in_memory(&self) -> u64 {
+        0
+    }
 
     /// Releases descriptors, threads and mappings. Nothing else is called afterwards, except by
     /// calls that had begun.
@@ -318,12 +325,24 @@ impl StreamRead {
 
 /// A mapping without a file: memory of this process alone.
 #[derive(Debug)]
-pub(crate) struct InMemory(Box<[AtomicU64]>);
+pub(crate) struct InMemory(aligned::ZeroedWords);
 
 impl InMemory {
     /// `len` zero bytes. `len` is a multiple of 8.
     pub(crate) fn zeroed(len: u64) -> Self {
-        Self((0..len / 8).map(|_| AtomicU64::new(0)).collect())
+        Self(aligned::ZeroedWords::new(len as usize / 8))
+    }
+
+    /// A copy of another mapping, word by word. Its zeros take no memory.
+    pub(crate) fn copy_of_mapping(other: &dyn Mapping) -> Self {
+        let copy = Self::zeroed(other.words().len() as u64 * 8);
+        for (to, from) in copy.0.iter().zip(other.words()) {
+            let word = from.load(Ordering::Relaxed);
+            if word != 0 {
+                to.store(word, Ordering::Relaxed);
+            }
+        }
+        copy
     }
 
     /// A copy of a file that consists of whole blocks.
@@ -333,6 +352,13 @@ impl InMemory {
         let copy = Self::zeroed(file.len());
         copy.store(0, &bytes);
         Ok(copy)
+    }
+
+    /// Copies whole words from byte `at` on.
+    pub(crate) fn load(&self, at: u64, bytes: &mut [u8]) {
+        for (word, to) in self.0[at as usize / 8..].iter().zip(bytes.as_chunks_mut().0) {
+            *to = word.load(Ordering::Relaxed).to_le_bytes();
+        }
     }
 
     /// Stores whole words from byte `at` on.

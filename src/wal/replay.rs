@@ -179,6 +179,8 @@ pub(crate) struct Replay<'d> {
     bound: u64,
     /// Position at which the record of the last visited frame ends.
     records_end: Position,
+    /// Nor from this one on, where a caller ended the log.
+    cut: u64,
 }
 
 impl<'d> Replay<'d> {
@@ -219,12 +221,36 @@ impl<'d> Replay<'d> {
             held: None,
             bound: 0,
             records_end: Position(0),
+            cut: u64::MAX,
         })
     }
 
     /// States that the ring lost its contents, so that the end of the log is unknown.
     pub(crate) fn mark_end_unknown(&mut self) {
         self.end_lost = true;
+    }
+
+    /// Ends the log at `position`. Frames and records beyond it belong to no mutation of the log.
+    pub(crate) fn cut_at(&mut self, position: u64) {
+        self.cut = position;
+    }
+
+    /// The end of the frames that follow each other without a gap from `start` on, or the first
+    /// frame of a record that is not in a segment which the caller knows. The first mutation has
+    /// LSN `first` or a higher one. Also returns the LSN of the last mutation.
+    pub(crate) fn end_of_run(&mut self, (start, first): (u64, Lsn), is_known: impl Fn(Position) -> bool) -> io::Result<(u64, Lsn)> {
+        let (mut end, mut last, mut bytes) = (start, Lsn(first.0.saturating_sub(1)), Vec::new());
+        self.bound = u64::MAX;
+        while self.frame_at(end, last, &mut bytes)? {
+            match format::decode_frame(self.store, end, &bytes) {
+                Some((Frame::Mutation(m) | Frame::Move(m), _)) if !is_known(m.record) => break,
+                Some((Frame::Mutation(m), _)) => last = m.lsn,
+                Some((Frame::Move(_) | Frame::Mark(_), _)) => {}
+                None => break,
+            }
+            end += bytes.len() as u64;
+        }
+        Ok((end, last))
     }
 
     /// A position above every one that the earlier process can have used, if replay reached `end`.
@@ -251,6 +277,7 @@ impl<'d> Replay<'d> {
         (self.stated, self.records_end) = (None, Position(0));
         // The writer is at most a ring ahead of its files, one of which may be lost.
         self.bound = self.limit(start) + (self.headless.len() as u64 + 1) * self.payload + self.ring_size();
+        self.bound = self.bound.min(self.cut);
         loop {
             if !self.frame_at(summary.end, summary.last, &mut bytes)? {
                 let Some(next) = self.frame_after(summary.end, summary.last, &mut bytes)? else {
@@ -352,6 +379,10 @@ impl<'d> Replay<'d> {
     /// record before a newer one. After a host crash neither is: records may have been written out
     /// before their frames were.
     fn look_beyond(&mut self, summary: &mut Summary, page_cache_whole: bool, visitor: &mut impl Visitor) -> io::Result<()> {
+        if self.cut < u64::MAX {
+            // Later records are beyond the end that the caller chose.
+            return Ok(());
+        }
         let after = summary.last;
         let PastEnd { last, records, is_torn } = visitor.resume_past_end(after)?;
         summary.last = last;

@@ -16,7 +16,7 @@ pub(crate) struct Args {
     /// Directory of the new store; must be empty or absent.
     #[arg(short, long, value_name = "NEW_DIR")]
     output: PathBuf,
-    /// Directory of the store to copy; its entries stay.
+    /// Directory of the store to copy; nothing in it changes.
     dir: PathBuf,
     /// Settings of the new store. Flash and segment size default to those of the old store, memory
     /// to the size that the index needs, and compression to none.
@@ -39,7 +39,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     ensure!(!partial.exists(), "{} is left over from an interrupted run; remove it", partial.display());
     let mut options = args.settings.options(Options::new(&partial))?.dir(&partial).create(true);
     // From here on every path closes `from`, also after an error.
-    let from = Cache::open(Options::new(&args.dir).create(false))?;
+    let from = Cache::open(Options::new(&args.dir).read_only(true))?;
     if options.flash_given().is_none() {
         let segment_size = options.segment_size_given().unwrap_or(found.segment_size);
         options = options.flash(found.flash).segment_size(segment_size);
@@ -94,7 +94,7 @@ fn copy(from: &Cache, to: &Cache) -> anyhow::Result<u64> {
     let spaces: HashMap<String, Cache> = from.namespaces()?.into_iter().chain([String::new()]).map(named).collect::<Result<_, _>>()?;
     for entry in from.entries_of_all_namespaces() {
         let entry = entry?;
-        // Always found: this process alone has the store open, so no namespace appears meanwhile.
+        // Always found: this is a snapshot, so no namespace appears meanwhile.
         let Some(to) = spaces.get(&*entry.namespace) else { continue };
         let mut options = PutOptions::new();
         if let Some(ms) = entry.expires_in_ms {

@@ -3,11 +3,19 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use crate::store::Keyed;
+use crate::store::{Name, Source};
 
-pub(crate) fn run(args: &Keyed) -> anyhow::Result<ExitCode> {
-    let key = args.key()?;
-    let cache = args.open()?;
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    source: Source,
+    #[command(flatten)]
+    name: Name,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let key = args.name.key()?;
+    let cache = args.source.open_namespace(&args.name)?;
     let found = cache.get(key)?;
     cache.close()?;
     let Some(value) = found else {

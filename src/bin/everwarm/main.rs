@@ -38,17 +38,19 @@ enum Verb {
     /// Kill a working cache repeatedly and check every entry that comes back; exit 1 if a promise
     /// is broken.
     Drill(drill::Args),
-    /// Write the value of a key to standard output; exit 1 if there is none.
-    Get(store::Keyed),
+    /// Write the value of a key to standard output; exit 1 if there is none. Only reads the store.
+    Get(get::Args),
     /// Store a value under a key.
     Put(put::Args),
     /// Remove a key; succeeds if the key is absent.
     Delete(store::Keyed),
-    /// Show the counters and sizes of a store.
+    /// Show the sizes and watermarks of a store, without changing it; beside a live owner, those of
+    /// a snapshot. Counters are those of this opening.
     Stats(stats::Args),
     /// Decode a store's files without changing them; exit 1 if a file or record fails to verify.
     Inspect(inspect::Args),
-    /// Copy the live entries into a new store; exit 1 if a record could not be read.
+    /// Copy the live entries into a new store; exit 1 if a record could not be read. Only reads the
+    /// old store; beside a live owner it copies a snapshot.
     Compact(compact::Args),
     /// Run the process that `drill` kills.
     #[command(hide = true)]

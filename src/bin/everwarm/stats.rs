@@ -5,19 +5,19 @@ use std::process::ExitCode;
 
 use everwarm::Stats;
 
-use crate::store::Store;
+use crate::store::Source;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    store: Store,
+    source: Source,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let cache = args.store.open()?;
+    let cache = args.source.open()?;
     let rows = rows(&cache.stats());
     cache.close()?;
     let mut out = std::io::stdout().lock();

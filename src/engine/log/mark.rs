@@ -18,7 +18,7 @@ impl Engine {
     /// itself.
     pub(super) fn append_mark(&self) {
         let mut log = self.log.lock();
-        if self.health.is_closing() {
+        if self.health.is_closing() || self.health.is_read_only() {
             return;
         }
         let (end, wal, marks) = (log.wal_end(), self.log.wal(), self.log.marks());

@@ -213,6 +213,7 @@ impl Engine {
     /// Makes everything that was acknowledged before the call as durable as `level` says.
     pub(crate) fn persist(&self, level: Ack) -> Result<()> {
         self.health.check_readable()?;
+        self.health.check_writable()?;
         self.wait_for(level, self.log.marks().appended())?;
         if level >= Ack::Host {
             self.check_directory()?;

@@ -7,7 +7,11 @@ use crate::segment::table::Stage;
 impl Engine {
     /// Makes everything durable and sealed, takes a checkpoint, and writes a manifest that states a
     /// clean close. Called after [`Engine::begin_close`], when no background thread runs any more.
+    /// A store that was opened for reading only stays as it is.
     pub(crate) fn finish(&self) -> Result<()> {
+        if self.health.is_read_only() {
+            return Ok(());
+        }
         if let Err(failed) = self.health.check_sound() {
             self.state_failed_if_possible();
             return Err(failed);

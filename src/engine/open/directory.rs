@@ -41,7 +41,7 @@ pub(super) fn load_manifest(disk: &dyn Disk, options: &Options) -> Result<Option
 /// that.
 pub(super) fn posix_disk(options: &Options) -> Result<PosixDisk> {
     let path = options.dir.as_path();
-    let dir = match Directory::open(path, true) {
+    let dir = match Directory::open(path, !options.read_only) {
         Err(e) if e.kind() == io::ErrorKind::NotFound && options.create => {
             directory::create_durably(path).map_err(Error::io("create the directory", path))?;
             Directory::open(path, true)
@@ -58,7 +58,9 @@ pub(super) fn posix_disk(options: &Options) -> Result<PosixDisk> {
 /// manifest is missing.
 pub(super) fn check_contents(disk: &dyn Disk, options: &Options) -> Result<()> {
     let is_ours = |name: &str| file_names::is_store_file(name) || manifest::is_manifest_file(name) || file_names::is_ring(name);
-    if let Some((name, why)) = disk.find_shared(&is_ours).map_err(Error::io("list the directory", &options.dir))? {
+    if !options.read_only
+        && let Some((name, why)) = disk.find_shared(&is_ours).map_err(Error::io("list the directory", &options.dir))?
+    {
         return Err(Error::io("use", options.dir.join(name))(io::Error::new(io::ErrorKind::InvalidInput, format!("it {why}"))));
     }
     let files = disk.list().map_err(Error::io("list the directory", &options.dir))?;

@@ -17,27 +17,32 @@
 //! recovers the same store again.
 //!
 //! `directory` holds steps 2 to 4, `budget` the checks of memory and descriptors, `start` step 7,
-//! and `close` the orderly end.
+//! and `close` the orderly end. An opening for reading only has no step 3, and performs the others
+//! on a disk whose changes stay in DRAM, as `snapshot` describes.
 
 pub(in crate::engine) mod budget;
 mod close;
 mod directory;
+mod snapshot;
 mod start;
 
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::Engine;
 use super::context::Mode;
-use super::recover;
+use super::recover::{self, Recovered};
 use crate::clock::Clock;
 use crate::concurrent::lock;
 use crate::config::{Activity, Observer, Options, RecoveryMode, Settings, Stored};
 use crate::error::{Error, Result};
 use crate::io::host::{self, Descriptors};
+use crate::io::overlay::NotLocked;
 use crate::io::posix::file_size_max;
 use crate::io::watched::Watched;
 use crate::io::{BLOCK, Disk, DiskLock};
+use crate::manifest::Manifest;
 
 /// The directory's lock and the reserved descriptors, held until the store is closed or dropped.
 #[derive(Debug)]
@@ -76,7 +81,10 @@ fn check_file_sizes(is_real: bool, settings: &Settings) -> Result<()> {
 /// Opens the store in the options' directory.
 pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dyn Clock>, mode: Mode) -> Result<Arc<Engine>> {
     let is_real = disk.is_none();
-    let options = &if is_real { Options { memory_max: host::memory_max(), ..options.clone() } } else { options.clone() };
+    // A store that is only read keeps its sizes.
+    let reader = |options: Options| Options { create: false, resize: false, flash: None, segment_size: None, ..options };
+    let options = if options.read_only { reader(options.clone()) } else { options.clone() };
+    let options = &if is_real { Options { memory_max: host::memory_max(), ..options } } else { options };
     // Before anything is created.
     let settings = options.validate(None)?;
     budget::check_memory(&settings)?;
@@ -87,45 +95,86 @@ pub(crate) fn open(options: &Options, disk: Option<Arc<dyn Disk>>, clock: Arc<dy
     let started = clock.monotonic();
     let dir = &options.dir;
     directory::check_contents(disk.as_ref(), options)?;
+    if options.read_only {
+        let _observed = Observer::begin(options.activity.as_ref(), Activity::Recovery);
+        let (disk, opened) = snapshot::open(&disk, clock.as_ref(), options, is_real)?;
+        return begin(options, disk, clock, mode, opened, Box::new(NotLocked), started);
+    }
     let lock = directory::take(disk.as_ref(), options, clock.as_ref())?;
     let _observed = Observer::begin(options.activity.as_ref(), Activity::Recovery);
-    let descriptors;
-    let watched = Arc::new(Watched::new(Arc::clone(&disk)));
-    let recovered = match directory::load_manifest(watched.as_ref(), options)? {
+    let watched = Watched::new(Arc::clone(&disk));
+    let loaded = directory::load_manifest(&watched, options);
+    watched.check().map_err(Error::io("read the manifest in", dir))?;
+    let opened = match loaded? {
         None => {
             // Options that were not set have their defaults now. The defaults must fit the other
             // options.
             let settings = options.clone().flash(settings.flash).validate(None)?;
             check_file_sizes(is_real, &settings)?;
-            descriptors = budget::check_machine(is_real, &settings)?;
-            start::create(&settings, disk.as_ref(), clock.as_ref()).map(|r| (settings, r))
+            let descriptors = budget::check_machine(is_real, &settings)?;
+            let created = start::create(&settings, disk.as_ref(), clock.as_ref());
+            Opened { recovered: created.map_err(Error::io("recover the store in", dir))?, settings, descriptors }
         }
-        Some((manifest, damaged)) => {
-            let entries = recover::checkpoint_header(watched.as_ref(), &manifest).map_or(0, |header| header.entries);
-            let settings = options.validate(Some(Stored {
-                flash: manifest.flash,
-                segment_size: manifest.segment_size,
-                segment_ring: manifest.segment_ring,
-                wal_ring: manifest.wal_ring,
-                entries,
-            }))?;
-            let geometry = recover::geometry(&manifest, &settings);
-            let settings = budget::fit_geometry(settings, options, &geometry)?;
-            check_file_sizes(is_real, &settings)?;
-            descriptors = budget::check_machine(is_real, &settings)?;
-            let disk: Arc<dyn Disk> = Arc::clone(&watched) as Arc<dyn Disk>;
-            recover::recover(&disk, clock.as_ref(), &settings, manifest, damaged).map(|r| (settings, r))
-        }
+        Some((manifest, damaged)) => recover_store(&disk, clock.as_ref(), options, is_real, (manifest, damaged), None)?,
     };
+    begin(options, disk, clock, mode, opened, lock, started)
+}
+
+/// A store that is described, with the settings and descriptors that it needs.
+struct Opened {
+    settings: Settings,
+    recovered: Recovered,
+    descriptors: Option<Descriptors>,
+}
+
+/// Recovers the store of a manifest, as far as `cut` if it is given (see [`recover::recover`]).
+fn recover_store(
+    disk: &Arc<dyn Disk>,
+    clock: &dyn Clock,
+    options: &Options,
+    is_real: bool,
+    (manifest, damaged): (Manifest, bool),
+    cut: Option<u64>,
+) -> Result<Opened> {
+    let watched = Arc::new(Watched::new(Arc::clone(disk)));
+    let disk: Arc<dyn Disk> = Arc::clone(&watched) as Arc<dyn Disk>;
+    let entries = recover::checkpoint_header(disk.as_ref(), &manifest).map_or(0, |header| header.entries);
+    let settings = options.validate(Some(Stored {
+        flash: manifest.flash,
+        segment_size: manifest.segment_size,
+        segment_ring: manifest.segment_ring,
+        wal_ring: manifest.wal_ring,
+        entries,
+    }))?;
+    let geometry = recover::geometry(&manifest, &settings);
+    let settings = budget::fit_geometry(settings, options, &geometry)?;
+    if !options.read_only {
+        check_file_sizes(is_real, &settings)?;
+    }
+    let descriptors = budget::check_machine(is_real, &settings)?;
+    let recovered = recover::recover(&disk, clock, &settings, manifest, damaged, cut);
     let recovered = watched.check().and(recovered);
-    let (settings, mut recovered) = recovered.map_err(Error::io("recover the store in", dir))?;
+    Ok(Opened { settings, recovered: recovered.map_err(Error::io("recover the store in", &options.dir))?, descriptors })
+}
+
+/// Begins the life of a store that was recovered or described.
+fn begin(
+    options: &Options,
+    disk: Arc<dyn Disk>,
+    clock: Arc<dyn Clock>,
+    mode: Mode,
+    opened: Opened,
+    lock: Box<dyn DiskLock>,
+    started: Duration,
+) -> Result<Arc<Engine>> {
+    let (dir, Opened { settings, mut recovered, descriptors }) = (&options.dir, opened);
     let settings = budget::fit_index(settings, options, recovered.index.allocated())?;
     if settings.recovery == RecoveryMode::Refuse && !recovered.report.damaged.is_empty() {
         return Err(Error::Corrupt { path: dir.clone(), what: recovered.report.damaged.join("; ") });
     }
     recovered.report.took = clock.monotonic().saturating_sub(started);
     let guards = OpenGuards(Mutex::new(Some(Guards { lock, _descriptors: descriptors })));
-    let started = start::start(settings, options, Arc::clone(&disk), clock, mode, recovered, guards);
+    let started = start::start(settings, options, disk, clock, mode, recovered, guards);
     let engine = Arc::new(started.map_err(Error::io("start the store in", dir))?);
     tracing::info!(dir = %dir.display(), report = ?engine.context.report, "open");
     Ok(engine)

@@ -14,6 +14,7 @@ use crate::clock::{Clock, Moment, StoreTime, whole_ms};
 use crate::codec::round_up;
 use crate::config::{Options, Settings};
 use crate::engine::context::{Context, Mode};
+use crate::engine::health::Health;
 use crate::engine::log::pace::CheckpointPace;
 use crate::engine::log::state::LogState;
 use crate::engine::log::stream::Log;
@@ -188,7 +189,7 @@ pub(super) fn start(
         reads: ReadPath::new(memory, pool),
         fills: Default::default(),
         warmth: Mutex::new(warmth),
-        health: Default::default(),
+        health: Health::new(options.read_only),
         events: Default::default(),
         counters: Default::default(),
         context: Context {

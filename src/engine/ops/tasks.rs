@@ -113,6 +113,7 @@ impl Engine {
     /// Gives the entry of `key` a new expiry, or none, by appending the record again. Returns the
     /// new version, or `None` without an entry.
     pub(crate) async fn touch_in_task(&self, key: Key<'_>, ttl: Option<Duration>) -> Result<Option<Lsn>> {
+        self.health.check_writable()?;
         while let Some(value) = self.get_in_task(key, false).await? {
             if let Some(touched) = self.put_in_task(key, &value, &PutOptions::touch(&value, ttl)).await? {
                 return Ok(Some(touched));
@@ -294,6 +295,7 @@ impl Engine {
     /// Makes everything that was acknowledged before the first poll as durable as `level` says.
     pub(crate) async fn persist_in_task(&self, level: Ack) -> Result<()> {
         self.health.check_readable()?;
+        self.health.check_writable()?;
         self.wait_in_task(level, self.appended()).await?;
         if level >= Ack::Host {
             self.check_directory()?;

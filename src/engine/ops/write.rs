@@ -132,6 +132,7 @@ impl Engine {
     /// Gives the entry of `key` a new expiry, or none, by appending the record again. Returns the
     /// new version, or `None` without an entry.
     pub(crate) fn touch(&self, key: Key<'_>, ttl: Option<Duration>) -> Result<Option<Lsn>> {
+        self.health.check_writable()?;
         while let Some(value) = self.get(key, false)? {
             if let Some(touched) = self.put(key, &value, &PutOptions::touch(&value, ttl))? {
                 return Ok(Some(touched));
@@ -190,6 +191,7 @@ impl Engine {
     /// [`Error::EmptyKey`], [`Error::KeyTooLarge`].
     pub(in crate::engine) fn delete_request<'a>(&self, key: Key<'a>, options: &DeleteOptions) -> Result<Request<'a>> {
         check_key(key)?;
+        self.health.check_writable()?;
         let (hash, ack) = (self.context.hash(key), options.ack.unwrap_or(self.context.settings.ack));
         let draft = Draft::tombstone(hash);
         Ok(Request {

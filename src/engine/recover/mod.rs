@@ -97,6 +97,8 @@ struct Recovery<'a> {
     /// Every record of an unsealed segment is verified, even without a reason for doubt: an earlier
     /// opening may have overwritten unreadable records with marks, and then been refused.
     trusts_nothing: bool,
+    /// Position at which the log is taken to end, if that is given.
+    cut: Option<u64>,
 }
 
 /// The header of the checkpoint that the manifest names, if it can be read and verifies.
@@ -107,17 +109,19 @@ pub(in crate::engine) fn checkpoint_header(disk: &dyn Disk, manifest: &Manifest)
     Header::decode(manifest.store, &block).filter(|header| header.sequence == named.sequence)
 }
 
-/// Recovers the store that `manifest` describes.
+/// Recovers the store that `manifest` describes. Ignores the log from position `cut` on, if it is
+/// given: a live process may be appending there.
 pub(in crate::engine) fn recover(
     disk: &Arc<dyn Disk>,
     clock: &dyn Clock,
     settings: &Settings,
     mut manifest: Manifest,
     manifest_damaged: bool,
+    cut: Option<u64>,
 ) -> io::Result<Recovered> {
     let mut damaged = Vec::new();
     loop {
-        let done = match attempt(disk.as_ref(), clock, settings, manifest.clone(), manifest_damaged) {
+        let done = match attempt(disk.as_ref(), clock, settings, manifest.clone(), manifest_damaged, cut) {
             // Files of free segments may hold the space that a replacement needs.
             Err(error) if is_shortage(&error) && remove_free(disk.as_ref(), &manifest) => continue,
             done => done?,
@@ -182,6 +186,7 @@ fn attempt(
     settings: &Settings,
     mut manifest: Manifest,
     manifest_damaged: bool,
+    cut: Option<u64>,
 ) -> io::Result<Result<Recovered, Interrupted>> {
     let kind = classify_stop(&manifest, disk)?;
     if manifest.boot_id != disk.boot_id() {
@@ -213,6 +218,7 @@ fn attempt(
         files: HashMap::new(),
         failed: Vec::new(),
         trusts_nothing: settings.recovery == RecoveryMode::Refuse,
+        cut,
     };
     if settings.recovery == RecoveryMode::Rebuild {
         // Dropped for good: a bad checkpoint may be the reason why the caller asked for a rebuild.
@@ -350,6 +356,7 @@ impl Recovery<'_> {
             // The lost ring held frames that no WAL file holds.
             replay.mark_end_unknown();
         }
+        self.cut.inspect(|cut| replay.cut_at(*cut));
         let unused = replay.limit(manifest.wal_start);
         let summary = match is_cold {
             true => replay.run((manifest.wal_start, manifest.wal_lsn), manifest.durable, kind == Start::Process, &mut IgnoreAll)?,

@@ -6,7 +6,7 @@ use crate::io::ring::Ring;
 impl Engine {
     /// Bytes of DRAM accounted for.
     pub(in crate::engine) fn memory_bytes(&self) -> u64 {
-        self.bytes_besides_tier() + self.reads.memory().allocated()
+        self.bytes_besides_tier() + self.reads.memory().allocated() + self.context.disk.bytes_in_memory()
     }
 
     /// Bytes of DRAM of every part but the memory tier.

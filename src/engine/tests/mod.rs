@@ -28,6 +28,8 @@ mod golden;
 #[cfg(test)]
 mod pressure;
 #[cfg(test)]
+mod read_only;
+#[cfg(test)]
 mod refusals;
 #[cfg(test)]
 mod renewed;

@@ -45,6 +45,8 @@ mod medium;
 mod power_cut;
 mod random;
 #[cfg(test)]
+mod read_only;
+#[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,6 +65,8 @@ use crate::concurrent::{Event, lock};
 
 pub(crate) use self::faults::{Failure, FaultOp};
 pub(crate) use self::power_cut::PowerCut;
+#[cfg(test)]
+pub(crate) use self::read_only::ReadOnly;
 
 /// A disk in memory. Clones are the same disk; [`SimDisk::after_kill`] and
 /// [`SimDisk::after_power_cut`] make others.
