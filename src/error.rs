@@ -144,7 +144,8 @@ pub enum Error {
     /// on. A later call succeeds once there is one.
     #[error("no file descriptor is free; close some, or raise the limit of this process")]
     NoDescriptors,
-    /// The cache was opened with [`crate::Options::read_only`], and the call would change the store.
+    /// The cache was opened with [`crate::Options::read_only`], and the call would change the
+    /// store.
     #[error("the cache is open for reading only; open it without read_only to change it")]
     ReadOnly,
     /// The cache was closed.

@@ -227,13 +227,15 @@ fn a_file_of_another_store_stays_as_it_is() {
     let (here, there) = (root.path().join("here"), root.path().join("there"));
     let cache = open(&there);
     put(&cache, 0..900, 2);
+    let wal = fs::read_dir(&there).unwrap().map(|file| file.unwrap().path()).find(|path| path.to_string_lossy().contains("/wal."));
+    fs::copy(wal.expect("a WAL file"), there.join("kept")).unwrap();
     cache.close().unwrap();
     let cache = open(&here);
     put(&cache, 0..100, 1);
     cache.close().unwrap();
     let foreign: Vec<(PathBuf, Vec<u8>)> = ["segment.9", "segment.30", "wal.7", "renewed.3"]
         .iter()
-        .zip(["segment.1", "segment.2", "wal.0", "segment.3"])
+        .zip(["segment.1", "segment.2", "kept", "segment.3"])
         .map(|(to, from)| {
             fs::copy(there.join(from), here.join(to)).unwrap();
             (here.join(to), fs::read(here.join(to)).unwrap())

@@ -203,8 +203,8 @@ impl Directory {
     }
 }
 
-/// Why a file with this many names is refused, as the end of a sentence. The number has another type
-/// on each processor.
+/// Why a file with this many names is refused, as the end of a sentence. The number has another
+/// type on each processor.
 fn shared(links: impl Into<u64>) -> String {
     let links = links.into();
     format!(

@@ -69,8 +69,8 @@ impl Failed {
         self.footer.iter().find(|entry| entry.offset == offset).map(|entry| entry.hash)
     }
 
-    /// The record of an entry and its bytes, from the file and from memory, if they verify. Fails if
-    /// the file cannot be read for a reason that says nothing of its bytes.
+    /// The record of an entry and its bytes, from the file and from memory, if they verify. Fails
+    /// if the file cannot be read for a reason that says nothing of its bytes.
     pub(crate) fn record(
         &self,
         store: StoreId,

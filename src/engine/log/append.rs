@@ -4,9 +4,9 @@
 //! threads that have work now. All of that happens under the log lock. The record is stored before
 //! its frame, so a frame never names a record that was not stored.
 
-use super::state::{LogState, Opened};
 use rustix::io::Errno;
 
+use super::state::{LogState, Opened};
 use crate::engine::Engine;
 use crate::engine::refused::Refused;
 use crate::id::{KeyHash, Location, Lsn, Position, SegmentId};
@@ -132,13 +132,15 @@ impl Engine {
         let admitted = self.admit(&mut log, append)?;
         let bytes = append.draft.len() as u64 + admitted.frame_end - log.wal_end().position;
         let end = self.place(&mut log, append, &admitted);
-        if !self.log.rings_are_whole() {
-            // The caller finds the failure, and does not acknowledge the record.
-            let _recorded = self.fail("a store into a ring", &Errno::IO.into());
-            return Err(Refused::Closing);
-        }
+        // The caller finds the failure, and does not acknowledge the record.
+        self.check_rings().map_err(|_recorded| Refused::Closing)?;
         self.wake_after_append(bytes, end.0 - self.log.segment_ring().written());
         Ok(Placed { lsn: admitted.lsn, entry: IndexEntry::new(admitted.location, append.draft.len()) })
+    }
+
+    /// Fails the engine if a load from a ring or a store into it did not reach its file.
+    pub(super) fn check_rings(&self) -> crate::error::Result<()> {
+        if self.log.rings_are_whole() { Ok(()) } else { Err(self.fail("an access to a ring", &Errno::IO.into())) }
     }
 
     /// Decides whether a record is appended now. May open the next segment for it. Asks the thread
@@ -151,10 +153,7 @@ impl Engine {
             // appended before it, and no record is appended after.
             return Err(Refused::Closing);
         }
-        if !self.log.rings_are_whole() {
-            let _recorded = self.fail("a load from a ring", &Errno::IO.into());
-            return Err(Refused::Closing);
-        }
+        self.check_rings().map_err(|_recorded| Refused::Closing)?;
         if log.is_rescuing() && !kind.is_urgent() {
             return Err(Refused::RescueFirst);
         }

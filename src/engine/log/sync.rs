@@ -122,11 +122,7 @@ impl Engine {
         marks.raise_written(appended);
         self.events.room.signal();
         wal.sync().map_err(|e| self.fail("syncing the WAL", &e))?;
-        // Files of a removed directory are as good as lost, however durable their bytes are.
-        self.check_directory()?;
-        if !self.log.rings_are_whole() {
-            return Err(self.fail("a load from a ring", &rustix::io::Errno::IO.into()));
-        }
+        self.check_written()?;
         if is_unrescued() {
             // Some records of a failed segment would not survive a host crash yet, or were appended
             // again after this sync began.
@@ -141,6 +137,14 @@ impl Engine {
         self.events.durable.end();
         self.events.room.signal();
         Ok(Synced::Done)
+    }
+
+    /// Whether the bytes that were written and synced are those that were appended, and in files
+    /// that have names.
+    fn check_written(&self) -> Result<()> {
+        // Files of a removed directory are as good as lost, however durable their bytes are.
+        self.check_directory()?;
+        self.check_rings()
     }
 
     /// Leaves the waiters waiting until the sync is tried again.

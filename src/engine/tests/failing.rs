@@ -204,8 +204,8 @@ fn a_rescue_that_a_power_cut_interrupts_buries_no_durable_version() {
     }
 }
 
-/// Catalog changes and syncs ask for room each for itself: a sync that succeeds takes nothing from a
-/// change that waits.
+/// Catalog changes and syncs ask for room each for itself: a sync that succeeds takes nothing from
+/// a change that waits.
 #[test]
 fn a_manifest_without_room_gets_it_while_syncs_succeed() {
     let store = Store::new(small());

@@ -55,12 +55,12 @@ use std::io;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use rustix::io::Errno;
+
 use self::faults::{Fault, Meanwhile};
 use self::medium::{Inode, Pages};
 use self::random::Random;
 use super::{BLOCK, Disk, DiskLock, File, InMemory, LockError, Mapping, SECTOR};
-use rustix::io::Errno;
-
 use crate::concurrent::{Event, lock};
 
 pub(crate) use self::faults::{Failure, FaultOp};
