@@ -182,7 +182,7 @@ fn copies_of_a_store_work_on_a_full_disk() {
         assert!(copied.success(), "{how}");
         // Enough for the segments that are not there yet, but not for others.
         let ballast = std::fs::File::create(mounted.at().join("ballast")).unwrap();
-        let free = rustix::fs::statvfs(&mounted.at()).unwrap();
+        let free = rustix::fs::statvfs(mounted.at()).unwrap();
         let len = (free.f_bavail * free.f_frsize).saturating_sub(10 << 20);
         rustix::fs::fallocate(&ballast, rustix::fs::FallocateFlags::empty(), 0, len).unwrap();
         succeeds(&run_in_child("fill", &mounted.at(), None));

@@ -78,7 +78,7 @@ fn an_ext4_smaller_than_flash_evicts() {
 fn an_xfs_that_is_full_evicts() {
     let Some(mounted) = Mounted::new("xfs", 320) else { return };
     let ballast = std::fs::File::create(mounted.at().join("ballast")).unwrap();
-    let free = rustix::fs::statvfs(&mounted.at()).unwrap();
+    let free = rustix::fs::statvfs(mounted.at()).unwrap();
     let len = (free.f_bavail * free.f_frsize).saturating_sub(12 << 20);
     rustix::fs::fallocate(&ballast, rustix::fs::FallocateFlags::empty(), 0, len).unwrap();
     let cache = open(&mounted.at().join("store"));

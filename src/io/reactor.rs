@@ -310,6 +310,7 @@ impl Shared {
             if ended {
                 return;
             }
+            #[expect(clippy::disallowed_methods, reason = "the kernel refuses to be waited for")]
             thread::sleep(LOOK);
         }
     }

@@ -93,7 +93,9 @@ fn install() {
 
 extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid `info` to a handler with `SA_SIGINFO`.
-    let address = unsafe { (*info).si_addr() } as usize;
+    let info_of_fault = unsafe { &*info };
+    // SAFETY: the information of a SIGBUS has an address.
+    let address = unsafe { info_of_fault.si_addr() } as usize;
     let holds = |range: &Range| (range.start.load(Ordering::Acquire)..range.end.load(Ordering::Relaxed)).contains(&address);
     if let Some(range) = RANGES.iter().find(|range| range.start.load(Ordering::Relaxed) != 0 && holds(range)) {
         range.is_damaged.store(true, Ordering::Release);

@@ -207,6 +207,7 @@ impl InFlight {
         }
         while !self.is_empty() {
             self.reap();
+            #[expect(clippy::disallowed_methods, reason = "the kernel refuses to be waited for")]
             thread::sleep(LOOK);
         }
     }

@@ -391,7 +391,7 @@ impl Recovery<'_> {
         let name = table::replacement_name(row.life.id);
         // A replacement that an earlier opening left may have failed as well.
         match remove_own(self.disk, &name, self.store) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => create(self.disk, &name, row.size),
         }
     }
