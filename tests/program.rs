@@ -168,7 +168,7 @@ fn a_store_keeps_its_size_entries_and_namespaces_unless_told_otherwise() {
     cache.close().unwrap();
     refused(&everwarm(&["delete", &store, "other", "--flash", "1MiB"]), "--resize");
     refused(&everwarm(&["get", &store, "key", "--flash", "1MiB"]), "--flash");
-    refused(&everwarm(&["get", &store, "key", "--memory", "16000000G"]), "this machine has");
+    refused(&everwarm(&["get", &store, "key", "--memory", "16000000G"]), "this process may use");
     refused(&everwarm(&["get", &store, "key", "-n", "typo"]), "no namespace `typo`");
     assert!(everwarm::inspect(&store).unwrap().clean, "a refusal leaves the store unchanged");
     let stats = text(&everwarm(&["stats", &store, "--json"]).stdout);
@@ -192,11 +192,16 @@ fn foreign_files_with_the_names_of_store_files_do_no_harm() {
     }
     drop(cache);
     std::fs::write(Path::new(&store).join("wal.4294967295"), "not ours").unwrap();
-    for name in ["segment.5000", "segment.15", "wal.0.d", "wal.7"] {
-        let path = Path::new(&store).join(name);
-        let _is_a_file = std::fs::remove_file(&path);
-        std::fs::create_dir(path).unwrap();
+    for name in ["segment.5000", "wal.0.d", "wal.7"] {
+        std::fs::create_dir(Path::new(&store).join(name)).unwrap();
     }
+    // A directory in the place of a file that the opening reads may hide that file.
+    let (path, aside) = (Path::new(&store).join("manifest.0"), Path::new(&store).join("aside"));
+    std::fs::rename(&path, &aside).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    refused(&everwarm(&["put", &store, "key", "value"]), "manifest.0");
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::rename(&aside, &path).unwrap();
     for round in 0..3u8 {
         let cache = Cache::open(Options::new(&store).memory(1 << 20)).unwrap();
         assert_eq!(cache.recovery().damaged, Vec::<String>::new());
