@@ -180,11 +180,13 @@ pub(crate) fn create_or_resize(disk: &dyn Disk, name: &str, len: u64, store: Sto
 }
 
 /// Refuses a file whose first block states another store. A block that does not verify states none.
-pub(crate) fn check_owner(file: &dyn File, name: &str, store: StoreId) -> io::Result<()> {
+/// Fails if the block cannot be read.
+fn check_owner(file: &dyn File, name: &str, store: StoreId) -> io::Result<()> {
     let mut block = aligned::AlignedBuf::zeroed(BLOCK);
-    if file.len() < BLOCK as u64 || file.read_at(0, &mut block).is_err() {
+    if file.len() < BLOCK as u64 {
         return Ok(());
     }
+    read_twice(|| file.read_at(0, &mut block))?;
     match codec::stated_store(&block) {
         Some(other) if other != store => {
             Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is a file of another store; move it to its own directory")))
@@ -193,10 +195,21 @@ pub(crate) fn check_owner(file: &dyn File, name: &str, store: StoreId) -> io::Re
     }
 }
 
-/// Removes a file, unless it belongs to another store.
+/// Removes a file, unless it belongs to another store. A file whose first block is lost belongs to
+/// none.
 pub(crate) fn remove_own(disk: &dyn Disk, name: &str, store: StoreId) -> io::Result<()> {
-    check_owner(disk.open(name)?.as_ref(), name, store)?;
+    open_own(disk, name, store)?;
     disk.remove(name)
+}
+
+/// Opens a file, unless it belongs to another store. A file whose first block is lost belongs to
+/// none.
+pub(crate) fn open_own(disk: &dyn Disk, name: &str, store: StoreId) -> io::Result<Arc<dyn File>> {
+    let file = disk.open(name)?;
+    match check_owner(file.as_ref(), name, store) {
+        Err(error) if !is_loss(&error) => Err(error),
+        _ => Ok(file),
+    }
 }
 
 fn read_one_by_one(stream: &mut dyn ReadStream) {

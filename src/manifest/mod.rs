@@ -13,9 +13,8 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use crate::codec::round_up;
-use crate::id::StoreId;
 use crate::io::aligned::AlignedBuf;
-use crate::io::{BLOCK, Disk, File, create_or_resize};
+use crate::io::{BLOCK, Disk, File, resize};
 use format::Damage;
 pub(crate) use format::{Checkpoint, Manifest, OpeningReport, Segment, SegmentState, Stop};
 
@@ -137,8 +136,8 @@ impl ManifestStore {
         let bytes = blocks(&manifest);
         let find = |name: &str| match disk.open(name) {
             Ok(file) if file.len() >= bytes.len() as u64 => Ok(file),
-            Ok(_) => create(disk.as_ref(), name, bytes.len() as u64, manifest.store),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => create(disk.as_ref(), name, bytes.len() as u64, manifest.store),
+            Ok(_) => create(disk.as_ref(), name, bytes.len() as u64),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => create(disk.as_ref(), name, bytes.len() as u64),
             Err(e) => Err(e),
         };
         // Creates all files before the first write: a full disk then changes no copy.
@@ -183,7 +182,7 @@ impl ManifestStore {
     /// error that is a shortage the store can go on.
     pub(crate) fn grow(&mut self, len: u64) -> io::Result<()> {
         let grow = |name: &str| -> io::Result<Arc<dyn File>> {
-            let file = create(self.disk.as_ref(), name, len, self.manifest.store)?;
+            let file = create(self.disk.as_ref(), name, len)?;
             // The state after a failed sync is unknown, so no sync error counts as a shortage.
             file.sync().map_err(io::Error::other)?;
             Ok(file)
@@ -211,8 +210,13 @@ impl DerefMut for ManifestStore {
 
 /// Creates the file of a copy at twice the needed length or more, so that a manifest that has grown
 /// can be written to a full disk.
-fn create(disk: &dyn Disk, name: &str, len: u64, store: StoreId) -> io::Result<Arc<dyn File>> {
-    let file = create_or_resize(disk, name, (2 * len).next_power_of_two().min(format::LEN_MAX), store)?;
+fn create(disk: &dyn Disk, name: &str, len: u64) -> io::Result<Arc<dyn File>> {
+    let len = (2 * len).next_power_of_two().min(format::LEN_MAX);
+    // A manifest of another store was refused when the copies were loaded.
+    let file = match resize(disk, name, len) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => crate::io::create(disk, name, len)?,
+        resized => resized?,
+    };
     disk.sync_dir()?;
     Ok(file)
 }

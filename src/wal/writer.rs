@@ -15,7 +15,7 @@ use crate::concurrent::lock;
 use crate::id::StoreId;
 use crate::io::aligned::AlignedBuf;
 use crate::io::ring::Ring;
-use crate::io::{BLOCK, Disk, File, check_owner, create_or_resize, is_shortage, numbered, remove_own};
+use crate::io::{BLOCK, Disk, File, create_or_resize, is_shortage, numbered, open_own, remove_own};
 
 /// Prefix of the names of WAL files. The number after it says nothing about their order.
 pub(crate) const FILE_PREFIX: &str = "wal.";
@@ -75,11 +75,7 @@ impl Wal {
                 continue;
             }
             let given_up = match len == payload + BLOCK as u64 && files.spare.len() < SPARE_MAX {
-                true => disk.open(&name).and_then(|file| {
-                    check_owner(file.as_ref(), &name, store)?;
-                    files.spare.push(name.clone());
-                    Ok(())
-                }),
+                true => open_own(disk.as_ref(), &name, store).map(|_| files.spare.push(name.clone())),
                 false => remove_own(disk.as_ref(), &name, store),
             };
             if let Err(error) = given_up {

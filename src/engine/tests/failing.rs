@@ -204,6 +204,24 @@ fn a_rescue_that_a_power_cut_interrupts_buries_no_durable_version() {
     }
 }
 
+/// A rescue leaves out records that newer ones supersede. Such a record is nowhere after a power
+/// cut, and the log does not end at its frame: what came later was acknowledged.
+#[test]
+fn a_superseded_record_of_a_failed_segment_does_not_end_the_log() {
+    let mut store = Store::new(small().wal_values(WalValues::Never));
+    put_all(store.engine(), 0..5).unwrap();
+    store.engine().persist(Ack::Host).unwrap();
+    for version in 1..3 {
+        (0..5u64).for_each(|n| store.put(&n.to_le_bytes(), &value(n, version, 2_000)));
+    }
+    store.engine().step_flush().unwrap();
+    store.disk.fail(FaultOp::SyncDroppingPages, 1, std::io::ErrorKind::Other, false);
+    store.engine().persist(Ack::Host).unwrap();
+    assert_eq!(store.engine().stats().segments_quarantined, 1);
+    store.power_cut(1, PowerCut::LoseAll);
+    assert!((0..5u64).all(|n| store.get(&n.to_le_bytes()) == Some(value(n, 2, 2_000))));
+}
+
 /// Catalog changes and syncs ask for room each for itself: a sync that succeeds takes nothing from
 /// a change that waits.
 #[test]

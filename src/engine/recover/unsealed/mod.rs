@@ -33,10 +33,10 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
-use self::tail::{Tail, Unsealed};
+use self::tail::{Tail, Unsealed, contains};
 use super::Recovery;
 use crate::engine::recovery_report::Start;
-use crate::id::{Lsn, Position};
+use crate::id::{KeyHash, Lsn, Position};
 use crate::io::Mapping;
 use crate::manifest::Manifest;
 use crate::segment::table::{Row, Stage};
@@ -58,13 +58,14 @@ pub(in crate::engine::recover) fn replay(
     let (start, stated, is_whole) = ((manifest.wal_start, manifest.wal_lsn), manifest.durable, kind == Start::Process);
     // After a host crash the log may end at a frame above the durable LSN, so that LSN is needed
     // first.
-    let mut moves = Moves { of_failed: rows.iter().any(|row| row.stage == Stage::Failed), last: HashMap::new() };
+    let failed = rows.iter().filter(|row| row.stage == Stage::Failed).copied().collect();
+    let mut covers = Covers { failed, last: HashMap::new() };
     let durable = match kind {
-        Start::Host => Some(replay.run(start, stated, is_whole, &mut moves)?.durable),
+        Start::Host => Some(replay.run(start, stated, is_whole, &mut covers)?.durable),
         _ => None,
     };
-    let (end, unknown, moves) = (Position(0), Position(0), moves.last);
-    let mut tail = Tail { recovery, unsealed, ring: ring.as_ref(), kind, durable, moves, end, unknown, writer: None };
+    let (end, unknown, covers) = (Position(0), Position(0), covers.last);
+    let mut tail = Tail { recovery, unsealed, ring: ring.as_ref(), kind, durable, covers, end, unknown, writer: None };
     let summary = replay.run(start, durable.unwrap_or(stated), is_whole, &mut tail)?;
     let durable = summary.durable.max(manifest.durable);
     tail.report(&summary, durable);
@@ -83,16 +84,17 @@ pub(in crate::engine::recover) fn replay(
     Ok(summary)
 }
 
-/// The last move of each record, if a segment failed: only then are records of the log's end moved.
-struct Moves {
-    of_failed: bool,
-    last: HashMap<Lsn, Mutation>,
+/// The last frame of each key that has a record in a failed segment. A rescue appends such a record
+/// again, or a tombstone, unless the log has a newer one of its key.
+struct Covers {
+    failed: Vec<Row>,
+    last: HashMap<KeyHash, Mutation>,
 }
 
-impl Visitor for Moves {
-    fn visit(&mut self, mutation: &Mutation, moved: bool, _bytes: &[u8]) -> io::Result<bool> {
-        if moved && self.of_failed {
-            self.last.insert(mutation.lsn, *mutation);
+impl Visitor for Covers {
+    fn visit(&mut self, mutation: &Mutation, _moved: bool, _bytes: &[u8]) -> io::Result<bool> {
+        if self.last.contains_key(&mutation.hash) || self.failed.iter().any(|row| contains(row, mutation.record)) {
+            self.last.insert(mutation.hash, *mutation);
         }
         Ok(true)
     }

@@ -12,7 +12,7 @@ use super::footers::{self, Bits};
 use crate::engine::recover::Recovery;
 use crate::engine::recover::unaligned::UnalignedWriter;
 use crate::engine::recovery_report::Start;
-use crate::id::{Lsn, Position};
+use crate::id::{KeyHash, Lsn, Position};
 use crate::io::aligned::AlignedBuf;
 use crate::io::{BLOCK, File, Mapping, SECTOR, is_shortage, read_twice};
 use crate::manifest::catalog::CatalogChange;
@@ -82,8 +82,8 @@ pub(super) struct Tail<'r, 'a> {
     pub(super) kind: Start,
     /// The highest LSN that the log states to be durable. Only after a host crash.
     pub(super) durable: Option<Lsn>,
-    /// The last move of each record, if a segment failed.
-    pub(super) moves: HashMap<Lsn, Mutation>,
+    /// The last frame of each key that has a record in a failed segment.
+    pub(super) covers: HashMap<KeyHash, Mutation>,
     /// Position at which the last known record ends.
     pub(super) end: Position,
     /// Position of the newest record in a segment that the manifest does not know.
@@ -125,8 +125,8 @@ impl Tail<'_, '_> {
                     entry.tombstone = true;
                     return self.list(i, &entry, true).map(|()| true);
                 }
-                // The record was in a segment that failed, and was appended again.
-                Found::Nowhere if self.was_moved(mutation.lsn)? => {}
+                // The record was in a segment that failed, and a later one takes its place.
+                Found::Nowhere if self.is_covered(mutation)? => {}
                 // Records are synced before their frames, so no later mutation was acknowledged as
                 // durable. The frame is here because the kernel wrote the ring back by itself.
                 Found::Nowhere => return Ok(false),
@@ -161,9 +161,10 @@ impl Tail<'_, '_> {
         }
     }
 
-    /// Whether a record was appended again, and its new place has it.
-    fn was_moved(&mut self, lsn: Lsn) -> io::Result<bool> {
-        let Some(Mutation { hash, tombstone, record, record_len, .. }) = self.moves.get(&lsn).copied() else { return Ok(false) };
+    /// Whether the log has a later record of the same key, or the same record in another place.
+    fn is_covered(&mut self, lost: &Mutation) -> io::Result<bool> {
+        let later = self.covers.get(&lost.hash).filter(|later| later.record > lost.record && later.lsn >= lost.lsn);
+        let Some(Mutation { lsn, hash, tombstone, record, record_len, .. }) = later.copied() else { return Ok(false) };
         let Some(i) = self.unsealed.iter().position(|u| contains(&u.row, record)) else {
             return Ok(self.recovery.rows.iter().any(|row| row.stage == Stage::Sealed && contains(row, record)));
         };
