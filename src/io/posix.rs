@@ -537,6 +537,45 @@ mod tests {
         }
     }
 
+    /// A stream may read another one. Beyond a bound they need no more descriptors.
+    #[test]
+    fn streams_beyond_the_bound_are_read_without_a_ring() {
+        /// Reads a block, and at each depth the same through one more stream.
+        struct Nested<'a> {
+            disk: &'a PosixDisk,
+            file: Arc<dyn File>,
+            depth: usize,
+            begun: bool,
+            right: &'a mut usize,
+        }
+        impl ReadStream for Nested<'_> {
+            fn next(&mut self) -> Option<StreamRead> {
+                (!std::mem::replace(&mut self.begun, true)).then(|| StreamRead {
+                    number: 0,
+                    file: Arc::clone(&self.file),
+                    offset: 0,
+                    buf: AlignedBuf::zeroed(BLOCK),
+                    done: false,
+                })
+            }
+
+            fn ended(&mut self, read: StreamRead) {
+                *self.right += usize::from(read.done);
+                if let (Some(depth), Some(rings)) = (self.depth.checked_sub(1), &self.disk.rings) {
+                    assert_eq!(rings.used(), (201 - self.depth).min(64));
+                    let file = Arc::clone(&self.file);
+                    self.disk.read_stream(&mut Nested { disk: self.disk, file, depth, begun: false, right: self.right });
+                }
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let disk = PosixDisk::new(Directory::open(dir.path(), true).unwrap(), Backend::Auto, 8, 1).unwrap();
+        let file = crate::io::create(&disk, "file", BLOCK as u64).unwrap();
+        let mut right = 0;
+        disk.read_stream(&mut Nested { disk: &disk, file, depth: 200, begun: false, right: &mut right });
+        assert_eq!(right, if disk.rings.is_some() { 201 } else { 1 });
+    }
+
     /// When a stream panics, the buffers of its reads in flight are freed only after the kernel let
     /// go of them. The next stream is not affected.
     #[test]

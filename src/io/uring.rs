@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -22,6 +22,9 @@ use crate::concurrent::lock;
 
 /// Idle rings that the pool keeps.
 const POOL_MAX: usize = 8;
+/// Rings in use. Each is a descriptor and memory of the kernel. With so many callers the device is
+/// busy, so the streams of further callers are read without a ring.
+const USED_MAX: usize = 64;
 /// Queued reads are submitted once they are 1 / `SUBMIT_SHARE` of the depth. That saves system
 /// calls, and the device never waits for many reads.
 const SUBMIT_SHARE: usize = 16;
@@ -34,6 +37,8 @@ pub(super) const LOOK: Duration = Duration::from_micros(50);
 /// A pool of rings.
 pub(crate) struct Rings {
     idle: Mutex<Vec<InFlight>>,
+    /// Streams that have a ring.
+    used: AtomicUsize,
     /// The kernel refused a ring after the probe, for example because the process entered a sandbox
     /// since. No ring is used any more.
     are_refused: AtomicBool,
@@ -59,7 +64,7 @@ impl Rings {
         }
         // A sandbox may allow a ring to be made and not to be entered.
         window.ring.submit()?;
-        Ok(Self { idle: Mutex::new(vec![window]), are_refused: AtomicBool::new(false), depth })
+        Ok(Self { idle: Mutex::new(vec![window]), used: AtomicUsize::new(0), are_refused: AtomicBool::new(false), depth })
     }
 
     /// Whether the kernel refused a ring since the probe, or the pool was closed.
@@ -71,6 +76,10 @@ impl Rings {
     /// caller.
     pub(crate) fn read(&self, stream: &mut dyn ReadStream) -> bool {
         if self.are_refused() {
+            return false;
+        }
+        let _use = Use::of(&self.used);
+        if self.used.load(Ordering::Relaxed) > USED_MAX {
             return false;
         }
         let Some(mut window) = lock(&self.idle).pop().or_else(|| InFlight::new(self.depth).ok()) else { return false };
@@ -98,6 +107,28 @@ impl Rings {
     #[cfg(test)]
     pub(crate) fn idle(&self) -> usize {
         lock(&self.idle).len()
+    }
+
+    /// Streams that have a ring.
+    #[cfg(test)]
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts a stream while it lasts, also if its caller panics.
+struct Use<'a>(&'a AtomicUsize);
+
+impl<'a> Use<'a> {
+    fn of(used: &'a AtomicUsize) -> Self {
+        used.fetch_add(1, Ordering::Relaxed);
+        Self(used)
+    }
+}
+
+impl Drop for Use<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
